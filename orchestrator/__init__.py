@@ -1,0 +1,1 @@
+"""Multi-agent orchestration on LangGraph: importing this package is cheap, its names load what they need."""

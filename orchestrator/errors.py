@@ -1,0 +1,152 @@
+"""What can go wrong, as data first and a sentence second.
+
+OrchestratorError            what happened, where, what to do; `exit_code` 1
+├── InputError               bad input or usage: nothing was started; exit code 2
+│   ├── WorkflowNotFoundError   no module of that name
+│   ├── WorkflowLoadError       the module cannot be imported, or offers no workflow
+│   ├── GraphError              the graph fails the checks at load; carries every problem found
+│   ├── ModelSpecError          a model string, key or base URL that cannot work
+│   └── DocumentsError          documents that are missing or that nothing can be read from
+├── ModelCallError           a model call that gave no usable answer; carries role, model and branch status
+│   ├── CallFailedError         the endpoint refused the call or was not reached
+│   ├── CallTimeoutError        the call took longer than its clock
+│   ├── RefusedError            a content filter or the model itself refused
+│   ├── TruncatedError          the answer was cut: length limit, or no finish reason
+│   ├── EmptyAnswerError        no content and no tool call
+│   └── InvalidAnswerError      the answer does not fit its schema after the allowed repairs
+├── ToolError                a tool that could not do its work; its text is fed back to the model
+│   └── FetchRefusedError       the policy forbids this URL
+└── LimitReached             a stop signal: a limit of the run ended it; exit code 4
+    └── DeadlineReached         the run's own clock
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from orchestrator.text import one_line
+
+__all__ = [
+    "CallFailedError",
+    "CallTimeoutError",
+    "DeadlineReached",
+    "DocumentsError",
+    "EmptyAnswerError",
+    "FetchRefusedError",
+    "GraphError",
+    "InputError",
+    "InvalidAnswerError",
+    "LimitReached",
+    "ModelCallError",
+    "ModelSpecError",
+    "OrchestratorError",
+    "RefusedError",
+    "ToolError",
+    "TruncatedError",
+    "WorkflowLoadError",
+    "WorkflowNotFoundError",
+]
+
+
+class OrchestratorError(Exception):
+    """Every error of ours: `what` happened, `where`, and the `remedy`; each is one printable line."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
+        self.what = one_line(what, 400)
+        self.where = one_line(where, 300)
+        self.remedy = one_line(remedy, 300)
+        super().__init__(self.what, self.where, self.remedy)
+
+    def __str__(self) -> str:
+        return ". ".join(part.rstrip(".") for part in (self.what, self.where, self.remedy) if part)
+
+    def lines(self) -> list[str]:
+        """What, where and remedy: one line each, the empty ones left out."""
+        return [line for line in (self.what, self.where, self.remedy) if line]
+
+
+class InputError(OrchestratorError):
+    """Bad input or usage; nothing was started."""
+
+    exit_code = 2
+
+
+class WorkflowNotFoundError(InputError):
+    """No module answers to this workflow name."""
+
+
+class WorkflowLoadError(InputError):
+    """The module cannot be imported, or offers no workflow."""
+
+
+class GraphError(InputError):
+    """The graph fails the checks at load; `problems` holds a sentence for each."""
+
+    def __init__(self, what: str, problems: Sequence[str], *, where: str = "", remedy: str = "") -> None:
+        self.problems = [one_line(problem, 300) for problem in problems]
+        super().__init__(what, where=where, remedy=remedy)
+
+    def lines(self) -> list[str]:
+        """What, where, each problem, and the remedy."""
+        return [line for line in (self.what, self.where, *self.problems, self.remedy) if line]
+
+
+class ModelSpecError(InputError):
+    """A model string, key or base URL that cannot work."""
+
+
+class DocumentsError(InputError):
+    """Documents that are missing, or that nothing can be read from."""
+
+
+class ModelCallError(OrchestratorError):
+    """A model call that gave no usable answer; `status` is what its branch ends as."""
+
+    status: ClassVar[str] = "failed"
+
+
+class CallFailedError(ModelCallError):
+    """The endpoint refused the call, or was not reached."""
+
+
+class CallTimeoutError(ModelCallError):
+    """The call took longer than its clock."""
+
+    status = "timed_out"
+
+
+class RefusedError(ModelCallError):
+    """A content filter, or the model itself, refused to answer."""
+
+    status = "refused"
+
+
+class TruncatedError(ModelCallError):
+    """The answer was cut: the length limit was reached, or the stream ended without a finish reason."""
+
+
+class EmptyAnswerError(ModelCallError):
+    """The answer has no content and no tool call."""
+
+
+class InvalidAnswerError(ModelCallError):
+    """The answer does not fit its schema after the allowed repairs."""
+
+
+class ToolError(OrchestratorError):
+    """A tool could not do its work; the text is fed back to the model that called it."""
+
+
+class FetchRefusedError(ToolError):
+    """The policy forbids this URL."""
+
+
+class LimitReached(OrchestratorError):  # noqa: N818 - a stop signal says what happened
+    """A limit of the run ended it."""
+
+    exit_code = 4
+
+
+class DeadlineReached(LimitReached):
+    """The run took longer than its deadline."""
