@@ -1,0 +1,87 @@
+"""The tools that agents call: search the documents, read around a passage, fetch a page where hosts are allowed.
+
+Every answer holds retrieved text in data blocks of the run's boundary. What goes wrong is told to the model as an error of
+the tool, so that it can go on with something else; an unexpected exception is not caught.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import ToolError
+from orchestrator.text import data_block, one_line
+
+if TYPE_CHECKING:
+    from langchain_core.tools import BaseTool
+    from pydantic import ValidationError
+    from pydantic.v1 import ValidationError as ValidationErrorV1
+
+    from orchestrator.documents import Library, Passage
+
+__all__ = ["document_tools"]
+
+ANSWER_CHARACTERS = 16_000  # of one tool's answer, about 4,000 tokens: eight passages of 2,000 characters
+CONTEXT_CHARACTERS = 4_000  # that read_passage gives around a passage
+QUERY_CHARACTERS = 1_000
+
+
+def document_tools(library: "Library", *, boundary: str) -> "list[BaseTool]":
+    """`search_documents(query)` and `read_passage(passage_id)` over `library`; they answer in data blocks of `boundary`."""
+
+    async def search_documents(query: str) -> str:
+        if not query.strip():
+            raise ToolError("The query is empty", remedy="Search with the words that the text you look for would contain")
+        found = await library.search(query[:QUERY_CHARACTERS])
+        if not found:
+            return "No passage matches this query. Try other words: synonyms, names in full, fewer words."
+        return _blocks(found, boundary)
+
+    async def read_passage(passage_id: str) -> str:
+        around = await library.context(passage_id.strip(), CONTEXT_CHARACTERS)
+        if around is None:
+            raise ToolError(f"No passage has the id {one_line(passage_id, 60)!r}", remedy="Use an id exactly as a passage block shows it")
+        return _blocks([around], boundary)
+
+    return [
+        _tool(search_documents, "Search the documents. Answers with the passages that match best, each with its id."),
+        _tool(read_passage, "Read the text before and after a passage. Takes the id of a passage, such as d1.2."),
+    ]
+
+
+def _blocks(passages: "Sequence[Passage]", boundary: str) -> str:
+    """The passages as data blocks, as many as fit; text is cut, never a block."""
+    blocks: list[str] = []
+    room = ANSWER_CHARACTERS
+    for passage in passages:
+        if room <= 0:
+            blocks.append(f"{len(passages) - len(blocks)} more passages are not shown.")
+            break
+        text = passage.text[:room]
+        blocks.append(data_block("passage", text, boundary, id=passage.id, source=passage.source.uri, title=passage.source.title))
+        room -= len(text)
+    return "\n\n".join(blocks)
+
+
+def _tool(call: Callable[..., Awaitable[str]], description: str) -> "BaseTool":
+    from langchain_core.tools import StructuredTool, ToolException
+
+    # LangChain turns only its own exception into a ToolMessage with status "error".
+    async def answer(**arguments: str) -> str:
+        try:
+            return await call(**arguments)
+        except ToolError as error:
+            raise ToolException(str(error)) from error
+
+    schema = StructuredTool.from_function(coroutine=call, description=description).args_schema
+    return StructuredTool.from_function(
+        coroutine=answer,
+        name=call.__name__,
+        description=description,
+        args_schema=schema,
+        handle_tool_error=True,
+        handle_validation_error=_unfit,
+    )
+
+
+def _unfit(error: "ValidationError | ValidationErrorV1") -> str:
+    faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+    return f"The arguments do not fit this tool: {one_line(faults, 300)}"
