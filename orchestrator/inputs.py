@@ -1,0 +1,190 @@
+"""A graph's input schema as a pydantic model: what the command line offers, and what a run's input is checked against."""
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import json
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, Required, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticUndefined
+from typing_extensions import ReadOnly
+
+from orchestrator.errors import InputError
+from orchestrator.text import one_line
+
+if TYPE_CHECKING:
+    from langgraph.graph import StateGraph
+
+__all__ = ["build_input_model", "text_field", "validate_input"]
+
+_CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+
+
+def build_input_model(
+    builder: "StateGraph[Any, Any, Any, Any]", name: str, written: frozenset[str] | None = frozenset()
+) -> type[BaseModel]:
+    """The input schema of a graph as a pydantic model that forbids further fields.
+
+    `written` are the keys that nodes are known to write, None where that is not known. They count only where the graph
+    declares no input schema of its own: then its state is the input, and what the graph fills by itself need not be given.
+    """
+    schema = builder.input_schema
+    own = schema is not builder.state_schema
+    hints = get_type_hints(schema, include_extras=True)
+    fields: dict[str, Any] = {}
+    for key in builder.schemas[schema]:
+        if key in builder.managed or key not in hints:
+            continue
+        annotation, info = _field(key, hints[key], schema)
+        if not own and info.is_required() and (written is None or key in written or _has_reducer(builder, key)):
+            info = FieldInfo.merge_field_infos(info, default=None)
+        fields[key] = (annotation, info)
+    title = f"{name or 'workflow'}_input"
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        loosened = {key: value for key, value in fields.items() if schema.model_fields[key].is_required() and not value[1].is_required()}
+        base = type(schema.__name__, (schema,), {"model_config": _CONFIG, "__module__": schema.__module__})
+        return create_model(title, __base__=base, **loosened)
+    return create_model(title, __config__=_CONFIG, **fields)
+
+
+def _has_reducer(builder: "StateGraph[Any, Any, Any, Any]", key: str) -> bool:
+    from langgraph.channels import BinaryOperatorAggregate
+
+    return isinstance(builder.channels.get(key), BinaryOperatorAggregate)
+
+
+def _field(key: str, hint: Any, schema: type[Any]) -> tuple[Any, FieldInfo]:
+    """The annotation and field info of one key; what a TypedDict marks NotRequired has the default None."""
+    optional = is_typeddict(schema) and key not in schema.__required_keys__
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        return schema.model_fields[key].annotation, schema.model_fields[key]
+    annotation, metadata = _bare(hint)
+    infos = [item for item in metadata if isinstance(item, FieldInfo)]
+    kept = [item for item in metadata if not isinstance(item, FieldInfo) and not _is_reducer(item)]
+    if any(getattr(item, "__name__", "") in ("add_messages", "_add_messages") for item in metadata):
+        kept.append(BeforeValidator(_messages))
+        annotation = Any
+    for item in kept:
+        annotation = Annotated[annotation, item]
+    default = _dataclass_default(schema, key)
+    info = FieldInfo.merge_field_infos(*infos, **default) if infos or default else FieldInfo()
+    if optional and info.is_required():
+        info = FieldInfo.merge_field_infos(info, default=None)
+    return annotation, info
+
+
+def _bare(hint: Any) -> tuple[Any, list[Any]]:
+    """A hint without Required, NotRequired, ReadOnly and Annotated, and the metadata it carried, outermost last."""
+    metadata: list[Any] = []
+    while True:
+        origin = get_origin(hint)
+        if origin is Annotated:
+            metadata = [*hint.__metadata__, *metadata]
+            hint = hint.__origin__
+        elif origin in (Required, NotRequired, ReadOnly):
+            hint = get_args(hint)[0]
+        else:
+            return hint, metadata
+
+
+def _is_reducer(item: Any) -> bool:
+    """Whether LangGraph reads this metadata: a channel, or a function of two arguments."""
+    return inspect.isroutine(item) or "langgraph" in (getattr(item, "__module__", None) or type(item).__module__)
+
+
+def _dataclass_default(schema: type[Any], key: str) -> dict[str, Any]:
+    if not dataclasses.is_dataclass(schema):
+        return {}
+    field = next(field for field in dataclasses.fields(schema) if field.name == key)
+    if field.default is not dataclasses.MISSING:
+        return {"default": field.default}
+    if field.default_factory is not dataclasses.MISSING:
+        return {"default_factory": field.default_factory}
+    return {}
+
+
+def _messages(value: Any) -> Any:
+    """Messages as LangGraph's add_messages takes them: a text, one message, or a list of what LangChain converts."""
+    from langchain_core.messages import convert_to_messages
+
+    try:
+        return convert_to_messages(value if isinstance(value, list) else [value])
+    except NotImplementedError as error:
+        raise ValueError(str(error)) from error
+
+
+def text_field(model: type[BaseModel]) -> str | None:
+    """The field that a bare text fills: the first required text, else the first text, else the messages."""
+    texts = [key for key, info in model.model_fields.items() if _is_text(info.annotation)]
+    required = [key for key in texts if model.model_fields[key].is_required()]
+    messages = [key for key, info in model.model_fields.items() if _takes_messages(info)]
+    return next(iter([*required, *texts, *messages]), None)
+
+
+def _is_text(annotation: Any) -> bool:
+    annotation, _ = _bare(annotation)
+    if get_origin(annotation) in (Union, types.UnionType):
+        return set(get_args(annotation)) - {types.NoneType} == {str}
+    return annotation is str
+
+
+def _takes_messages(info: FieldInfo) -> bool:
+    metadata = [*info.metadata, *_bare(info.annotation)[1]]
+    return any(isinstance(item, BeforeValidator) and item.func is _messages for item in metadata)
+
+
+def validate_input(model: type[BaseModel], values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """`values` checked and converted; raises InputError that names each field's path, what is wrong and the remedy.
+
+    The result holds what was given, and the defaults that the schema declares; a key that was left out is left out.
+    """
+    values = {key: _structured(value, model.model_fields.get(key)) for key, value in values.items()}
+    try:
+        checked = model.model_validate(values)
+    except ValidationError as error:
+        raise _input_error(error, model, name) from error
+    given = checked.model_fields_set
+    result = {}
+    for key, info in model.model_fields.items():
+        if key in given or info.default_factory is not None or info.default not in (None, PydanticUndefined):
+            result[key] = getattr(checked, key)
+    return result
+
+
+def _structured(value: Any, info: FieldInfo | None) -> Any:
+    """JSON that stands in a text for a field that takes no text: a list or an object from the command line."""
+    if info is None or not isinstance(value, str) or value[:1] not in ("{", "[") or info.annotation is Any or _is_text(info.annotation):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
+
+
+def _input_error(error: ValidationError, model: type[BaseModel], name: str) -> InputError:
+    found = error.errors(include_url=False)
+    sentences, remedies = zip(*(_problem(detail, model) for detail in found[:5]), strict=True)
+    more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+    where = f"In the input of workflow {name!r}" if name else "In the input"
+    remedy = "; ".join(dict.fromkeys(item for item in remedies if item))
+    return InputError("; ".join(sentences) + more, where=where, remedy=remedy)
+
+
+def _problem(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
+    path = ".".join(str(part) for part in detail["loc"]) or "input"
+    head = str(detail["loc"][0]) if detail["loc"] else ""
+    if detail["type"] == "missing":
+        info = model.model_fields.get(head)
+        meaning = f": {info.description}" if info is not None and info.description else ""
+        return f"{path!r} is missing", f"Give {path!r}{meaning}"
+    if detail["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(head, model.model_fields, 1, 0.5) if len(detail["loc"]) == 1 else []
+        fields = "The fields are: " + ", ".join(model.model_fields)
+        return f"{path!r} is no field of the input", f"Did you mean {near[0]!r}?" if near else fields
+    message = detail["msg"][:1].lower() + detail["msg"][1:]
+    return f"{path!r}: {message}, got {one_line(repr(detail['input']), 80)}", ""

@@ -1,0 +1,209 @@
+"""A workflow: a LangGraph graph with a name and controls, loaded from a module of the user or of this project."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from inspect import getdoc, signature
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import GraphError, WorkflowLoadError
+from orchestrator.loading import Place, WorkflowEntry, find_workflow, list_workflows
+from orchestrator.text import one_line
+
+if TYPE_CHECKING:
+    from langgraph.graph import StateGraph
+    from langgraph.graph.state import CompiledStateGraph
+    from pydantic import BaseModel
+
+    from orchestrator.controls import Controls
+
+__all__ = ["Workflow", "WorkflowEntry", "list_workflows", "load_workflow"]
+
+IMPORT_LIMIT = 30.0
+"""Seconds that a workflow's module may take to import."""
+
+_ATTRIBUTES = {
+    "interrupt_before": "interrupt_before_nodes",
+    "interrupt_after": "interrupt_after_nodes",
+    "transformers": "stream_transformers",
+}
+
+
+def _controls() -> "Controls":
+    from orchestrator.controls import Controls
+
+    return Controls()
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """A LangGraph graph, built or compiled, with a name, a description and the limits of its runs."""
+
+    graph: "StateGraph[Any, Any, Any, Any] | CompiledStateGraph[Any, Any, Any, Any]"
+    name: str = ""
+    description: str = ""
+    controls: "Controls" = field(default_factory=_controls)
+    path: Path | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not _is_graph(self.graph):
+            raise WorkflowLoadError(
+                f"A Workflow takes a StateGraph or a compiled one, not {_kind(self.graph)}", remedy=_graph_remedy(self.graph)
+            )
+
+    @property
+    def builder(self) -> "StateGraph[Any, Any, Any, Any]":
+        """The StateGraph, whether the graph is compiled or not."""
+        from langgraph.graph.state import CompiledStateGraph
+
+        return self.graph.builder if isinstance(self.graph, CompiledStateGraph) else self.graph
+
+    def compile(self, *, checkpointer: Any = None, **kwargs: Any) -> "CompiledStateGraph[Any, Any, Any, Any]":
+        """The graph ready to run, under the workflow's name; `kwargs` are those of `StateGraph.compile`.
+
+        A compiled graph keeps what it was compiled with, as far as nothing else is given. Raises GraphError.
+        """
+        from langgraph.graph.state import CompiledStateGraph
+
+        if isinstance(self.graph, CompiledStateGraph):
+            return _recompiled(self.graph, self.name, checkpointer, kwargs)
+        try:
+            return _copied(self.graph).compile(checkpointer=checkpointer, **{"name": self.name or "workflow", **kwargs})
+        except ValueError as error:
+            raise GraphError(f"The graph of workflow {self.name!r} cannot be compiled", [str(error)]) from error
+
+    @cached_property
+    def input_model(self) -> "type[BaseModel]":
+        """The graph's input as a pydantic model; further fields are forbidden."""
+        from orchestrator.inputs import build_input_model
+
+        return build_input_model(self.builder, self.name)
+
+    @cached_property
+    def text_field(self) -> str | None:
+        """The input field that a bare text fills, if there is one."""
+        from orchestrator.inputs import text_field
+
+        return text_field(self.input_model)
+
+    def validate_input(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The input checked and converted, texts of a command line too; raises InputError with the path of the field."""
+        from orchestrator.inputs import validate_input
+
+        return validate_input(self.input_model, values, self.name)
+
+
+def load_workflow(spec: str, *, folder: Path | None = None, limit: float = IMPORT_LIMIT) -> Workflow:
+    """The workflow that `spec` names, its graph checked.
+
+    `spec` is a name (`workflows/NAME.py` of `folder`, then its `langgraph.json`, then the shipped ones), a dotted module, or
+    `path/to/file.py[:attribute]`. `folder` is the working directory by default; the import may take `limit` seconds.
+    Raises InputError, WorkflowNotFoundError, WorkflowLoadError or GraphError.
+    """
+    import langgraph.graph  # noqa: F401 - outside the time limit of the module
+
+    from orchestrator.importing import file_notes, import_place
+
+    folder = (folder or Path.cwd()).resolve()
+    place = find_workflow(spec, folder)
+    module = import_place(place, folder, limit=limit)
+    workflow = _as_workflow(_offered(module, place), place)
+    path = place.path or (Path(module.__file__) if module.__file__ else None)
+    description = workflow.description or one_line((getdoc(module) or "").partition("\n")[0])
+    return replace(
+        workflow,
+        name=workflow.name or place.name,
+        description=description,
+        path=path,
+        notes=(*workflow.notes, *file_notes(place)),
+    )
+
+
+def _offered(module: ModuleType, place: Place) -> Any:
+    """What the module offers: the attribute asked for, else `workflow`, else `graph`."""
+    for name in (place.attribute,) if place.attribute else ("workflow", "graph"):
+        if hasattr(module, name):
+            return _built(getattr(module, name), name, place) if place.attribute else getattr(module, name)
+    wanted = place.attribute or "workflow"
+    found = [f"{name} ({_kind(value)})" for name, value in vars(module).items() if not name.startswith("_") and _is_own(value, module)]
+    raise WorkflowLoadError(
+        f"{place.label} defines no `{wanted}`; found: {', '.join(found[:12]) or 'nothing'}",
+        remedy="Write `workflow = Workflow(graph)`, or name the graph's variable: FILE.py:VARIABLE",
+    )
+
+
+def _is_own(value: Any, module: ModuleType) -> bool:
+    return _is_graph(value) or isinstance(value, Workflow) or getattr(value, "__module__", None) == module.__name__
+
+
+def _built(value: Any, name: str, place: Place) -> Any:
+    """The value, or what it returns where it is a function without arguments that builds the graph."""
+    if isinstance(value, Workflow) or _is_graph(value) or isinstance(value, type) or not callable(value):
+        return value
+    function: Callable[..., Any] = value
+    if any(
+        item.default is item.empty and item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)
+        for item in signature(function).parameters.values()
+    ):
+        raise WorkflowLoadError(
+            f"{place.label}: `{name}` takes arguments", remedy="Name a graph, or a function without arguments that returns one"
+        )
+    return function()
+
+
+def _as_workflow(value: Any, place: Place) -> Workflow:
+    if isinstance(value, Workflow):
+        return value
+    if not _is_graph(value):
+        name = place.attribute or "workflow"
+        raise WorkflowLoadError(f"{place.label}: `{name}` is {_kind(value)}, not a Workflow or a graph", remedy=_graph_remedy(value))
+    return Workflow(value)
+
+
+def _is_graph(value: Any) -> bool:
+    from langgraph.graph import StateGraph
+    from langgraph.graph.state import CompiledStateGraph
+
+    return isinstance(value, StateGraph | CompiledStateGraph)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, type):
+        return "class"
+    return "function" if callable(value) and hasattr(value, "__code__") else type(value).__name__
+
+
+def _graph_remedy(value: Any) -> str:
+    from langgraph.pregel import Pregel
+
+    if isinstance(value, Pregel):
+        return "A graph of the functional API has no state schema: make it a node of a StateGraph"
+    return "Write `workflow = Workflow(graph)` with a StateGraph, compiled or not"
+
+
+def _copied(builder: "StateGraph[Any, Any, Any, Any]") -> "StateGraph[Any, Any, Any, Any]":
+    """The builder once more: `compile` writes default policies into it, and cannot do so twice."""
+    from copy import copy
+
+    other = copy(builder)
+    other.nodes = {key: copy(spec) for key, spec in builder.nodes.items()}
+    return other
+
+
+def _recompiled(graph: "CompiledStateGraph[Any, Any, Any, Any]", name: str, checkpointer: Any, options: Mapping[str, Any]) -> Any:
+    from copy import copy
+
+    changes = {_ATTRIBUTES.get(key, key): value for key, value in options.items()}
+    if checkpointer is not None:
+        changes["checkpointer"] = checkpointer
+    if name and graph.name != name:
+        changes.setdefault("name", name)
+    if not changes:
+        return graph
+    other = copy(graph)
+    for key, value in changes.items():
+        setattr(other, key, value)
+    return other

@@ -1,0 +1,27 @@
+"""Count the words of several texts at once: plain LangGraph, nothing of this project in it."""
+
+import operator
+from typing import Annotated, TypedDict
+
+from langgraph.graph import END, START, StateGraph
+from langgraph.types import Send
+
+
+class State(TypedDict):
+    texts: list[str]
+    counts: Annotated[list[int], operator.add]
+
+
+async def count(text: str) -> dict[str, list[int]]:
+    return {"counts": [len(text.split())]}
+
+
+def each_text(state: State) -> list[Send]:
+    return [Send("count", text) for text in state["texts"]]
+
+
+builder = StateGraph(State)
+builder.add_node("count", count)
+builder.add_conditional_edges(START, each_text, ["count"])
+builder.add_edge("count", END)
+graph = builder.compile()
