@@ -1,0 +1,53 @@
+"""Text of HTML: what a reader sees, blocks on lines of their own."""
+
+import re
+
+from orchestrator.documents.formats import Extracted, tidy
+from orchestrator.text import one_line
+
+__all__ = ["extract_html"]
+
+_HIDDEN = frozenset({"script", "style", "noscript", "template", "head", "svg", "iframe", "object", "select"})
+_BLOCKS = frozenset(
+    "address article aside blockquote dd details div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 header hr li main nav ol p pre "
+    "section table tbody thead tr ul caption summary body".split()
+)
+_CELLS = frozenset({"td", "th"})
+_LINE = "\n"
+
+
+def extract_html(markup: str) -> Extracted:
+    """The visible text of a page and its `<title>`, or else its first heading."""
+    from selectolax.lexbor import LexborHTMLParser
+
+    tree = LexborHTMLParser(markup)
+    heading = tree.css_first("title") or tree.css_first("h1")
+    title = one_line(heading.text()) if heading else ""
+    parts: list[str] = []
+    node = tree.body
+    if node is None:
+        return Extracted("", title)
+    # Without recursion: a page may be nested deeper than the stack. A str is what closes a block.
+    stack: list[object] = [node]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str):
+            parts.append(item)
+            continue
+        name = item.tag  # type: ignore[attr-defined]  # nodes of selectolax, which a list with str cannot say
+        if name == "-text":
+            parts.append(re.sub(r"\s+", " ", item.text_content or ""))  # type: ignore[attr-defined]  # as above
+        elif name == "br":
+            parts.append(_LINE)
+        elif name not in _HIDDEN:
+            border = "\n\n" if name in _BLOCKS else " " if name in _CELLS else ""
+            parts.append(border)
+            stack.append(border)
+            children = list(item.iter(include_text=True))  # type: ignore[attr-defined]  # as above
+            stack.extend(reversed(children))
+    return Extracted(_lines("".join(parts)), title)
+
+
+def _lines(text: str) -> str:
+    text = re.sub(r"[ \t\xa0]+", " ", tidy(text))
+    return re.sub(r" ?\n(?: ?\n)+ ?", "\n\n", re.sub(r" ?\n ", "\n", text)).strip()

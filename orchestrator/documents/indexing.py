@@ -1,0 +1,154 @@
+"""Bringing an index up to date with the files of a set: unchanged ones are not opened, vanished ones are forgotten."""
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from orchestrator.documents.files import Listed, Listing, Skipped, Unreadable, list_files, read_bytes, sha256
+from orchestrator.documents.formats import Extracted, name_as_title
+from orchestrator.documents.parsing import Parser
+from orchestrator.documents.store import FileRow, Store, default_home, index_path, open_store, prune
+from orchestrator.errors import DocumentsError
+
+__all__ = ["Indexed", "open_index"]
+
+_BATCH_FILES = 1000
+_BATCH_CHARACTERS = 20_000_000
+
+
+class Indexed:
+    """An up-to-date index: the store, which document each file holds, what was skipped, and how many files were opened for it."""
+
+    def __init__(self, store: Store, notes: list[str]) -> None:
+        self.store = store
+        self.notes = notes
+        self.documents: dict[str, int] = {}  # by uri
+        self.paths: dict[str, FileRow] = {}  # by uri
+        self.skipped: list[Skipped] = []
+        self.opened = 0
+
+
+def open_index(paths: Sequence[str], home: Path | None) -> Indexed:
+    """The index of the documents at `paths`; raises DocumentsError when a path is missing or nothing can be read."""
+    listing = list_files(paths)
+    if not listing.files:
+        raise _nothing(paths, listing.skipped)
+    indexed = _open(paths, home)
+    try:
+        _update(indexed, listing)
+        if not indexed.documents:
+            raise _nothing(paths, indexed.skipped)
+        indexed.store.freeze()
+    except BaseException:
+        indexed.store.close()
+        raise
+    return indexed
+
+
+def _open(paths: Sequence[str], home: Path | None) -> Indexed:
+    key = hashlib.sha256("\0".join(sorted({os.path.abspath(os.path.expanduser(path)) for path in paths})).encode("utf-8", "surrogateescape"))
+    try:
+        place = index_path(home or default_home(), key.hexdigest()[:24])
+        store, note = open_store(place)
+        prune(place.parent, place)
+        place.touch()
+    except (OSError, sqlite3.Error) as error:
+        store, _ = open_store(None)
+        note = f"the index of these documents is not kept between runs: {error}"
+    return Indexed(store, [note] if note else [])
+
+
+def _update(indexed: Indexed, listing: Listing) -> None:
+    store = indexed.store
+    for _ in range(3):  # another process may change the set between reading and the last look
+        before = store.files()
+        changed = [file for file in listing.files if not _unchanged(before.get(file.path), file)]
+        transient: dict[str, str] = {}
+        for batch in _read(changed, indexed, transient):
+            with store.writing():
+                store.record([_keep(store, row, file, extracted) for row, file, extracted in batch])
+        gone = before.keys() - {file.path for file in listing.files} | transient.keys() & before.keys()
+        if gone:
+            with store.writing():
+                store.forget(gone)
+        _settle(indexed, listing, store.files() if changed or gone else before, transient)
+        if len(indexed.documents) + len(indexed.skipped) == len(listing.files) + len(listing.skipped):
+            return
+
+
+def _unchanged(row: FileRow | None, file: Listed) -> bool:
+    return row is not None and (row.size, row.mtime_ns) == (file.size, file.mtime_ns)
+
+
+_Read = tuple[FileRow, Listed, tuple[str, Extracted] | None]
+
+
+def _read(files: list[Listed], indexed: Indexed, transient: dict[str, str]) -> Iterator[list[_Read]]:
+    """The files with their hash and text, in batches that are worth a transaction."""
+    batch: list[_Read] = []
+    characters = 0
+    with Parser() as parser:
+        for file in files:
+            try:
+                found = _one(file, indexed, parser)
+            except Unreadable as refusal:
+                if not refusal.lasting:
+                    transient[file.path] = refusal.reason
+                    continue
+                found = (FileRow(file.path, file.size, file.mtime_ns, None, refusal.reason), file, None)
+            batch.append(found)
+            characters += len(found[2][1].text) if found[2] else 0
+            if len(batch) >= _BATCH_FILES or characters >= _BATCH_CHARACTERS:
+                yield batch
+                batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _one(file: Listed, indexed: Indexed, parser: Parser) -> _Read:
+    content, status = read_bytes(file.path)
+    indexed.opened += 1
+    if not content:
+        raise Unreadable("empty", lasting=False)
+    digest = sha256(content)
+    row = FileRow(file.path, status.st_size, status.st_mtime_ns, None, None)
+    fallback = name_as_title(file.path)
+    known = next((document for document, title in indexed.store.known(digest, file.kind) if title == fallback), None)
+    if known is not None:
+        return FileRow(row.path, row.size, row.mtime_ns, known, None), file, None
+    return row, file, (digest, parser.parse(content, file.kind))
+
+
+def _keep(store: Store, row: FileRow, file: Listed, read: tuple[str, Extracted] | None) -> FileRow:
+    if read is None:
+        return row
+    digest, extracted = read
+    document = store.keep(digest, file.kind, extracted.title or name_as_title(file.path), extracted)
+    return FileRow(row.path, row.size, row.mtime_ns, document, None)
+
+
+def _settle(indexed: Indexed, listing: Listing, rows: dict[str, FileRow], transient: dict[str, str]) -> None:
+    indexed.documents, indexed.paths = {}, {}
+    indexed.skipped = list(listing.skipped)
+    for file in listing.files:
+        row = rows.get(file.path)
+        if row is not None and row.document is not None:
+            indexed.documents[file.uri] = row.document
+            indexed.paths[file.uri] = row
+        elif reason := transient.get(file.path) or (row.reason if row else None):
+            indexed.skipped.append(Skipped(file.uri, reason))
+
+
+def _nothing(paths: Sequence[str], skipped: Sequence[Skipped]) -> DocumentsError:
+    where = "documents: " + ", ".join(repr(path) for path in paths)
+    if not skipped:
+        return DocumentsError("The documents are empty: there is no file in them", where=where, remedy="Name a folder that has files in it")
+    shown = "; ".join(f"{item.uri!r}: {item.reason}" for item in skipped[:3])
+    more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    return DocumentsError(
+        f"Nothing could be read from the documents: skipped {shown}{more}",
+        where=where,
+        remedy="Name files that hold text: txt, md, rst, html, pdf, docx, csv, json or source code",
+    )

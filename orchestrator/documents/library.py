@@ -1,0 +1,216 @@
+"""The documents of a run: searched, read and checked without blocking the event loop."""
+
+import asyncio
+import json
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from orchestrator.documents.files import Skipped, Unreadable, read_bytes, sha256
+from orchestrator.documents.indexing import Indexed, open_index
+from orchestrator.documents.passages import split
+from orchestrator.documents.ranking import Page, Ranking
+from orchestrator.state import Source
+
+__all__ = ["Library", "Passage", "open_library"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A piece of a document's text: `text` is the document's text at character offsets [start, end); a higher score is better."""
+
+    id: str
+    source: Source
+    text: str
+    start: int
+    end: int
+    score: float = 0.0
+
+
+class Library:
+    """A set of documents as it was when it was opened, and the pages that were added since; safe to use from several tasks.
+
+    `read` counts the files whose text is here, `opened` those of them that had to be opened for it, `notes` says what went otherwise than usual.
+    """
+
+    def __init__(self, indexed: Indexed, executor: ThreadPoolExecutor) -> None:
+        self._executor = executor  # of one thread: the only one that uses the store
+        self._store = indexed.store
+        self._files = indexed.paths
+        self._by_uri = dict(indexed.documents)
+        self._sources: dict[int, Source] = {}
+        rows = {row[0]: row for row in self._store.query("SELECT id, title, sha256 FROM documents")}
+        for uri, document in indexed.documents.items():
+            if document not in self._sources:
+                self._sources[document] = Source(uri=uri, title=rows[document][1], sha256=rows[document][2])
+        self._hashes: dict[str, tuple[int, int, str]] = {
+            uri: (row.size, row.mtime_ns, rows[row.document][2]) for uri, row in indexed.paths.items() if row.document is not None
+        }
+        self._pages: dict[int, Page] = {}  # by negative ids
+        self._page_sources: dict[int, Source] = {}
+        self._ranking = Ranking(self._store, {document: source.title for document, source in self._sources.items()})
+        self.read = len(indexed.documents)
+        self.opened = indexed.opened
+        self.skipped = indexed.skipped
+        self.notes = indexed.notes
+        self.passages = int(self._store.query("SELECT count(*) FROM passages")[0][0])
+
+    async def search(self, query: str, limit: int = 8) -> list[Passage]:
+        """The best passages for a question or words, best first; the best of each document come before second ones of any."""
+        return await self._run(lambda: self._search(query, limit))
+
+    async def passage(self, passage_id: str) -> Passage | None:
+        """The passage of this id, None when there is none."""
+        return await self._run(lambda: self._passage(passage_id))
+
+    async def context(self, passage_id: str, characters: int = 2000) -> Passage | None:
+        """The text around a passage, about `characters` long, with offsets of its own; None when there is no such passage."""
+        return await self._run(lambda: self._context(passage_id, characters))
+
+    async def text(self, uri: str) -> str | None:
+        """The whole text of a document, None when it is not in the library."""
+        return await self._run(lambda: self._text(self._by_uri.get(uri)))
+
+    async def source(self, uri: str) -> Source | None:
+        """The source of this uri, None when it is not in the library."""
+        document = self._by_uri.get(uri)
+        known = None if document is None else self._source(document)
+        return known if known is None or known.uri == uri else known.model_copy(update={"uri": uri})
+
+    async def current_sha256(self, uri: str) -> str | None:
+        """The hash of the file's bytes as they are now, read only if its size or time changed; None when it is gone. Pages keep theirs."""
+        return await self._run(lambda: self._current(uri))
+
+    async def where(self, uri: str, offset: int) -> str:
+        """Where a character of a document is, for people: "page 3" or "line 12"; "" when the document is not in the library."""
+        return await self._run(lambda: self._where(uri, offset))
+
+    def add(self, uri: str, title: str, text: str, sha256: str) -> list[Passage]:
+        """Adds a page for this run only, in place of an earlier one of this uri; its passages in order."""
+        document = -1 - len(self._page_sources)
+        source = Source(uri=uri, title=title, sha256=sha256)
+        spans = tuple(split(text))
+        self._page_sources[document] = source
+        earlier = self._by_uri.get(uri)
+        if earlier is not None and earlier < 0:
+            self._pages.pop(earlier)
+        self._by_uri[uri] = document
+        self._pages[document] = Page(title, text, spans)
+        self.passages += len(spans)
+        return [Passage(_name(document, n), source, text[start:end], start, end) for n, (start, end) in enumerate(spans, 1)]
+
+    async def aclose(self) -> None:
+        """Closes the index; the library cannot be used afterwards. Twice is once."""
+        if self._executor is not None and not self._closed:
+            self._closed = True
+            await asyncio.get_running_loop().run_in_executor(self._executor, self._store.close)
+            self._executor.shutdown(wait=False)
+
+    _closed = False
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    def _search(self, query: str, limit: int) -> list[Passage]:
+        found = []
+        for document, ordinal, score in self._ranking.search(query, limit, dict(self._pages)):
+            if (passage := self._at(document, ordinal, score)) is not None:
+                found.append(passage)
+        return found
+
+    def _source(self, document: int) -> Source | None:
+        return self._sources.get(document) or self._page_sources.get(document)
+
+    def _at(self, document: int, ordinal: int, score: float = 0.0) -> Passage | None:
+        source, span = self._source(document), self._span(document, ordinal)
+        if source is None or span is None:
+            return None
+        return Passage(_name(document, ordinal), source, (self._text(document) or "")[span[0] : span[1]], *span, score)
+
+    def _span(self, document: int, ordinal: int) -> tuple[int, int] | None:
+        if document < 0:
+            page = self._pages.get(document)
+            return page.spans[ordinal - 1] if page and 0 < ordinal <= len(page.spans) else None
+        rows = self._store.query('SELECT start, "end" FROM passages WHERE document = ? AND ordinal = ?', (document, ordinal))
+        return (rows[0][0], rows[0][1]) if rows and document in self._sources else None
+
+    def _passage(self, passage_id: str) -> Passage | None:
+        found = _numbers(passage_id)
+        return self._at(*found) if found else None
+
+    def _context(self, passage_id: str, characters: int) -> Passage | None:
+        found = self._passage(passage_id)
+        if found is None or characters <= len(found.text):
+            return found
+        text = self._text(self._by_uri[found.source.uri]) or ""
+        spare = (characters - len(found.text)) // 2
+        start, end = max(0, found.start - spare), min(len(text), found.end + spare)
+        while 0 < start < found.start and not text[start - 1].isspace():
+            start += 1
+        while found.end < end < len(text) and not text[end].isspace():
+            end -= 1
+        return Passage(found.id, found.source, text[start:end], start, end, found.score)
+
+    def _text(self, document: int | None) -> str | None:
+        if document is None:
+            return None
+        if document < 0:
+            page = self._pages.get(document)
+            return page.text if page else None
+        rows = self._store.query("SELECT text FROM documents WHERE id = ?", (document,))
+        return str(rows[0][0]) if rows else None
+
+    def _current(self, uri: str) -> str | None:
+        document = self._by_uri.get(uri)
+        if document is None or document < 0:
+            source = None if document is None else self._source(document)
+            return source.sha256 if source else None
+        row = self._files[uri]
+        try:
+            status = os.stat(row.path)
+            if (status.st_size, status.st_mtime_ns) == self._hashes[uri][:2]:
+                return self._hashes[uri][2]
+            content, status = read_bytes(row.path)
+        except (OSError, Unreadable):
+            return None
+        self._hashes[uri] = (status.st_size, status.st_mtime_ns, sha256(content))
+        return self._hashes[uri][2]
+
+    def _where(self, uri: str, offset: int) -> str:
+        document = self._by_uri.get(uri)
+        text = self._text(document)
+        if document is None or text is None:
+            return ""
+        rows = self._store.query("SELECT pages FROM documents WHERE id = ?", (document,)) if document >= 0 else []
+        pages = json.loads(rows[0][0]) if rows else []
+        return f"page {bisect_right(pages, max(offset, 0))}" if pages else f"line {text.count(chr(10), 0, max(offset, 0)) + 1}"
+
+
+def _name(document: int, ordinal: int) -> str:
+    return f"d{document}.{ordinal}" if document >= 0 else f"p{-document}.{ordinal}"
+
+
+def _numbers(passage_id: str) -> tuple[int, int] | None:
+    kind, (document, dot, ordinal) = passage_id[:1], passage_id[1:].partition(".")
+    if kind not in ("d", "p") or not dot or not (document.isascii() and document.isdigit() and ordinal.isascii() and ordinal.isdigit()):
+        return None
+    if len(document) > 15 or len(ordinal) > 15:
+        return None
+    return (int(document) if kind == "d" else -int(document)), int(ordinal)
+
+
+async def open_library(paths: Sequence[str], *, home: Path | None = None) -> Library:
+    """The documents at `paths` (files, folders, globs), indexed; the index is kept in `home`, by default ORCHESTRATOR_HOME or the user's data
+    folder. Raises DocumentsError when a path is missing or nothing can be read."""
+    executor = ThreadPoolExecutor(1, thread_name_prefix="documents")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(executor, lambda: Library(open_index(paths, home), executor))
+    except BaseException:
+        executor.shutdown(wait=False)
+        raise

@@ -1,0 +1,92 @@
+"""Reading a file into text: most kinds here, PDF and Word in a process of their own with a limit in time."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+
+from orchestrator.documents.files import Unreadable
+from orchestrator.documents.formats import Extracted, NotText, extract_text, tidy
+from orchestrator.text import one_line
+
+__all__ = ["SECONDS", "Parser"]
+
+SECONDS = 60.0  # for one PDF or Word file
+_PASSED_ON = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "SYSTEMROOT", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+
+
+class Parser:
+    """Turns bytes into text; holds at most one worker process, for one thread at a time."""
+
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self._seconds = seconds
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "Parser":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop()
+
+    def parse(self, content: bytes, kind: str) -> Extracted:
+        """The text of a file of this kind; raises Unreadable where there is none."""
+        try:
+            extracted = self._apart(content, kind) if kind in (".pdf", ".docx") else extract_text(content, kind)
+        except NotText as error:
+            raise Unreadable(str(error)) from error
+        if not extracted.text.strip():
+            raise Unreadable("no text in it (a scan or only pictures?)" if kind in (".pdf", ".docx") else "no text in it")
+        return extracted
+
+    def _apart(self, content: bytes, kind: str) -> Extracted:
+        process = self._process or self._start()
+        timed_out = threading.Event()
+        timer = threading.Timer(self._seconds, lambda: (timed_out.set(), process.kill()))
+        timer.start()
+        try:
+            answer = _exchange(process, kind, content)
+        except (OSError, struct.error, ValueError) as error:
+            self._stop()
+            if timed_out.is_set():
+                raise Unreadable(f"took longer than {self._seconds:g} seconds to read", lasting=False) from error
+            raise Unreadable("its reader crashed or ran out of memory") from error
+        finally:
+            timer.cancel()
+        if "reason" in answer:
+            raise Unreadable(one_line(answer["reason"], 300))
+        return Extracted(tidy(answer["text"]), one_line(answer["title"]), tuple(answer["pages"]))
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-P", str(Path(__file__).with_name("worker.py"))]
+        environ = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        self._process = subprocess.Popen(  # noqa: S603 - our own script
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ
+        )
+        return self._process
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                try:
+                    stream.close()
+                except OSError:  # what was left unsent has nobody to go to
+                    continue
+        process.wait()
+
+
+def _exchange(process: subprocess.Popen[bytes], kind: str, content: bytes) -> dict[str, str]:
+    assert process.stdin is not None and process.stdout is not None  # noqa: S101 - both were asked for as pipes
+    process.stdin.write(kind[-4:].encode() + struct.pack(">Q", len(content)))
+    process.stdin.write(content)
+    process.stdin.flush()
+    size = struct.unpack(">Q", process.stdout.read(8))[0]
+    answer: dict[str, str] = json.loads(process.stdout.read(size))
+    return answer

@@ -1,0 +1,69 @@
+"""Cutting a document's text into passages along its paragraphs and sentences."""
+
+import re
+from collections.abc import Iterator
+
+__all__ = ["LONGEST", "SHORTEST", "split"]
+
+SHORTEST = 600
+LONGEST = 1200
+_PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
+_SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|\n+|(?<=[。！？])")
+_SPACE = re.compile(r"\s+")
+
+
+def split(text: str) -> list[tuple[int, int]]:
+    """The passages of `text` as offsets [start, end), in order: 600 to 1,200 characters where its borders allow it, without outer space."""
+    found: list[tuple[int, int]] = []
+    start = end = 0
+    for piece_start, piece_end in _pieces(text):
+        if end > start and piece_end - start > LONGEST:
+            found.append((start, end))
+            start = piece_start
+        elif end == start:
+            start = piece_start
+        end = piece_end
+        if end - start >= SHORTEST and _closes_paragraph(text, end):
+            found.append((start, end))
+            start = end
+    if end > start:
+        found.append((start, end))
+    return found
+
+
+def _closes_paragraph(text: str, end: int) -> bool:
+    return bool(_PARAGRAPH.match(text, end))
+
+
+def _pieces(text: str) -> Iterator[tuple[int, int]]:
+    """Paragraphs, long ones as sentences, long sentences at spaces, and what has none at 1,200 characters."""
+    for start, end in _between(_PARAGRAPH, text, 0, len(text)):
+        if end - start <= LONGEST:
+            yield start, end
+            continue
+        for first, last in _between(_SENTENCE, text, start, end):
+            yield from _cut(text, first, last)
+
+
+def _between(border: re.Pattern[str], text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    position = start
+    for match in border.finditer(text, start, end):
+        yield from _trimmed(text, position, match.start() if match.group().isspace() or not match.group() else match.end())
+        position = match.end()
+    yield from _trimmed(text, position, end)
+
+
+def _trimmed(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    piece = text[start:end]
+    body = piece.strip()
+    if body:
+        start += len(piece) - len(piece.lstrip())
+        yield start, start + len(body)
+
+
+def _cut(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    while end - start > LONGEST:
+        space = next((m.start() for m in reversed(list(_SPACE.finditer(text, start + SHORTEST, start + LONGEST)))), start + LONGEST)
+        yield from _trimmed(text, start, space)
+        start = space
+    yield from _trimmed(text, start, end)

@@ -1,0 +1,217 @@
+"""The index on disk: one SQLite file for each set of documents, a cache that may be deleted or rebuilt at any time.
+
+Texts are kept by the hash of their file's bytes, files by path, size and time of change: an unchanged file is not opened again. Every set
+has a file of its own, so that what a search ranks by (how rare a word is) depends on nothing but the run's own documents.
+"""
+
+import contextlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.documents.formats import Extracted
+from orchestrator.documents.passages import split
+from orchestrator.documents.words import terms
+
+__all__ = ["VERSION", "FileRow", "Store", "default_home", "index_path", "open_store", "prune"]
+
+VERSION = 1  # of the tables and of all that fills them: raise it when a file would be read differently
+_WAIT = 30.0  # seconds for another process that writes
+_KEPT_DAYS = 30
+_KEPT_BYTES = 4 * 1024**3
+_SCHEMA = f"""
+CREATE TABLE files(path BLOB PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, document INTEGER, reason TEXT) WITHOUT ROWID;
+CREATE TABLE documents(id INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, kind TEXT NOT NULL, title TEXT NOT NULL, text TEXT NOT NULL,
+    pages TEXT NOT NULL, UNIQUE(sha256, kind, title));
+CREATE TABLE passages(id INTEGER PRIMARY KEY, document INTEGER NOT NULL, ordinal INTEGER NOT NULL, start INTEGER NOT NULL, "end" INTEGER NOT NULL,
+    UNIQUE(document, ordinal));
+CREATE VIRTUAL TABLE words USING fts5(title, body, content='', tokenize="unicode61 remove_diacritics 0 categories 'L* N* Co'");
+PRAGMA user_version = {VERSION};
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRow:
+    """What became of a file: the document it holds, or why it was skipped."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    document: int | None
+    reason: str | None
+
+
+def default_home() -> Path:
+    """ORCHESTRATOR_HOME, or the user's data folder."""
+    if named := os.environ.get("ORCHESTRATOR_HOME", "").strip():
+        return Path(named).expanduser()
+    from platformdirs import user_data_path
+
+    return user_data_path("orchestrator", appauthor=False)
+
+
+def index_path(home: Path, key: str) -> Path:
+    """Where the index of a set of documents is; makes the folder, for the user alone. Raises OSError."""
+    folder = home / "index"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_mode & 0o077:
+        folder.chmod(0o700)
+    return folder / f"{key}.sqlite"
+
+
+def open_store(path: Path | None) -> tuple["Store", str]:
+    """The store at `path` (in memory for None) and a note when it was rebuilt; raises OSError or sqlite3.Error when it cannot be kept there."""
+    if path is None:
+        return Store(_connect(":memory:")), ""
+    try:
+        return Store(_file(path)), ""
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode not in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT):
+            raise
+        note = str(error)
+    except (sqlite3.DatabaseError, _OtherVersionError) as error:
+        note = str(error)
+    _remove(path)
+    return Store(_file(path)), f"the index of these documents was rebuilt ({note})"
+
+
+class _OtherVersionError(Exception):
+    """The file was written by another version of this package."""
+
+
+def _file(path: Path) -> sqlite3.Connection:
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600))
+    connection = _connect(str(path))
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+            raise sqlite3.DatabaseError("it was damaged")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _connect(location: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(location, timeout=_WAIT, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA cache_size = -65536")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            _create(connection)
+        elif version != VERSION:
+            raise _OtherVersionError(f"it was of version {version}, this is {VERSION}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if connection.execute("PRAGMA user_version").fetchone()[0] == 0:  # another process may have been faster
+            for statement in filter(str.strip, _SCHEMA.split(";\n")):
+                connection.execute(statement)
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def _remove(path: Path) -> None:
+    for ending in ("", "-wal", "-shm", "-journal"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{path}{ending}")
+
+
+class Store:
+    """One connection to an index; for one thread at a time."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def close(self) -> None:
+        """Closes the connection; what was written stays."""
+        self._connection.close()
+
+    def query(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        """The rows of a statement that reads."""
+        return self._connection.execute(statement, values).fetchall()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """One transaction; other processes wait for it, readers do not."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+    def freeze(self) -> None:
+        """From here on this connection reads the index as it is now, whatever other processes do to it."""
+        self._connection.execute("BEGIN")
+        self._connection.execute("SELECT count(*) FROM files").fetchone()
+
+    def files(self) -> dict[str, FileRow]:
+        """What is known of every file of the set, by absolute path."""
+        rows = self.query("SELECT path, size, mtime_ns, document, reason FROM files")
+        return {path: FileRow(path, *rest) for path, *rest in ((os.fsdecode(row[0]), *row[1:]) for row in rows)}
+
+    def known(self, sha256: str, kind: str) -> list[tuple[int, str]]:
+        """The documents with these bytes read as this kind: (id, title)."""
+        return self.query("SELECT id, title FROM documents WHERE sha256 = ? AND kind = ?", (sha256, kind))
+
+    def keep(self, sha256: str, kind: str, title: str, extracted: Extracted) -> int:
+        """The document's id; adds it, its passages and their words unless it is there."""
+        found = self.query("SELECT id FROM documents WHERE sha256 = ? AND kind = ? AND title = ?", (sha256, kind, title))
+        if found:
+            return int(found[0][0])
+        execute = self._connection.execute
+        values = (sha256, kind, title, extracted.text, json.dumps(extracted.pages))
+        document = execute("INSERT INTO documents(sha256, kind, title, text, pages) VALUES(?, ?, ?, ?, ?)", values).lastrowid
+        assert document is not None  # noqa: S101 - an INSERT that did not fail has a row
+        heading = " ".join(terms(title))
+        for ordinal, (start, end) in enumerate(split(extracted.text), 1):
+            passage = execute('INSERT INTO passages(document, ordinal, start, "end") VALUES(?, ?, ?, ?)', (document, ordinal, start, end)).lastrowid
+            execute("INSERT INTO words(rowid, title, body) VALUES(?, ?, ?)", (passage, heading, " ".join(terms(extracted.text[start:end]))))
+        return document
+
+    def record(self, rows: Iterable[FileRow]) -> None:
+        """Writes down what became of files."""
+        values = [(os.fsencode(row.path), row.size, row.mtime_ns, row.document, row.reason) for row in rows]
+        self._connection.executemany("INSERT OR REPLACE INTO files(path, size, mtime_ns, document, reason) VALUES(?, ?, ?, ?, ?)", values)
+
+    def forget(self, paths: Iterable[str]) -> None:
+        """Removes files from the set, and the documents that no file holds any more."""
+        self._connection.executemany("DELETE FROM files WHERE path = ?", [(os.fsencode(path),) for path in paths])
+        orphans = self.query("SELECT id, title, text FROM documents WHERE id NOT IN (SELECT document FROM files WHERE document IS NOT NULL)")
+        for document, title, text in orphans:
+            heading = " ".join(terms(title))
+            for passage, start, end in self.query('SELECT id, start, "end" FROM passages WHERE document = ?', (document,)):
+                values = (passage, heading, " ".join(terms(text[start:end])))
+                self._connection.execute("INSERT INTO words(words, rowid, title, body) VALUES('delete', ?, ?, ?)", values)
+            self._connection.execute("DELETE FROM passages WHERE document = ?", (document,))
+            self._connection.execute("DELETE FROM documents WHERE id = ?", (document,))
+
+
+def prune(folder: Path, kept: Path) -> None:
+    """Deletes indexes that no run has opened for 30 days, and the oldest beyond 4 GB; never `kept`."""
+    entries = []
+    for entry in folder.glob("*.sqlite"):
+        with contextlib.suppress(FileNotFoundError):
+            status = entry.stat()
+            entries.append((status.st_mtime, status.st_size, entry))
+    total = 0
+    for used, size, entry in sorted(entries, reverse=True):
+        total += size
+        if entry != kept and (used < time.time() - _KEPT_DAYS * 86400 or total > _KEPT_BYTES):
+            _remove(entry)
