@@ -1,0 +1,160 @@
+"""The live view of a run on a terminal: the plan, what each branch is doing, and the figures so far."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.control import Control
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.events import Event
+from orchestrator.progress import BranchView, RunView, plain_lines, status_words, summary
+from orchestrator.text import one_line
+
+__all__ = ["open_live", "render"]
+
+_SYMBOLS = {"waiting": ("·", "-"), "active": ("●", "*"), "ok": ("✓", "+")}
+_LOST = ("✗", "x")
+_STYLES = {"waiting": "dim", "active": "cyan", "ok": "green"}
+_COMPACT = 12  # a finished run with no more branches than this leaves all of them on the screen
+_REFRESHES = 8  # a second
+
+
+class _Live(Live):
+    """A live view that survives a narrower window: terminals wrap the rows already drawn, and rich counts them as before."""
+
+    _drawn: tuple[int, list[int]] = (0, [])  # the console's width at the last refresh, and the cells of each row
+
+    def refresh(self) -> None:
+        drawn_at, rows = self._drawn
+        width = self.console.width
+        if width < drawn_at:
+            wrapped = sum(max(0, -(-cells // width) - 1) for cells in rows)
+            self.console.control(Control.move(0, -wrapped))
+            self.console.file.write("\r\x1b[J")
+        lines = self.console.render_lines(self.get_renderable(), pad=False)
+        self._drawn = (width, [sum(segment.cell_length for segment in line) for line in lines])
+        super().refresh()
+
+
+@contextmanager
+def open_live(stream: TextIO) -> Iterator[Callable[[Event], None]]:
+    """A function that shows events in a live view on `stream`; the finished view stays on the screen."""
+    console = Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=False)
+    if console.is_dumb_terminal or not console.is_terminal:
+        yield lambda event: _print_lines(console, plain_lines(event) if event.kind != "result" else summary(event.fields))
+        return
+    view = RunView()
+    # stdout is the output's alone; stderr goes through the console, so that log lines come above the view.
+    live = _Live(get_renderable=lambda: render(view, console), console=console, refresh_per_second=_REFRESHES, redirect_stdout=False)
+
+    def show(event: Event) -> None:
+        view.add(event)
+        if event.kind in ("run_started", "documents", "log"):
+            _print_lines(console, plain_lines(event))
+
+    with live:
+        yield show
+    if view.result is not None:
+        _print_lines(console, summary(view.result))
+
+
+def _print_lines(console: Console, lines: list[str]) -> None:
+    for line in lines:
+        console.print(Text(line))
+
+
+def render(view: RunView, console: Console) -> RenderableType:
+    """The view as it fits the console now: active and lost branches first where not all have room."""
+    ascii_only = console.options.ascii_only
+    parts: list[RenderableType] = [_header(view, ascii_only)]
+    shown = _chosen(view, console.height)
+    if shown:
+        parts.append(_table(view, shown, ascii_only, console.width))
+    if view.result is None:
+        parts.append(_line(_figures(view, ascii_only), "dim"))
+    return Group(*parts)
+
+
+def _line(text: str, style: str = "") -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis", end="\n")
+
+
+def _header(view: RunView, ascii_only: bool) -> Text:
+    dot = " - " if ascii_only else " · "
+    words = [word for word in (view.workflow, view.model, view.phase, _clock(view.seconds)) if word]
+    return _line(dot.join(words), "bold")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+def _counts(view: RunView) -> dict[str, int]:
+    counts = {"ok": 0, "active": 0, "waiting": 0, "lost": 0}
+    for branch in list(view.branches.values()):
+        counts[branch.state if branch.state in counts else "lost"] += 1
+    return counts
+
+
+def _figures(view: RunView, ascii_only: bool) -> str:
+    counts = _counts(view)
+    words = []
+    if view.branches:
+        states = [f"{counts['ok']:,} of {len(view.branches):,} ok"]
+        named = (("lost", "not ok"), ("active", "active"), ("waiting", "waiting"))
+        states += [f"{counts[state]:,} {word}" for state, word in named if counts[state]]
+        words.append(", ".join(states))
+    in_flight = max(0, view.calls - view.calls_done)
+    words.append(f"{view.calls_done:,} calls" + (f" + {in_flight:,} in flight" if in_flight else ""))
+    words.append(f"tokens {view.input_tokens:,} in, {view.output_tokens:,} out")
+    return (" - " if ascii_only else " · ").join(words)
+
+
+def _chosen(view: RunView, height: int) -> list[tuple[str, BranchView]]:
+    """The branches that have room, in the order of the plan; where not all have, the active ones, then those that were lost."""
+    branches = list(view.branches.items())
+    if view.result is not None:
+        return branches if len(branches) <= _COMPACT else []
+    room = max(1, height - 4)
+    if len(branches) <= room:
+        return branches
+    active = [place for place, (_, branch) in enumerate(branches) if branch.state == "active"][:room]
+    lost = [place for place, (_, branch) in enumerate(branches) if branch.state not in _SYMBOLS]
+    recent = lost[-(room - len(active)) :] if len(active) < room else []
+    return [branches[place] for place in sorted([*active, *recent])]
+
+
+def _table(view: RunView, shown: list[tuple[str, BranchView]], ascii_only: bool, width: int) -> Table:
+    table = Table.grid(padding=(0, 1), pad_edge=False)
+    widest = max(len(one_line(name, 12)) for name, _ in shown)
+    room = max(10, width - widest - 13)
+    question = max((len(branch.question) for _, branch in shown), default=0)
+    question = min(question, room * 55 // 100)
+    table.add_column(width=1)
+    table.add_column(width=widest, no_wrap=True)
+    table.add_column(width=question, no_wrap=True, overflow="ellipsis")
+    table.add_column(width=room - question, no_wrap=True, overflow="ellipsis")
+    table.add_column(width=7, justify="right", no_wrap=True)
+    for name, branch in shown:
+        table.add_row(*_row(view, name, branch, ascii_only))
+    return table
+
+
+def _row(view: RunView, name: str, branch: BranchView, ascii_only: bool) -> list[Text]:
+    symbol = _SYMBOLS.get(branch.state, _LOST)[1 if ascii_only else 0]
+    style = _STYLES.get(branch.state, "red")
+    running = view.now() - branch.began if branch.began is not None and branch.state == "active" else None
+    seconds = branch.seconds if branch.seconds is not None else running
+    said = {"waiting": "waiting", "active": branch.doing or "starting", "ok": branch.note}.get(branch.state)
+    return [
+        Text(symbol, style=style),
+        Text(one_line(name, 12), style=style),
+        Text(branch.question, style="dim" if branch.state == "waiting" else ""),
+        Text(said if said is not None else f"{status_words(branch.state)}: {branch.note}", style=style),
+        Text("" if seconds is None else f"{seconds:.1f} s", style="dim"),
+    ]

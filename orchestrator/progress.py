@@ -1,0 +1,296 @@
+"""What a run is doing, told to a person: events folded into a view, the plain lines, and the closing summary."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from orchestrator.events import Event
+from orchestrator.text import one_line
+
+__all__ = ["BranchView", "RunView", "open_progress", "plain_lines", "status_words", "summary"]
+
+_DOING = {"search": "searching", "research": "researching", "tools": "using tools", "verify": "verifying", "repair": "repairing"}
+_WRITING = {"planner": "planning", "writer": "writing the report"}
+_LISTED = 10  # skipped files, failed branches: as many are named, the rest is counted
+
+
+@dataclass
+class BranchView:
+    """One branch: `state` is waiting, active, or the status it ended with; times are seconds of the monotonic clock."""
+
+    question: str
+    state: str = "waiting"
+    doing: str = ""
+    note: str = ""
+    began: float | None = None
+    seconds: float | None = None
+
+
+@dataclass
+class RunView:
+    """The events so far, folded into what is worth showing. `now` is a monotonic clock."""
+
+    now: Callable[[], float] = time.monotonic
+    workflow: str = ""
+    model: str = ""
+    phase: str = "starting"
+    round: int = 0
+    branches: dict[str, BranchView] = field(default_factory=dict)
+    calls: int = 0
+    calls_done: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    documents: str = ""
+    result: Mapping[str, Any] | None = None
+    began: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.began = self.now()
+
+    @property
+    def seconds(self) -> float:
+        """Since the view was made."""
+        return self.now() - self.began
+
+    def add(self, event: Event) -> None:
+        """Take one event in; a kind that the view does not show changes nothing."""
+        fold = _FOLDS.get(event.kind)
+        if fold is not None:
+            fold(self, event)
+
+    def branch(self, event: Event) -> BranchView | None:
+        """The branch that an event belongs to; a branch that no plan announced is added."""
+        if event.branch is None:
+            return None
+        return self.branches.setdefault(event.branch, BranchView(one_line(event.fields.get("question", ""))))
+
+
+def _run_started(view: RunView, event: Event) -> None:
+    view.workflow, view.model = one_line(event.fields.get("workflow", "")), model_names(event.fields.get("model"))
+
+
+def _documents(view: RunView, event: Event) -> None:
+    view.documents = documents_line(event.fields)
+
+
+def _plan(view: RunView, event: Event) -> None:
+    view.round = int(event.fields.get("round", view.round + 1))
+    for task in event.fields.get("tasks", ()):
+        view.branches.setdefault(str(task["id"]), BranchView(one_line(task["question"])))
+    view.phase = f"round {view.round}"
+
+
+def _branch_started(view: RunView, event: Event) -> None:
+    branch = view.branch(event)
+    if branch is not None:
+        branch.state, branch.began = "active", view.now()
+
+
+def _branch_step(view: RunView, event: Event) -> None:
+    branch = view.branch(event)
+    if branch is not None:
+        step, detail = str(event.fields.get("step", "")), one_line(event.fields.get("detail") or "", 80)
+        branch.doing = f"{_DOING.get(step, one_line(step, 40))}{': ' if detail else ''}{detail}"
+
+
+def _tool_started(view: RunView, event: Event) -> None:
+    branch = view.branch(event)
+    if branch is not None:
+        branch.doing = f"{one_line(event.fields.get('tool', ''), 40)}: {_tool_input(event.fields.get('input', ''))}"
+
+
+def _branch_finished(view: RunView, event: Event) -> None:
+    branch = view.branch(event)
+    if branch is not None:
+        branch.state, branch.note = one_line(event.fields.get("status", ""), 20), outcome(event.fields)
+        measured = event.fields.get("seconds")
+        branch.seconds = float(measured) if measured is not None else view.now() - (branch.began or view.now())
+
+
+def _step_started(view: RunView, event: Event) -> None:
+    if event.branch is None:
+        view.phase = one_line(event.fields.get("node", ""), 40)
+
+
+def _model_started(view: RunView, event: Event) -> None:
+    view.calls += 1
+    if event.branch is None and event.role in _WRITING:
+        view.phase = _WRITING[event.role]
+
+
+def _model_finished(view: RunView, event: Event) -> None:
+    view.calls_done += 1
+    view.input_tokens += int(event.fields.get("input_tokens") or 0)
+    view.output_tokens += int(event.fields.get("output_tokens") or 0)
+
+
+def _result(view: RunView, event: Event) -> None:
+    view.result, view.phase = event.fields, one_line(event.fields.get("status", ""), 20)
+
+
+_FOLDS: dict[str, Callable[[RunView, Event], None]] = {
+    "run_started": _run_started,
+    "documents": _documents,
+    "plan": _plan,
+    "branch_started": _branch_started,
+    "branch_step": _branch_step,
+    "branch_finished": _branch_finished,
+    "step_started": _step_started,
+    "tool_started": _tool_started,
+    "model_started": _model_started,
+    "model_finished": _model_finished,
+    "result": _result,
+}
+
+
+def _tool_input(given: object) -> str:
+    """The arguments of a tool call without their names: what it searches for, what it reads."""
+    return one_line(", ".join(str(value) for value in given.values()) if isinstance(given, Mapping) else given, 80)
+
+
+def status_words(status: object) -> str:
+    """`timed_out` as a person says it."""
+    return one_line(status or "", 20).replace("_", " ")
+
+
+def model_names(model: object) -> str:
+    """The model of a run in words: a name, or `role=name` for each role."""
+    if isinstance(model, Mapping):
+        return ", ".join(f"{one_line(role, 40)}={one_line(name, 80)}" if role else one_line(name, 80) for role, name in model.items())
+    return one_line(model or "none", 80)
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """`1 branch`, `12,345 branches`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def outcome(fields: Mapping[str, Any]) -> str:
+    """What a finished branch brought: its findings, or why there are none."""
+    if fields.get("error"):
+        return one_line(fields["error"])
+    return count(int(fields.get("findings") or 0), "finding")
+
+
+def documents_line(fields: Mapping[str, Any]) -> str:
+    """`read 41, skipped 3`"""
+    skipped = fields.get("skipped") or ()
+    return f"read {int(fields.get('read') or 0):,}, skipped {len(skipped):,}"
+
+
+def plain_lines(event: Event) -> list[str]:
+    """The lines that an event is worth where no terminal is watching; most are worth none."""
+    lines = _LINES.get(event.kind)
+    return lines(event) if lines is not None else []
+
+
+def _run_lines(event: Event) -> list[str]:
+    reason = one_line(event.fields.get("reason") or "")
+    first = f"model: {model_names(event.fields.get('model'))}{f' ({reason})' if reason else ''}"
+    return [first, *(f"note: {one_line(note, 300)}" for note in event.fields.get("notes") or ())]
+
+
+def _documents_lines(event: Event) -> list[str]:
+    skipped = event.fields.get("skipped") or ()
+    named = [f"  skipped {one_line(skip['uri'], 120)}: {one_line(skip['reason'])}" for skip in skipped[:_LISTED]]
+    more = [f"  and {len(skipped) - _LISTED:,} more"] if len(skipped) > _LISTED else []
+    return [f"documents: {documents_line(event.fields)}", *named, *more]
+
+
+def _plan_lines(event: Event) -> list[str]:
+    tasks = event.fields.get("tasks") or ()
+    first = f"plan, round {int(event.fields.get('round') or 1)}: {count(len(tasks), 'question')}"
+    return [first, *(f"  {one_line(task['id'], 20)}: {one_line(task['question'])}" for task in tasks)]
+
+
+def _branch_lines(event: Event) -> list[str]:
+    seconds = event.fields.get("seconds")
+    took = f" ({float(seconds):.1f} s)" if seconds is not None else ""
+    return [f"{one_line(event.branch or 'branch', 20)} {status_words(event.fields.get('status'))}: {outcome(event.fields)}{took}"]
+
+
+def _step_lines(event: Event) -> list[str]:
+    if event.branch is not None:
+        return []
+    error = event.fields.get("error")
+    return [f"step {one_line(event.fields.get('node', ''), 80)} {f'failed: {one_line(error)}' if error else 'done'}"]
+
+
+def _log_lines(event: Event) -> list[str]:
+    level = str(event.fields.get("level", "info"))
+    return [f"{one_line(level, 20)}: {one_line(event.fields.get('message', ''), 300)}"] if level in ("warning", "error") else []
+
+
+_LINES: dict[str, Callable[[Event], list[str]]] = {
+    "run_started": _run_lines,
+    "documents": _documents_lines,
+    "plan": _plan_lines,
+    "branch_finished": _branch_lines,
+    "step_finished": _step_lines,
+    "log": _log_lines,
+}
+
+
+def summary(result: Mapping[str, Any], *, failures: bool = True) -> list[str]:
+    """The closing lines of a run; with `failures` each branch that did not end well, and why."""
+    branches = result.get("branches") or ()
+    lost = [branch for branch in branches if branch.get("status") != "ok"]
+    of = f": {len(branches) - len(lost):,} of {count(len(branches), 'branch', 'branches')} ok" if branches else ""
+    lines = [f"{one_line(result.get('status', ''), 20)}{of}"]
+    if failures:
+        named = ((_task_name(branch), status_words(branch.get("status")), branch.get("error")) for branch in lost[:_LISTED])
+        lines += [f"  {name} {status}{f': {one_line(error)}' if error else ''}" for name, status, error in named]
+        lines += [f"  and {len(lost) - _LISTED:,} more"] if len(lost) > _LISTED else []
+    lines.append(_usage_line(result))
+    if result.get("trace_url"):
+        lines.append(f"trace: {one_line(result['trace_url'], 400)}")
+    lines.append(f"run: {one_line(result.get('run_id', ''), 128)}")
+    return lines
+
+
+def _task_name(branch: Mapping[str, Any]) -> str:
+    task = branch.get("task")
+    return one_line(task.get("id", "") if isinstance(task, Mapping) else task, 80)
+
+
+def _usage_line(result: Mapping[str, Any]) -> str:
+    usage = result.get("usage") or {}
+    cost = usage.get("cost_usd")
+    return ", ".join(
+        (
+            count(int(usage.get("model_calls") or 0), "model call"),
+            f"{int(usage.get('input_tokens') or 0):,} tokens in",
+            f"{int(usage.get('output_tokens') or 0):,} out",
+            "cost unknown" if cost is None else f"${float(cost):.4f}" if cost else "no cost",
+            f"{float(result.get('seconds') or 0.0):.1f} s",
+        )
+    )
+
+
+@contextmanager
+def open_progress(stream: TextIO | None = None, *, quiet: bool = False, live: bool | None = None) -> Iterator[Callable[[Event], None]]:
+    """A function that shows events on `stream` (default: stderr): live on a terminal, as plain lines elsewhere.
+
+    `live` overrides what the stream says of itself. Raises OSError where the stream is closed.
+    """
+    stream = stream if stream is not None else sys.stderr
+    if quiet or stream is None:  # there is no stderr at all under pythonw, or after `2>&-`
+        yield lambda event: None
+    elif stream.isatty() if live is None else live:
+        from orchestrator.live import open_live
+
+        with open_live(stream) as show:
+            yield show
+    else:
+        yield lambda event: _write_plain(stream, event)
+
+
+def _write_plain(stream: TextIO, event: Event) -> None:
+    lines = plain_lines(event) if event.kind != "result" else summary(event.fields, failures=False)
+    for line in lines:
+        stream.write(line + "\n")
+    if lines:
+        stream.flush()
