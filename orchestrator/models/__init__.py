@@ -1,0 +1,7 @@
+"""Models: from a string to a chat model, and one checked way to ask it."""
+
+# Both modules are cheap to import: what talks to a provider is imported with the first call.
+from orchestrator.models.ask import Answer, ask
+from orchestrator.models.resolve import ModelChoice, choose_model, resolve_model, warnings_for
+
+__all__ = ["Answer", "ModelChoice", "ask", "choose_model", "resolve_model", "warnings_for"]

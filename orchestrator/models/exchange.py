@@ -1,0 +1,193 @@
+"""The requests behind one `ask`: the way of asking that the server takes, the checks on its answer, and repairs."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any, Generic, Literal, TypeVar
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_function
+from langgraph.errors import GraphBubbleUp
+from pydantic import BaseModel, ValidationError
+
+from orchestrator.errors import InvalidAnswerError, OrchestratorError
+from orchestrator.models.answers import check_whole, cleaned, explain, read_answer, validated
+from orchestrator.models.ask import Answer
+from orchestrator.models.failures import Call, failure, is_rejection, timed_out
+
+__all__ = ["Exchange"]
+
+T = TypeVar("T", bound=BaseModel)
+Way = Literal["tools_required", "tools", "json_schema", "function_calling", "json_mode", "prompt"]
+
+_REPAIRS = 2
+_WITH_TOOLS: tuple[Way, ...] = ("tools_required", "tools")
+_OPENAI_WAYS: tuple[Way, ...] = ("json_schema", "function_calling", "json_mode", "prompt")
+_OTHER_WAYS: tuple[Way, ...] = ("function_calling", "prompt")
+
+# The way that last worked, by (host, model, with tools): every further call starts with it.
+_worked: dict[tuple[str, str, bool], Way] = {}
+
+
+class Exchange(Generic[T]):
+    """One question to a model, with the requests it takes until the answer fits."""
+
+    def __init__(self, model: BaseChatModel, schema: type[T], tools: Sequence[BaseTool], role: str, timeout: float) -> None:
+        self._model = model
+        self._schema = schema
+        self._tools = tools
+        self._call = Call.of(model, role, timeout)
+        self._tool_names = {tool.name for tool in tools}
+        self._config: RunnableConfig = {"run_name": f"{role} model", "metadata": {"role": role}, "tags": [f"role:{role}"]}
+
+    async def answer(self, messages: Sequence[BaseMessage]) -> Answer[T]:
+        """An answer that fits, after at most two repairs. Raises a subclass of ModelCallError."""
+        talk = list(messages)
+        problem = ""
+        for _ in range(_REPAIRS + 1):
+            message = cleaned(await self._request(talk))
+            check_whole(message, self._call)
+            found = self._read(message)
+            if isinstance(found, Answer):
+                return found
+            problem, replies = found
+            talk += replies
+        raise InvalidAnswerError(
+            f"the answer does not fit {self._schema.__name__} after {_REPAIRS} repairs: {self._call.shown(problem, 300)}",
+            where=self._call.where,
+            remedy="use a model that follows schemas",
+        )
+
+    async def _request(self, messages: list[BaseMessage]) -> AIMessage:
+        """One answer, asked for in the way that worked last or in the first that the server takes."""
+        key = (self._call.host, self._call.model, bool(self._tools))
+        ways = (*(_WITH_TOOLS if self._tools else ()), *(_OPENAI_WAYS if self._call.openai_like else _OTHER_WAYS))
+        start = ways.index(_worked[key]) if _worked.get(key) in ways else 0
+        for way in ways[start:]:
+            try:
+                message = await self._send(way, messages)
+            except NotImplementedError:  # bind_tools of models that have no tools
+                continue
+            except Exception as error:
+                if isinstance(error, (OrchestratorError, GraphBubbleUp)):
+                    raise
+                if way != ways[-1] and is_rejection(error):
+                    continue
+                raise failure(error, self._call) from error
+            _worked[key] = way
+            return message
+        raise AssertionError("the last way never continues")
+
+    async def _send(self, way: Way, messages: list[BaseMessage]) -> AIMessage:
+        runnable = self._bound(way)
+        if way in ("json_mode", "prompt"):
+            messages = _with_schema(messages, self._schema)
+        options = {"timeout": self._call.timeout} if self._call.openai_like else {}
+        try:
+            async with asyncio.timeout(self._call.timeout) as clock:
+                return await runnable.ainvoke(messages, self._config, **options)
+        except TimeoutError as error:
+            if clock.expired():
+                raise timed_out(self._call) from error
+            raise
+
+    def _bound(self, way: Way) -> "Runnable[Any, AIMessage]":
+        name = self._schema.__name__
+        if way in ("tools_required", "tools"):
+            choice = {"tool_choice": "any"} if way == "tools_required" else {}
+            return self._model.bind_tools([*self._tools, _tool(self._schema)], **choice)
+        if way == "function_calling":
+            return self._model.bind_tools([_tool(self._schema)], tool_choice=name)
+        if way == "json_schema":
+            function = {**convert_to_openai_function(self._schema, strict=True), "name": name}
+            schema = {"name": name, "schema": function["parameters"], "strict": True}
+            return self._formatted({"type": "json_schema", "json_schema": schema})
+        return self._formatted({"type": "json_object"}) if way == "json_mode" else self._model
+
+    def _formatted(self, response_format: dict[str, Any]) -> "Runnable[Any, AIMessage]":
+        if getattr(self._model, "use_responses_api", None):
+            return self._model.bind(response_format=response_format)
+        # In extra_body, because the SDK's own handling of response_format raises before the message, its finish_reason and
+        # its usage can be seen, and parses every chunk of a stream a second time.
+        own = getattr(self._model, "extra_body", None) or {}
+        return self._model.bind(extra_body={**own, "response_format": response_format})
+
+    def _read(self, message: AIMessage) -> Answer[T] | tuple[str, list[BaseMessage]]:
+        """The answer in `message`, or what is wrong with it and the messages that tell the model."""
+        if not message.tool_calls and not message.invalid_tool_calls:
+            try:
+                return Answer(message, read_answer(str(message.text), self._schema))
+            except ValueError as error:
+                problem = explain(error)
+                return problem, [AIMessage(str(message.text)), HumanMessage(self._complaint(problem))]
+        calls, wrong = self._calls(message)
+        if wrong:
+            return "; ".join(wrong.values()), _tool_replies(message, calls, wrong)
+        if others := [call for call in calls if call["name"] != self._schema.__name__]:
+            return Answer(_with_calls(message, others), None)
+        try:
+            return Answer(_with_calls(message, calls), validated(calls[-1]["args"], self._schema))
+        except ValidationError as error:
+            problem = explain(error)
+            return problem, _tool_replies(message, calls, {call["id"]: self._complaint(problem) for call in calls})
+
+    def _calls(self, message: AIMessage) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """Every call of `message` once, each with an id, and what is wrong with some of them, by id."""
+        known = [*sorted(self._tool_names), self._schema.__name__]
+        calls: dict[str, dict[str, Any]] = {}
+        wrong: dict[str, str] = {}
+        for index, call in enumerate([*message.tool_calls, *message.invalid_tool_calls]):
+            number, name, args = call["id"] or f"call_{index}", call["name"] or "", call["args"]
+            if number in calls:
+                continue
+            if not isinstance(args, dict):
+                wrong[number] = f"the arguments of {name!r} are not a JSON object: {self._call.shown(str(args))}"
+            elif name not in known:
+                wrong[number] = f"there is no tool {self._call.shown(name, 80)!r}, only {', '.join(known)}"
+            usable = args if isinstance(args, dict) else {}
+            calls[number] = {"name": name or "unknown", "args": usable, "id": number, "type": "tool_call"}
+        return list(calls.values()), wrong
+
+    def _complaint(self, problem: str) -> str:
+        ending = f"Call {self._schema.__name__} or another tool." if self._tools else "Give the whole answer again, as one JSON object."
+        return f"That is no valid {self._schema.__name__}: {problem}. {ending}"
+
+
+def _tool(schema: type[BaseModel]) -> dict[str, Any]:
+    function = {**convert_to_openai_function(schema), "name": schema.__name__}
+    return {"type": "function", "function": {"description": f"Give the answer as {schema.__name__}.", **function}}
+
+
+def _with_schema(messages: list[BaseMessage], schema: type[BaseModel]) -> list[BaseMessage]:
+    """`messages` with the schema written into the system message; templates of small models take one, and take it first."""
+    order = (
+        f"Answer with one JSON object and nothing else. It must fit the JSON schema {schema.__name__}:\n"
+        f"{json.dumps(schema.model_json_schema(), ensure_ascii=False)}"
+    )
+    if messages and isinstance(messages[0], SystemMessage):
+        return [SystemMessage(f"{messages[0].text}\n\n{order}"), *messages[1:]]
+    return [SystemMessage(order), *messages]
+
+
+def _with_calls(message: AIMessage, calls: list[dict[str, Any]]) -> AIMessage:
+    """`message` with exactly `calls`; blocks of calls that are left out leave the content too."""
+    kept = {call["id"] for call in calls}
+    content = message.content
+    if isinstance(content, list):
+        content = [block for block in content if not (isinstance(block, dict) and _call_id(block) not in (None, *kept))]
+    extra = {key: value for key, value in message.additional_kwargs.items() if key != "tool_calls"}
+    return message.model_copy(update={"content": content, "tool_calls": calls, "invalid_tool_calls": [], "additional_kwargs": extra})
+
+
+def _call_id(block: dict[str, Any]) -> str | None:
+    return block.get("call_id") or block.get("id") if block.get("type") in ("tool_use", "tool_call", "function_call") else None
+
+
+def _tool_replies(message: AIMessage, calls: list[dict[str, Any]], wrong: dict[str, str]) -> list[BaseMessage]:
+    """`message` and a result for every call of it: an endpoint refuses a call without one."""
+    spared = "Not done, because another call of the same message was wrong. Call it again if you still need it."
+    results = [ToolMessage(wrong.get(call["id"], spared), tool_call_id=call["id"], name=call["name"], status="error") for call in calls]
+    return [_with_calls(message, calls), *results]
