@@ -1,18 +1,20 @@
 """Events: what happens in a run, told once. The terminal, JSON lines, streams and pages all read these."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Event", "EventKind", "tell"]
+__all__ = ["Event", "EventKind", "current_branch", "in_branch", "listening", "tell"]
 
 EventKind = Literal[
     "run_started",  # workflow, model, reason, notes
     "documents",  # read, skipped: [{uri, reason}], passages
     "plan",  # tasks: [{id, question}], round
     "branch_started",  # question
-    "branch_step",  # step: "search" | "research" | "verify" | "repair", detail
+    "branch_step",  # step: "search" | "research" | "tools" | "verify" | "repair", detail
     "branch_finished",  # status, error, findings, attempts, seconds
     "verdict",  # claim, label, reason
     "step_started",  # node
@@ -43,8 +45,46 @@ class Event:
         return {"event": self.kind, "run_id": run_id, "at": round(self.at, 3), **where, **self.fields}
 
 
+_listener: ContextVar[Callable[[Event], None] | None] = ContextVar("listener", default=None)
+_branch: ContextVar[str | None] = ContextVar("branch", default=None)
+
+
+@contextmanager
+def listening(listener: Callable[[Event], None]) -> Iterator[None]:
+    """Every event told inside, in every task started inside, goes to `listener`."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+@contextmanager
+def in_branch(task_id: str) -> Iterator[None]:
+    """Every event told inside belongs to the branch of this task."""
+    token = _branch.set(task_id)
+    try:
+        yield
+    finally:
+        _branch.reset(token)
+
+
+def current_branch() -> str | None:
+    """The task id of the branch that this code runs in."""
+    return _branch.get()
+
+
 def tell(kind: EventKind, *, branch: str | None = None, role: str | None = None, **fields: Any) -> None:
-    """Write an event to LangGraph's custom stream of the node that is running."""
+    """Tell an event to the run's listener; without one to LangGraph's custom stream, and outside a graph to nobody."""
+    event = Event(kind, fields, branch or _branch.get(), role)
+    listener = _listener.get()
+    if listener is not None:
+        listener(event)
+        return
     from langgraph.config import get_stream_writer
 
-    get_stream_writer()(Event(kind, fields, branch, role))
+    try:
+        write = get_stream_writer()
+    except RuntimeError:  # not inside a graph
+        return
+    write(event)
