@@ -6,8 +6,10 @@ the tool, so that it can go on with something else; an unexpected exception is n
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
-from orchestrator.errors import ToolError
+from orchestrator.errors import FetchRefusedError, ToolError
+from orchestrator.events import tell
 from orchestrator.text import data_block, one_line
 
 if TYPE_CHECKING:
@@ -16,8 +18,9 @@ if TYPE_CHECKING:
     from pydantic.v1 import ValidationError as ValidationErrorV1
 
     from orchestrator.documents import Library, Passage
+    from orchestrator.fetch import Connect, Resolve
 
-__all__ = ["document_tools"]
+__all__ = ["document_tools", "fetch_tool"]
 
 ANSWER_CHARACTERS = 16_000  # of one tool's answer, about 4,000 tokens: eight passages of 2,000 characters
 CONTEXT_CHARACTERS = 4_000  # that read_passage gives around a passage
@@ -47,13 +50,58 @@ def document_tools(library: "Library", *, boundary: str) -> "list[BaseTool]":
     ]
 
 
+# By library and URL. A page stays as it was first read in a run: what was quoted from it can still be found in it.
+_pages: "WeakKeyDictionary[Library, dict[str, list[Passage]]]" = WeakKeyDictionary()
+
+
+def fetch_tool(
+    library: "Library",
+    *,
+    allow_hosts: Sequence[str],
+    boundary: str,
+    resolve: "Resolve | None" = None,
+    connect: "Connect | None" = None,
+) -> "BaseTool":
+    """`fetch_url(url)`: adds a page of an allowed host to `library` for this run and answers with its passages; raises InputError.
+
+    A URL that the policy forbids is told to the model, and as a log event `policy_denied`.
+    """
+    from orchestrator.fetch import connect_to, fetch, resolve_host
+    from orchestrator.urls import parse_allowed
+
+    for entry in allow_hosts:
+        parse_allowed(entry)
+
+    async def fetch_url(url: str) -> str:
+        try:
+            page = await fetch(
+                url.strip(), allow_hosts=allow_hosts, private=[boundary], resolve=resolve or resolve_host, connect=connect or connect_to
+            )
+        except FetchRefusedError as error:
+            _tell_denied(str(error))
+            raise
+        known = _pages.setdefault(library, {})
+        if page.url not in known:
+            known[page.url] = library.add(page.url, page.title, page.text, page.sha256)
+        return _blocks(known[page.url], boundary)
+
+    return _tool(fetch_url, "Fetch a web page of an allowed host. Takes its whole URL; answers with the page's passages.")
+
+
+def _tell_denied(reason: str) -> None:
+    try:
+        tell("log", level="warning", message=f"policy_denied fetch_url: {reason}")
+    except KeyError:  # a tool has a config of its own, so that LangGraph finds one outside a graph as well: nobody listens
+        return
+
+
 def _blocks(passages: "Sequence[Passage]", boundary: str) -> str:
     """The passages as data blocks, as many as fit; text is cut, never a block."""
     blocks: list[str] = []
     room = ANSWER_CHARACTERS
     for passage in passages:
         if room <= 0:
-            blocks.append(f"{len(passages) - len(blocks)} more passages are not shown.")
+            blocks.append(f"{len(passages) - len(blocks)} more passages are not shown; search_documents finds them.")
             break
         text = passage.text[:room]
         blocks.append(data_block("passage", text, boundary, id=passage.id, source=passage.source.uri, title=passage.source.title))
