@@ -1,1 +1,39 @@
 """Multi-agent orchestration on LangGraph: importing this package is cheap, its names load what they need."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestrator.controls import Controls as Controls
+    from orchestrator.events import Event as Event
+    from orchestrator.graphs.supervisor import create_supervisor as create_supervisor
+    from orchestrator.runner import Result as Result
+    from orchestrator.runner import run as run
+    from orchestrator.runner import stream as stream
+    from orchestrator.workflow import Workflow as Workflow
+    from orchestrator.workflow import list_workflows as list_workflows
+    from orchestrator.workflow import load_workflow as load_workflow
+
+__all__ = ["Controls", "Event", "Result", "Workflow", "create_supervisor", "list_workflows", "load_workflow", "run", "stream"]
+
+_HOMES = {
+    "Controls": "controls",
+    "Event": "events",
+    "Result": "runner",
+    "Workflow": "workflow",
+    "create_supervisor": "graphs.supervisor",
+    "list_workflows": "workflow",
+    "load_workflow": "workflow",
+    "run": "runner",
+    "stream": "runner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -21,7 +21,7 @@ OrchestratorError            what happened, where, what to do; `exit_code` 1
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from orchestrator.text import one_line
 
@@ -103,7 +103,7 @@ class DocumentsError(InputError):
 class ModelCallError(OrchestratorError):
     """A model call that gave no usable answer; `status` is what its branch ends as."""
 
-    status: ClassVar[str] = "failed"
+    status: ClassVar[Literal["failed", "refused", "timed_out"]] = "failed"
 
 
 class CallFailedError(ModelCallError):

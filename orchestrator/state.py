@@ -1,7 +1,7 @@
 """The domain types that agents exchange, and the supervisor's state."""
 
-import operator
-from typing import Annotated, Literal, TypedDict
+import re
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,13 +10,16 @@ __all__ = [
     "BranchStatus",
     "Check",
     "Citation",
+    "Failure",
     "Finding",
     "Report",
+    "Sentence",
     "Source",
     "Task",
     "Usage",
     "Verdict",
     "VerdictLabel",
+    "cite",
 ]
 
 BranchStatus = Literal["ok", "refused", "failed", "timed_out", "limited", "skipped"]
@@ -99,6 +102,21 @@ class BranchResult(_Value):
     usage: Usage = Field(default_factory=Usage)
 
 
+class Sentence(_Value):
+    """A sentence of an answer and the findings it rests on, as positions counted from 1."""
+
+    text: str
+    findings: list[int]
+
+
+class Failure(_Value):
+    """Something that failed outside the branches and that the run outlived: the run is `partial` for it."""
+
+    role: str
+    status: BranchStatus
+    error: str
+
+
 class Report(_Value):
     """The written report: markdown whose `[n]` is the n-th citation of `findings`, in order of first use."""
 
@@ -106,3 +124,33 @@ class Report(_Value):
     findings: list[Finding]
     gaps: list[str]
     sources: list[Source]
+
+
+_ALIKE = ("'‘’‚‛′`", '"“”„«»″', "-‐‑‒–—−")
+_EDGES = " \t\r\n\"'“”‘’«»…"
+
+
+def cite(source: str, quote: str, text: str, *, near: int = 0) -> Citation:
+    """`quote` as it stands in `text`, first looked for from offset `near` on; offsets are -1 where it does not stand there.
+
+    White space, case and the shape of quotation marks and dashes may differ: the citation holds the text's own characters.
+    """
+    wanted = quote.strip(_EDGES)
+    if not wanted:
+        return Citation(source=source, quote=quote, start=-1, end=-1)
+    for begin in (near, 0):
+        start = text.find(wanted, begin)
+        if start >= 0:
+            return Citation(source=source, quote=wanted, start=start, end=start + len(wanted))
+    pattern = re.compile(r"\s+".join("".join(map(_shape, word)) for word in wanted.split()), re.IGNORECASE)
+    match = pattern.search(text, near) or pattern.search(text)
+    if match is None:
+        return Citation(source=source, quote=quote, start=-1, end=-1)
+    return Citation(source=source, quote=match.group(), start=match.start(), end=match.end())
+
+
+def _shape(character: str) -> str:
+    for alike in _ALIKE:
+        if character in alike:
+            return f"[{re.escape(alike)}]"
+    return re.escape(character)

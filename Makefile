@@ -1,0 +1,37 @@
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+QUESTION ?= What limits the depth of a resume?
+
+.PHONY: install research check test bench clean lock
+
+install: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+research: $(READY)
+	$(BIN)/python -m orchestrator research "$(QUESTION)" --documents docs
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layout.py
+
+test: $(READY)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+# The lock holds hashes and no addresses; uv only writes it, nothing else needs it.
+lock:
+	uv pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --group dev pyproject.toml --custom-compile-command "make lock" --output-file requirements.lock
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,167 @@
+"""The researcher: a question in, findings with quotes out. A tool loop over documents and, where allowed, the web."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, NotRequired
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AnyMessage, ToolCall, ToolMessage
+from langchain_core.tools import BaseTool
+from langgraph.graph import END, START, StateGraph, add_messages
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.runtime import Runtime
+from pydantic import BaseModel, Field
+from typing_extensions import TypedDict
+
+from agents.prompts import RESEARCHER, block, prompt, question_block
+from orchestrator.context import RunContext
+from orchestrator.events import tell
+from orchestrator.state import Citation, Finding, Source, cite
+
+__all__ = ["Findings", "ResearcherInput", "ResearcherOutput", "create_researcher"]
+
+
+class ResearcherInput(TypedDict):
+    """The question and the documents (paths, folders, globs); `feedback` says what was wrong with an earlier attempt."""
+
+    question: str
+    documents: list[str]
+    allow_hosts: NotRequired[list[str]]
+    task_id: NotRequired[str]
+    feedback: NotRequired[str]
+
+
+class ResearcherOutput(TypedDict):
+    """Findings not yet verified, the sources they cite, and what could not be found."""
+
+    findings: list[Finding]
+    sources: list[Source]
+    missing: str
+
+
+class ResearcherState(ResearcherInput, ResearcherOutput):
+    """The researcher's own state: the conversation with its model."""
+
+    messages: Annotated[list[AnyMessage], add_messages]
+
+
+class Quote(BaseModel):
+    """A quote, copied character for character."""
+
+    passage: str = Field(description="the id of the passage")
+    quote: str = Field(description="the words of the passage that prove the claim, copied exactly")
+
+
+class FoundClaim(BaseModel):
+    """One claim and the quotes that prove it."""
+
+    claim: str = Field(description="one full sentence")
+    citations: list[Quote] = Field(min_length=1)
+
+
+class Findings(BaseModel):
+    """What the passages prove about the question."""
+
+    findings: list[FoundClaim]
+    missing: str = Field(default="", description="what could not be found, or empty")
+
+
+def create_researcher(
+    model: BaseChatModel | None = None,
+    *,
+    tools: Sequence[BaseTool] = (),
+    passages: int = 12,
+    max_turns: int = 6,
+) -> CompiledStateGraph[Any, Any, Any, Any]:
+    """An async subgraph ResearcherInput -> ResearcherOutput.
+
+    The documents are searched for the question itself before the model is first asked, so that no model finds less than that;
+    then it may call tools for `max_turns` rounds: the documents' own, fetch_url where `allow_hosts` names hosts, and `tools`.
+    Raises ModelCallError and DocumentsError.
+    """
+
+    async def search(state: ResearcherState, runtime: Runtime[Any]) -> dict[str, Any]:
+        return await _search(state, RunContext.of(runtime), passages)
+
+    async def research(state: ResearcherState, runtime: Runtime[Any]) -> dict[str, Any]:
+        turns = sum(isinstance(message, AIMessage) for message in state["messages"])
+        return await _research(state, RunContext.of(runtime), tools, turns < max_turns, model)
+
+    async def call_tools(state: ResearcherState, runtime: Runtime[Any]) -> dict[str, Any]:
+        return await _call_tools(state, RunContext.of(runtime), tools)
+
+    graph = StateGraph(ResearcherState, input_schema=ResearcherInput, output_schema=ResearcherOutput, context_schema=RunContext)
+    graph.add_node("search", search)
+    graph.add_node("research", research)
+    graph.add_node("call_tools", call_tools)
+    graph.add_edge(START, "search")
+    graph.add_edge("search", "research")
+    graph.add_conditional_edges("research", _after_research, ["call_tools", END])
+    graph.add_edge("call_tools", "research")
+    return graph.compile(name="researcher")
+
+
+async def _search(state: ResearcherState, context: RunContext, passages: int) -> dict[str, Any]:
+    library = await context.library(state["documents"])
+    tell("branch_step", step="search", detail=state["question"])
+    found = [
+        block("passage", passage.text, context.boundary, id=passage.id, source=passage.source.uri, title=passage.source.title)
+        for passage in await library.search(state["question"], passages)
+    ]
+    feedback = state.get("feedback")
+    parts = [question_block(state["question"]), *found, block("feedback", feedback, context.boundary) if feedback else ""]
+    return {"messages": prompt(RESEARCHER, *parts, boundary=context.boundary)}
+
+
+async def _research(
+    state: ResearcherState, context: RunContext, own: Sequence[BaseTool], may_call: bool, model: BaseChatModel | None
+) -> dict[str, Any]:
+    library = await context.library(state["documents"])
+    offered = [*context.tools(library, state.get("allow_hosts") or ()), *own] if may_call else []
+    tell("branch_step", step="research")
+    answer = await context.ask("researcher", state["messages"], Findings, tools=offered, model=model)
+    if answer.value is None:
+        return {"messages": [answer.message]}
+    findings, sources = await _resolve(answer.value, state.get("task_id") or "", library)
+    return {"messages": [answer.message], "findings": findings, "sources": sources, "missing": answer.value.missing}
+
+
+def _after_research(state: ResearcherState) -> str:
+    return END if "missing" in state else "call_tools"
+
+
+async def _call_tools(state: ResearcherState, context: RunContext, own: Sequence[BaseTool]) -> dict[str, Any]:
+    library = await context.library(state["documents"])
+    named = {tool.name: tool for tool in [*context.tools(library, state.get("allow_hosts") or ()), *own]}
+    message = state["messages"][-1]
+    calls = message.tool_calls if isinstance(message, AIMessage) else []
+    tell("branch_step", step="tools", detail=", ".join(call["name"] for call in calls))
+    answers = await asyncio.gather(*(_call_tool(named, call) for call in calls), return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return {"messages": answers}
+
+
+async def _call_tool(named: Mapping[str, BaseTool], call: ToolCall) -> ToolMessage:
+    if call["name"] not in named:
+        return ToolMessage(f"There is no tool {call['name']!r}.", tool_call_id=call["id"], status="error")
+    answer = await named[call["name"]].ainvoke({**call, "type": "tool_call"})
+    return answer if isinstance(answer, ToolMessage) else ToolMessage(str(answer), tool_call_id=call["id"])
+
+
+async def _resolve(answer: Findings, task_id: str, library: Any) -> tuple[list[Finding], list[Source]]:
+    """Findings whose quotes are placed in their sources' text; a quote that is not there gets the offsets -1."""
+    findings, sources = [], {}
+    for found in answer.findings:
+        citations = []
+        for quote in found.citations:
+            passage = await library.passage(quote.passage)
+            if passage is None:
+                citations.append(Citation(source=quote.passage, quote=quote.quote, start=-1, end=-1))
+                continue
+            sources[passage.source.uri] = passage.source
+            text = await library.text(passage.source.uri) or ""
+            citations.append(cite(passage.source.uri, quote.quote, text, near=passage.start))
+        findings.append(Finding(task_id=task_id, claim=found.claim.strip(), citations=citations))
+    return findings, list(sources.values())

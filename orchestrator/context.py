@@ -1,0 +1,151 @@
+"""RunContext: what the agents of a run share. It is LangGraph's `context_schema`, and the agents' one door to the engine."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage
+from langchain_core.tools import BaseTool
+from pydantic import BaseModel
+
+from orchestrator.controls import Controls
+from orchestrator.documents import Library, open_library
+from orchestrator.errors import InvalidAnswerError
+from orchestrator.events import tell
+from orchestrator.evidence import check_claim
+from orchestrator.models import Answer, ask, choose_model, resolve_model
+from orchestrator.state import Check, Finding, Source
+from orchestrator.tools import document_tools, fetch_tool
+from orchestrator.usage import Ledger
+
+if TYPE_CHECKING:
+    from langgraph.runtime import Runtime
+
+__all__ = ["RunContext"]
+
+T = TypeVar("T", bound=BaseModel)
+
+# A context that nobody made for a run lives as long as its event loop, so it looks at the documents again after this long.
+_DEFAULT_LIBRARY_SECONDS = 30.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunContext:
+    """Models by role (`""` is every other role), controls, the ledger, the data boundary and the document libraries of one run."""
+
+    models: Mapping[str, BaseChatModel]
+    controls: Controls = field(default_factory=Controls)
+    ledger: Ledger = field(default_factory=Ledger)
+    boundary: str = field(default_factory=lambda: secrets.token_hex(8))
+    began: float = field(default_factory=time.monotonic)
+    library_seconds: float = float("inf")
+    _slots: list[asyncio.Semaphore] = field(default_factory=list, repr=False)
+    _libraries: dict[tuple[str, ...], tuple[float, "asyncio.Task[Library]"]] = field(default_factory=dict, repr=False)
+
+    @staticmethod
+    def of(runtime: "Runtime[Any]") -> "RunContext":
+        """The run's context; for an agent used in a graph of somebody else's, one for this event loop with the default model."""
+        if isinstance(runtime.context, RunContext):
+            return runtime.context
+        loop = asyncio.get_running_loop()
+        if loop not in _defaults:
+            import os
+
+            model = resolve_model(choose_model(None, os.environ).spec)
+            _defaults[loop] = RunContext(models={"": model}, library_seconds=_DEFAULT_LIBRARY_SECONDS)
+        return _defaults[loop]
+
+    def model(self, role: str) -> BaseChatModel:
+        """The chat model of a role."""
+        return self.models.get(role) or self.models[""]
+
+    async def ask(
+        self,
+        role: str,
+        messages: Sequence[BaseMessage],
+        schema: type[T],
+        *,
+        tools: Sequence[BaseTool] = (),
+        model: BaseChatModel | None = None,
+    ) -> Answer[T]:
+        """An answer that validates as `schema`, or tool calls; raises ModelCallError. Waiting for a free slot is not timed."""
+        if not self._slots:
+            self._slots.append(asyncio.Semaphore(self.controls.max_concurrency))
+        async with self._slots[0]:
+            return await ask(model or self.model(role), messages, schema, tools=tools, role=role, timeout=self.controls.call_timeout)
+
+    async def answer(self, role: str, messages: Sequence[BaseMessage], schema: type[T], *, model: BaseChatModel | None = None) -> T:
+        """The value of `ask` without tools."""
+        answer = await self.ask(role, messages, schema, model=model)
+        if answer.value is None:
+            raise InvalidAnswerError(f"the {role} model called a tool where none was offered")
+        return answer.value
+
+    async def library(self, documents: Sequence[str]) -> Library:
+        """The opened documents, indexed once for all who ask at the same time; raises DocumentsError."""
+        key = tuple(documents)
+        opened, task = self._libraries.get(key, (0.0, None))
+        if task is None or time.monotonic() - opened > self.library_seconds:
+            task = asyncio.ensure_future(_open(key))
+            self._libraries[key] = (time.monotonic(), task)
+        return await asyncio.shield(task)
+
+    def tools(self, library: Library, allow_hosts: Sequence[str] = ()) -> list[BaseTool]:
+        """Search and read the documents; fetch a URL where hosts are allowed."""
+        fetching = [fetch_tool(library, allow_hosts=allow_hosts, boundary=self.boundary)] if allow_hosts else []
+        return [*document_tools(library, boundary=self.boundary), *fetching]
+
+    async def check_finding(self, finding: Finding, sources: Sequence[Source], library: Library) -> list[Check]:
+        """What can be checked without a model: quotes at their offsets, source hashes, numbers, dates and names."""
+        if not finding.citations:
+            return [Check(name="quote", passed=False, detail="the claim cites nothing")]
+        known = {source.uri: source for source in sources}
+        checks = [await _check_quotes(finding, library), await _check_hashes(finding, known, library)]
+        titles = " ".join(known[c.source].title for c in finding.citations if c.source in known)
+        return [*checks, *check_claim(finding.claim, [c.quote for c in finding.citations], title=titles)]
+
+    async def aclose(self) -> None:
+        """Close the libraries that were opened."""
+        tasks = [task for _, task in self._libraries.values()]
+        self._libraries.clear()
+        for task in tasks:
+            if not task.done():
+                task.cancel()
+        for opened in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(opened, Library):
+                await opened.aclose()
+
+
+_defaults: WeakKeyDictionary[asyncio.AbstractEventLoop, RunContext] = WeakKeyDictionary()
+
+
+async def _open(documents: tuple[str, ...]) -> Library:
+    library = await open_library(documents)
+    skipped = [{"uri": skip.uri, "reason": skip.reason} for skip in library.skipped]
+    tell("documents", read=library.read, skipped=skipped, passages=library.passages)
+    return library
+
+
+async def _check_quotes(finding: Finding, library: Library) -> Check:
+    for citation in finding.citations:
+        text = await library.text(citation.source)
+        if text is None:
+            return Check(name="quote", passed=False, detail=f"there is no source {citation.source!r}")
+        if citation.start < 0 or text[citation.start : citation.end] != citation.quote:
+            return Check(name="quote", passed=False, detail=f"the quote is not in {citation.source!r} word for word")
+    return Check(name="quote", passed=True)
+
+
+async def _check_hashes(finding: Finding, known: Mapping[str, Source], library: Library) -> Check:
+    for uri in dict.fromkeys(citation.source for citation in finding.citations):
+        retrieved = known[uri].sha256 if uri in known else None
+        if retrieved is None:
+            return Check(name="hash", passed=False, detail=f"{uri!r} is not among the sources that were retrieved")
+        if await library.current_sha256(uri) != retrieved:
+            return Check(name="hash", passed=False, detail=f"{uri!r} has changed since it was read")
+    return Check(name="hash", passed=True)

@@ -1,0 +1,1 @@
+"""Graph builders for patterns that workflows share: one builder a file."""

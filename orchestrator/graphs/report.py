@@ -1,0 +1,139 @@
+"""The report: the answer first, then findings by question, gaps and sources. No sentence without a supported finding."""
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+
+from orchestrator.context import RunContext
+from orchestrator.documents import Library
+from orchestrator.evidence import check_claim
+from orchestrator.state import BranchResult, Citation, Failure, Finding, Report, Sentence
+from orchestrator.text import one_line
+
+__all__ = ["distinct_findings", "write_report"]
+
+_ANSWER_CHARACTERS = 1_200
+_MARKUP = re.compile(r"([\\`*_\[\]<>#|!~])")
+_OFFLINE = "> No language model was used: every sentence below was selected word for word from the documents by the offline model."
+
+
+async def write_report(
+    question: str,
+    branches: Sequence[BranchResult],
+    findings: Sequence[Finding],
+    answer: Sequence[Sentence],
+    failures: Sequence[Failure],
+    context: RunContext,
+    library: Library,
+) -> Report:
+    """Put the report together; `answer` counts in `findings`, the distinct findings of `branches`.
+
+    A sentence that rests on no finding, or whose numbers, dates or names are not in its findings, is left out; when none is left
+    the findings themselves are the answer.
+    """
+    numbers = _numbers(findings)
+    sentences = [sentence for sentence in answer if _holds(sentence, findings)] or _from_findings(findings)
+    told = [f"{_plain(sentence.text)} {_marks([findings[n - 1] for n in sentence.findings], numbers)}" for sentence in sentences]
+    gaps = [f"{result.task.question} ({result.error or result.gap})" for result in branches if not result.findings or result.error]
+    gaps += [f"the {failure.role}: {failure.error}" for failure in failures]
+    parts = [
+        f"# {_plain(question)}",
+        _OFFLINE if _offline(context) else "",
+        _partial(branches, failures),
+        " ".join(told) or "No finding is supported by the documents.",
+        *_by_question(branches, findings, numbers),
+        _listed("Not answered", [f"- {_plain(gap)}" for gap in gaps]),
+        _listed("Sources", [await _source(citation, number, library) for citation, number in numbers.items()]),
+        "---",
+        _colophon(context),
+    ]
+    cited = {citation.source for citation in numbers}
+    sources = {source.uri: source for result in branches for source in result.sources if source.uri in cited}
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    return Report(markdown=text, findings=list(findings), gaps=[one_line(gap, 400) for gap in gaps], sources=list(sources.values()))
+
+
+def distinct_findings(branches: Sequence[BranchResult]) -> list[Finding]:
+    """Supported findings in order, the same claim with the same quotes once."""
+    distinct: dict[tuple[str, tuple[Citation, ...]], Finding] = {}
+    for result in branches:
+        for finding in result.findings:
+            distinct.setdefault((finding.claim, tuple(finding.citations)), finding)
+    return list(distinct.values())
+
+
+def _numbers(findings: Sequence[Finding]) -> dict[Citation, int]:
+    numbers: dict[Citation, int] = {}
+    for finding in findings:
+        for citation in finding.citations:
+            numbers.setdefault(citation, len(numbers) + 1)
+    return numbers
+
+
+def _holds(sentence: Sentence, findings: Sequence[Finding]) -> bool:
+    """Every finding exists, and numbers, dates and names of the sentence are in what it rests on."""
+    if not sentence.text.strip() or not sentence.findings or not all(1 <= number <= len(findings) for number in sentence.findings):
+        return False
+    rests_on = [findings[number - 1] for number in sentence.findings]
+    words = [text for finding in rests_on for text in (finding.claim, *(citation.quote for citation in finding.citations))]
+    return all(check.passed for check in check_claim(sentence.text, words))
+
+
+def _from_findings(findings: Sequence[Finding]) -> list[Sentence]:
+    sentences, room = list[Sentence](), _ANSWER_CHARACTERS
+    for number, finding in enumerate(findings, start=1):
+        room -= len(finding.claim)
+        if room < 0 and sentences:
+            break
+        sentences.append(Sentence(text=finding.claim, findings=[number]))
+    return sentences
+
+
+def _marks(findings: Sequence[Finding], numbers: Mapping[Citation, int]) -> str:
+    marks = dict.fromkeys(numbers[citation] for finding in findings for citation in finding.citations)
+    return "".join(f"[{number}]" for number in sorted(marks))
+
+
+def _plain(text: str) -> str:
+    """`text` on one line, with what Markdown or HTML would read as markup escaped: it came from documents and models."""
+    return _MARKUP.sub(r"\\\1", one_line(text, 4_000))
+
+
+def _offline(context: RunContext) -> bool:
+    return bool(context.ledger.models) and set(context.ledger.models) == {"offline"}
+
+
+def _partial(branches: Sequence[BranchResult], failures: Sequence[Failure]) -> str:
+    lost = [result for result in branches if result.status != "ok"]
+    said = [f"{len(lost)} of {len(branches)} questions could not be researched"] if lost else []
+    said += [f"the {failure.role} failed" for failure in failures if failure.role != "supervisor"]
+    return f"> Partial: {' and '.join(said)}; what is missing is listed under “Not answered”." if said else ""
+
+
+def _by_question(branches: Sequence[BranchResult], findings: Sequence[Finding], numbers: Mapping[Citation, int]) -> list[str]:
+    parts = []
+    distinct = set(map(id, findings))
+    for result in branches:
+        lines = [f"- {_plain(finding.claim)} {_marks([finding], numbers)}" for finding in result.findings if id(finding) in distinct]
+        if lines:
+            title = _plain(result.task.question) if len(branches) > 1 else "Findings"
+            parts.append("\n".join([f"## {title}", "", *lines]))
+    return parts
+
+
+def _listed(title: str, lines: Sequence[str]) -> str:
+    return "\n".join([f"## {title}", "", *lines]) if lines else ""
+
+
+async def _source(citation: Citation, number: int, library: Library) -> str:
+    where = await library.where(citation.source, citation.start)
+    return f"{number}. {_plain(citation.source)}, {where}: “{_plain(citation.quote)}”"
+
+
+def _colophon(context: RunContext) -> str:
+    usage = context.ledger.usage()
+    if not usage.model_calls:
+        return ""
+    cost = "unknown cost" if usage.cost_usd is None else f"${usage.cost_usd:.4f}" if usage.cost_usd else "$0"
+    calls = f"{usage.model_calls} calls, {usage.input_tokens:,} tokens in, {usage.output_tokens:,} out"
+    return f"{_plain(', '.join(context.ledger.models))}: {calls}, {cost}, {time.monotonic() - context.began:.1f} s"

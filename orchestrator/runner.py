@@ -1,0 +1,304 @@
+"""Run a workflow: `stream()` is the one engine, `run()` folds over it."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import RunnableConfig
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.types import StreamMode
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from orchestrator.checks import unknown_targets
+from orchestrator.context import RunContext
+from orchestrator.controls import Controls
+from orchestrator.errors import DeadlineReached, InputError, OrchestratorError
+from orchestrator.events import Event, listening, tell
+from orchestrator.models import choose_model, resolve_model
+from orchestrator.state import BranchResult, Failure
+from orchestrator.usage import Ledger, Observer
+from orchestrator.workflow import Workflow, load_workflow
+
+__all__ = ["EXIT_CODES", "Result", "Status", "run", "stream"]
+
+Status = Literal["complete", "partial", "failed", "limited", "interrupted", "cancelled"]
+ModelSpec = str | BaseChatModel | Mapping[str, str | BaseChatModel]
+
+EXIT_CODES: dict[str, int] = {"complete": 0, "failed": 1, "partial": 3, "limited": 4, "interrupted": 5, "cancelled": 130}
+
+_RUN_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_ROLES = ("planner", "researcher", "verifier", "writer")
+
+
+class Result(BaseModel):
+    """What a run came to; `output` holds the keys of the graph's output schema. `seconds` is wall time."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    workflow: str
+    status: Status
+    output: dict[str, Any]
+    branches: list[dict[str, Any]]
+    usage: dict[str, Any]
+    seconds: float
+    model: str
+    trace_url: str | None = None
+    error: str | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the command line for this status."""
+        return EXIT_CODES[self.status]
+
+
+@dataclass(frozen=True)
+class _Models:
+    by_role: dict[str, BaseChatModel]
+    said: str
+    reason: str
+
+
+@dataclass
+class _Run:
+    """One run while it lasts."""
+
+    workflow: Workflow
+    graph: CompiledStateGraph[Any, Any, Any, Any]
+    values: dict[str, Any]
+    models: _Models
+    controls: Controls
+    run_id: str
+    ledger: Ledger = field(default_factory=Ledger)
+    began: float = field(default_factory=time.monotonic)
+    state: dict[str, Any] = field(default_factory=dict)
+
+    async def drive(self, emit: Callable[[Event], None]) -> Result:
+        """Drive the graph to its end, telling every event to `emit`; bad input is raised, every other failure is a result."""
+        context = RunContext(models=self.models.by_role, controls=self.controls, ledger=self.ledger)
+        with listening(emit), unknown_targets() as unknown:
+            notes = list(self.workflow.notes)
+            tell("run_started", workflow=self.workflow.name, model=self.models.said, reason=self.models.reason, notes=notes)
+            try:
+                async with asyncio.timeout(self.controls.deadline) as clock:
+                    await self._follow(context)
+            except (InputError, asyncio.CancelledError):
+                raise
+            except TimeoutError as error:
+                if not clock.expired():
+                    return self.result("failed", _said(error))
+                late = DeadlineReached(f"the run took longer than its deadline of {self.controls.deadline:g} s", remedy="raise --deadline")
+                return self.result("limited", str(late))
+            except Exception as error:  # noqa: BLE001 - a run that fails ends with a result that says so
+                tell("log", level="debug", message="the run failed", exception=error)
+                return self.result("failed", _said(error))
+            finally:
+                await context.aclose()
+            if unknown:
+                named = ", ".join(repr(name) for name in dict.fromkeys(unknown))
+                return self.result("failed", f"the graph sent work to {named}, and it has no such node: that work was not done")
+            return self.result(*self._outcome())
+
+    async def _follow(self, context: RunContext) -> None:
+        config: RunnableConfig = {
+            "run_name": self.workflow.name,
+            "callbacks": [Observer(self.ledger)],
+            "max_concurrency": self.controls.max_concurrency,
+            "recursion_limit": self.controls.max_branches + 50,
+            "metadata": {"run_id": self.run_id, "workflow": self.workflow.name},
+            "tags": [f"workflow:{self.workflow.name}"],
+        }
+        modes: list[StreamMode] = ["values", "tasks", "custom"]
+        parts = self.graph.astream(self.values, config, context=context, stream_mode=modes, version="v2")
+        async with contextlib.aclosing(cast("AsyncGenerator[Any, None]", parts)) as open_parts:
+            async for part in open_parts:
+                if part["type"] == "values":
+                    self.state = part["data"] if isinstance(part["data"], dict) else dict(part["data"])
+                elif part["type"] == "tasks":
+                    done = "result" in part["data"]
+                    tell("step_finished" if done else "step_started", node=part["data"]["name"], **_error(part["data"]) if done else {})
+                elif isinstance(part["data"], Event):
+                    tell(part["data"].kind, **part["data"].fields)
+
+    def _outcome(self) -> tuple[Status, str | None]:
+        branches, failures = self.branches(), self._failures()
+        lost = [branch for branch in branches if branch.status != "ok"]
+        if branches and len(lost) == len(branches) and not any(branch.findings for branch in branches):
+            return "failed", _summed_up(branch.error or branch.status for branch in lost)
+        if lost or failures:
+            return "partial", _summed_up([*(b.error or b.status for b in lost), *(f"{f.role}: {f.error}" for f in failures)])
+        return "complete", None
+
+    def branches(self) -> list[BranchResult]:
+        """The branches that the graph's state holds, if it holds any."""
+        return [branch for branch in _listed(self.state.get("branches")) if isinstance(branch, BranchResult)]
+
+    def _failures(self) -> list[Failure]:
+        return [failure for failure in _listed(self.state.get("failures")) if isinstance(failure, Failure)]
+
+    def result(self, status: Status, error: str | None) -> Result:
+        """The result as it stands now."""
+        output = self.graph.output_channels
+        return Result(
+            run_id=self.run_id,
+            workflow=self.workflow.name,
+            status=status,
+            output={key: _json(self.state[key]) for key in ([output] if isinstance(output, str) else output) if key in self.state},
+            branches=[
+                {"task": branch.task.question, **branch.model_dump(include={"status", "error", "attempts", "seconds"})}
+                for branch in self.branches()
+            ],
+            usage={**self.ledger.usage().model_dump(), "by_role": self.ledger.by_role()},
+            seconds=round(time.monotonic() - self.began, 3),
+            model=self.models.said,
+            error=error,
+        )
+
+
+async def stream(
+    workflow: str | Workflow,
+    input: Mapping[str, Any] | BaseModel,
+    *,
+    model: ModelSpec | None = None,
+    controls: Mapping[str, Any] | Controls | None = None,
+    run_id: str | None = None,
+) -> AsyncGenerator[Event, None]:
+    """Run a workflow and yield its events; the last is `result`, whose fields are the Result. Raises InputError before anything started.
+
+    `model` is a spec or a chat model for every role, or a mapping by role (`""`: every other role). Closing the generator cancels the run.
+    """
+    prepared = prepare(workflow, input, model=model, controls=controls, run_id=run_id)
+    async with contextlib.aclosing(_stream(prepared)) as events:
+        async for event in events:
+            yield event
+
+
+async def run(
+    workflow: str | Workflow,
+    input: Mapping[str, Any] | BaseModel,
+    *,
+    model: ModelSpec | None = None,
+    controls: Mapping[str, Any] | Controls | None = None,
+    run_id: str | None = None,
+) -> Result:
+    """Run a workflow to its end. Raises InputError before anything started; every later failure is the result's status and error."""
+    last = None
+    async with contextlib.aclosing(stream(workflow, input, model=model, controls=controls, run_id=run_id)) as events:
+        async for event in events:
+            last = event
+    if last is None or last.kind != "result":
+        raise OrchestratorError("the run ended without a result")
+    return Result.model_validate(last.fields)
+
+
+def prepare(
+    workflow: str | Workflow,
+    values: Mapping[str, Any] | BaseModel,
+    *,
+    model: ModelSpec | None,
+    controls: Mapping[str, Any] | Controls | None,
+    run_id: str | None,
+) -> _Run:
+    """Check everything that can be checked before a run starts; raises InputError."""
+    loaded = load_workflow(workflow) if isinstance(workflow, str) else workflow
+    if run_id is not None and not _RUN_ID.fullmatch(run_id):
+        raise InputError(f"{run_id!r} is no run id", remedy="use 1 to 128 letters, digits, dots, dashes and underscores")
+    given = values.model_dump() if isinstance(values, BaseModel) else dict(values)
+    return _Run(
+        workflow=loaded,
+        graph=loaded.compile(),
+        values=loaded.validate_input(given),
+        models=_resolve_models(model),
+        controls=_controls(loaded.controls, controls),
+        run_id=run_id or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}",
+    )
+
+
+async def _stream(prepared: _Run) -> AsyncGenerator[Event, None]:
+    events: asyncio.Queue[Event | None] = asyncio.Queue()
+    driving = asyncio.create_task(prepared.drive(events.put_nowait), name=f"run {prepared.run_id}")
+    driving.add_done_callback(lambda _: events.put_nowait(None))
+    try:
+        while (event := await events.get()) is not None:
+            yield event
+        yield Event("result", (await driving).model_dump())
+    finally:
+        if not driving.done():
+            driving.cancel()
+            await asyncio.wait({driving})
+
+
+def _resolve_models(model: ModelSpec | None) -> _Models:
+    given = dict(model) if isinstance(model, Mapping) else {"": model}
+    unknown = [role for role in given if role and not re.fullmatch(r"[A-Za-z_][\w-]*", role)]
+    if unknown:
+        raise InputError(f"{unknown[0]!r} is no role", remedy=f"give --model ROLE=SPEC, where a role is one of {', '.join(_ROLES)}")
+    chosen, said, reason = dict[str, BaseChatModel](), list[str](), "given"
+    default = given.pop("", None)
+    if not isinstance(default, BaseChatModel):
+        choice = choose_model(default, os.environ)
+        chosen[""], reason = resolve_model(choice.spec), choice.reason
+        said.append(choice.spec)
+    else:
+        chosen[""] = default
+        said.append(_name(default))
+    for role, spec in given.items():
+        chosen[role] = spec if isinstance(spec, BaseChatModel) else resolve_model(str(spec))
+        said.append(f"{role}={_name(spec) if isinstance(spec, BaseChatModel) else spec}")
+    return _Models(chosen, ", ".join(said), reason)
+
+
+def _name(model: BaseChatModel) -> str:
+    return str(getattr(model, "model_name", None) or getattr(model, "model", None) or model.get_name())
+
+
+def _controls(of_workflow: Controls, given: Mapping[str, Any] | Controls | None) -> Controls:
+    if given is None or isinstance(given, Controls):
+        return given or of_workflow
+    try:
+        return Controls.model_validate({**of_workflow.model_dump(), **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", remedy="see --help for the range") from None
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _error(task: Mapping[str, Any]) -> dict[str, Any]:
+    return {"error": str(task["error"]) if task.get("error") else None}
+
+
+def _said(error: BaseException) -> str:
+    return str(error) if isinstance(error, OrchestratorError) else f"{type(error).__name__}: {error}"
+
+
+def _summed_up(errors: Iterable[str]) -> str:
+    """Each distinct cause once, with how often it came."""
+    counts: dict[str, int] = {}
+    for error in errors:
+        counts[error] = counts.get(error, 0) + 1
+    return "; ".join(f"{error} ({count} times)" if count > 1 else error for error, count in counts.items())
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {str(key): _json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_json(item) for item in value]
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return value
