@@ -45,7 +45,7 @@ def open_live(stream: TextIO) -> Iterator[Callable[[Event], None]]:
     """A function that shows events in a live view on `stream`; the finished view stays on the screen."""
     console = Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=False)
     if console.is_dumb_terminal or not console.is_terminal:
-        yield lambda event: _print_lines(console, plain_lines(event) if event.kind != "result" else summary(event.fields))
+        yield lambda event: _print_lines(console, plain_lines(event))
         return
     view = RunView()
     # stdout is the output's alone; stderr goes through the console, so that log lines come above the view.
@@ -53,13 +53,13 @@ def open_live(stream: TextIO) -> Iterator[Callable[[Event], None]]:
 
     def show(event: Event) -> None:
         view.add(event)
-        if event.kind in ("run_started", "documents", "log"):
+        if event.kind in ("run_started", "documents"):
             _print_lines(console, plain_lines(event))
 
     with live:
         yield show
     if view.result is not None:
-        _print_lines(console, summary(view.result))
+        _print_lines(console, summary(view.result, failures=len(view.branches) > _COMPACT))
 
 
 def _print_lines(console: Console, lines: list[str]) -> None:
@@ -109,6 +109,8 @@ def _figures(view: RunView, ascii_only: bool) -> str:
         named = (("lost", "not ok"), ("active", "active"), ("waiting", "waiting"))
         states += [f"{counts[state]:,} {word}" for state, word in named if counts[state]]
         words.append(", ".join(states))
+    elif view.steps:
+        words.append(f"{view.steps_done:,} of {view.steps:,} steps done")
     in_flight = max(0, view.calls - view.calls_done)
     words.append(f"{view.calls_done:,} calls" + (f" + {in_flight:,} in flight" if in_flight else ""))
     words.append(f"tokens {view.input_tokens:,} in, {view.output_tokens:,} out")

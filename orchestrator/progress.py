@@ -39,6 +39,8 @@ class RunView:
     phase: str = "starting"
     round: int = 0
     branches: dict[str, BranchView] = field(default_factory=dict)
+    steps: int = 0
+    steps_done: int = 0
     calls: int = 0
     calls_done: int = 0
     input_tokens: int = 0
@@ -112,7 +114,12 @@ def _branch_finished(view: RunView, event: Event) -> None:
 
 def _step_started(view: RunView, event: Event) -> None:
     if event.branch is None:
+        view.steps += 1
         view.phase = one_line(event.fields.get("node", ""), 40)
+
+
+def _step_finished(view: RunView, event: Event) -> None:
+    view.steps_done += event.branch is None
 
 
 def _model_started(view: RunView, event: Event) -> None:
@@ -139,6 +146,7 @@ _FOLDS: dict[str, Callable[[RunView, Event], None]] = {
     "branch_step": _branch_step,
     "branch_finished": _branch_finished,
     "step_started": _step_started,
+    "step_finished": _step_finished,
     "tool_started": _tool_started,
     "model_started": _model_started,
     "model_finished": _model_finished,
@@ -219,41 +227,33 @@ def _step_lines(event: Event) -> list[str]:
     return [f"step {one_line(event.fields.get('node', ''), 80)} {f'failed: {one_line(error)}' if error else 'done'}"]
 
 
-def _log_lines(event: Event) -> list[str]:
-    level = str(event.fields.get("level", "info"))
-    return [f"{one_line(level, 20)}: {one_line(event.fields.get('message', ''), 300)}"] if level in ("warning", "error") else []
-
-
 _LINES: dict[str, Callable[[Event], list[str]]] = {
     "run_started": _run_lines,
     "documents": _documents_lines,
     "plan": _plan_lines,
     "branch_finished": _branch_lines,
     "step_finished": _step_lines,
-    "log": _log_lines,
+    "result": lambda event: summary(event.fields),
 }
 
 
-def summary(result: Mapping[str, Any], *, failures: bool = True) -> list[str]:
-    """The closing lines of a run; with `failures` each branch that did not end well, and why."""
+def summary(result: Mapping[str, Any], *, failures: bool = False) -> list[str]:
+    """The closing lines of a run; with `failures` also each branch that did not end well, and why."""
     branches = result.get("branches") or ()
     lost = [branch for branch in branches if branch.get("status") != "ok"]
     of = f": {len(branches) - len(lost):,} of {count(len(branches), 'branch', 'branches')} ok" if branches else ""
     lines = [f"{one_line(result.get('status', ''), 20)}{of}"]
     if failures:
-        named = ((_task_name(branch), status_words(branch.get("status")), branch.get("error")) for branch in lost[:_LISTED])
-        lines += [f"  {name} {status}{f': {one_line(error)}' if error else ''}" for name, status, error in named]
+        named = ((one_line(branch.get("task"), 60), status_words(branch.get("status")), branch.get("error")) for branch in lost[:_LISTED])
+        lines += [f"  {task}: {status}{f': {one_line(error)}' if error else ''}" for task, status, error in named]
         lines += [f"  and {len(lost) - _LISTED:,} more"] if len(lost) > _LISTED else []
+    if result.get("error"):
+        lines.append(f"error: {one_line(result['error'], 400)}")
     lines.append(_usage_line(result))
     if result.get("trace_url"):
         lines.append(f"trace: {one_line(result['trace_url'], 400)}")
     lines.append(f"run: {one_line(result.get('run_id', ''), 128)}")
     return lines
-
-
-def _task_name(branch: Mapping[str, Any]) -> str:
-    task = branch.get("task")
-    return one_line(task.get("id", "") if isinstance(task, Mapping) else task, 80)
 
 
 def _usage_line(result: Mapping[str, Any]) -> str:
@@ -285,12 +285,22 @@ def open_progress(stream: TextIO | None = None, *, quiet: bool = False, live: bo
         with open_live(stream) as show:
             yield show
     else:
-        yield lambda event: _write_plain(stream, event)
+        yield _Plain(stream)
 
 
-def _write_plain(stream: TextIO, event: Event) -> None:
-    lines = plain_lines(event) if event.kind != "result" else summary(event.fields, failures=False)
-    for line in lines:
-        stream.write(line + "\n")
-    if lines:
-        stream.flush()
+class _Plain:
+    """Writes the lines of each event; the steps of a graph only as long as no plan tells more."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._planned = False
+
+    def __call__(self, event: Event) -> None:
+        self._planned = self._planned or event.kind == "plan"
+        if self._planned and event.kind == "step_finished" and not event.fields.get("error"):
+            return
+        lines = plain_lines(event)
+        for line in lines:
+            self._stream.write(line + "\n")
+        if lines:
+            self._stream.flush()

@@ -1,0 +1,207 @@
+"""Logs: structlog on stderr or in a file, with run and branch bound; the standard library's loggers come the same way."""
+
+import logging
+import os
+import re
+import sys
+import unicodedata
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from orchestrator.events import Event, current_branch
+
+__all__ = ["LogFormat", "escaped", "log_event", "open_logs"]
+
+LogFormat = Literal["console", "json"]
+
+_LEVELS: dict[str, int] = {
+    "run_started": logging.INFO,
+    "documents": logging.INFO,
+    "plan": logging.INFO,
+    "branch_started": logging.INFO,
+    "branch_finished": logging.INFO,
+    "report": logging.INFO,
+    "result": logging.INFO,
+}
+_SECRET_NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
+_SHORTEST_SECRET = 8  # characters; a shorter value would blacken ordinary words
+_LONGEST = 2000  # characters of one field; a model's whole answer does not belong into a log
+
+
+@contextmanager
+def open_logs(
+    *, log_file: Path | None = None, log_format: LogFormat = "console", debug: bool = False, quiet: bool = False, run_id: str | None = None
+) -> Iterator[None]:
+    """Send every log record to stderr or to `log_file` (appended), as long as the block lasts.
+
+    On stderr from WARNING on (`quiet`: ERROR), in a file our own from INFO on too; `debug`: everything.
+    """
+    handler = _handler(log_file)
+    handler.setFormatter(_formatter(log_format, debug=debug))
+    root, ours = logging.getLogger(), logging.getLogger("orchestrator")
+    before = (root.handlers[:], root.level, ours.level, warnings.showwarning)
+    root.handlers = [handler]
+    root.setLevel(logging.DEBUG if debug else logging.ERROR if quiet and log_file is None else logging.WARNING)
+    ours.setLevel(logging.DEBUG if debug else logging.INFO if log_file is not None else logging.NOTSET)
+    logging.captureWarnings(True)
+    _configure_structlog()
+    try:
+        with structlog.contextvars.bound_contextvars(**({"run_id": run_id} if run_id else {})):
+            yield
+    finally:
+        logging.captureWarnings(False)
+        root.handlers, warnings.showwarning = before[0], before[3]
+        root.setLevel(before[1])
+        ours.setLevel(before[2])
+        handler.close()
+        structlog.reset_defaults()
+
+
+def log_event(event: Event) -> None:
+    """An event of a run as a log record: what a person wants to know later at INFO, each call and step at DEBUG."""
+    fields = dict(event.fields)
+    where = {key: value for key, value in (("branch", event.branch), ("role", event.role)) if value}
+    log = structlog.stdlib.get_logger("orchestrator")
+    if event.kind == "log":
+        level = logging.getLevelNamesMapping().get(str(fields.pop("level", "info")).upper(), logging.INFO)
+        log.log(level, str(fields.pop("message", "")), exc_info=fields.pop("exception", None), **where, **fields)
+        return
+    if event.kind == "result":
+        fields = {key: fields.get(key) for key in ("status", "error", "seconds")}
+    log.log(_LEVELS.get(event.kind, logging.DEBUG), event.kind, **where, **fields)
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at that moment: a live view puts itself there, and lines then come above it."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if sys.stderr is not None:
+            self.stream = sys.stderr
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        """A log line that cannot be written, because the reader has left, is lost and no more than that."""
+
+
+def _handler(log_file: Path | None) -> logging.Handler:
+    if log_file is None:
+        return _Stderr()
+    # The file is made by the first record: nothing is written before the input was found good.
+    return logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace", delay=True)
+
+
+def _configure_structlog() -> None:
+    structlog.configure(
+        processors=[*_shared(), structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+
+
+def _shared() -> list[Processor]:
+    return [
+        structlog.contextvars.merge_contextvars,
+        _add_branch,
+        structlog.stdlib.filter_by_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+
+
+def _formatter(log_format: LogFormat, *, debug: bool) -> logging.Formatter:
+    foreign = [processor for processor in _shared() if processor is not structlog.stdlib.filter_by_level]
+    last: list[Processor] = [_Redact(os.environ)]
+    if log_format == "json":
+        # ASCII only: whatever a field holds is escaped, and nothing is lost.
+        last.append(structlog.processors.JSONRenderer(ensure_ascii=True, default=str))
+    else:
+        last.append(_render_line)
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[*foreign, structlog.stdlib.PositionalArgumentsFormatter()],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.format_exc_info if debug else _name_exception,
+            _cut,
+            *last,
+        ],
+    )
+
+
+def _add_branch(logger: WrappedLogger, method: str, record: EventDict) -> EventDict:
+    branch = current_branch()
+    if branch is not None:
+        record.setdefault("branch", branch)
+    return record
+
+
+def _name_exception(logger: WrappedLogger, method: str, record: EventDict) -> EventDict:
+    """The exception in one line; its traceback is for --debug."""
+    raised = record.pop("exc_info", None)
+    if raised is True:
+        raised = sys.exc_info()
+    error = raised[1] if isinstance(raised, tuple) else raised
+    if isinstance(error, BaseException):
+        record["exception"] = escaped(f"{type(error).__name__}: {error}")
+    return record
+
+
+def _cut(logger: WrappedLogger, method: str, record: EventDict) -> EventDict:
+    return {key: _shortened(value) if key != "exception" else value for key, value in record.items()}
+
+
+def _shortened(value: object) -> object:
+    if isinstance(value, bool | int | float | None):
+        return value
+    text = value if isinstance(value, str) else str(value)
+    return value if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+class _Redact:
+    """Takes the values of keys, tokens and passwords of the environment out of every field."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        values = {value for name, value in environ.items() if _SECRET_NAMES.search(name) and len(value) >= _SHORTEST_SECRET}
+        self._secrets = sorted(values, key=len, reverse=True)
+
+    def __call__(self, logger: WrappedLogger, method: str, record: EventDict) -> EventDict:
+        return {key: self._clean(value) for key, value in record.items()} if self._secrets else record
+
+    def _clean(self, value: Any) -> Any:
+        text = value if isinstance(value, str) else str(value)
+        cleaned = text
+        for secret in self._secrets:
+            cleaned = cleaned.replace(secret, "[redacted]")
+        return value if cleaned == text else cleaned
+
+
+def _render_line(logger: WrappedLogger, method: str, record: EventDict) -> str:
+    """`2026-01-01T00:00:00Z WARNING httpx: message key=value`; a traceback follows on lines of its own."""
+    record = dict(record)
+    exception = record.pop("exception", "")
+    stamp, level, name = (str(record.pop(key, "")) for key in ("timestamp", "level", "logger"))
+    message = escaped(str(record.pop("event", "")))
+    pairs = "".join(f" {escaped(str(key))}={escaped(value if isinstance(value, str) else repr(value))}" for key, value in record.items())
+    lines = str(exception).splitlines()
+    if len(lines) == 1:
+        return f"{stamp} {level.upper()} {escaped(name)}: {message}{pairs} ({escaped(lines[0])})"
+    return "\n".join([f"{stamp} {level.upper()} {escaped(name)}: {message}{pairs}", *(f"  | {escaped(line)}" for line in lines)])
+
+
+def escaped(text: str) -> str:
+    """`text` on one line, every control, bidirectional, zero-width and line-breaking character as its escape, such as `\\n`."""
+    return "".join(c if _is_plain(c) else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _is_plain(character: str) -> bool:
+    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
