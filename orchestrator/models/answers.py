@@ -84,7 +84,7 @@ def validated(value: Any, schema: type[T]) -> T:
     """`value` as a `schema`; a call written out as {"name", "arguments"} counts as its arguments. Raises ValidationError."""
     if isinstance(value, dict) and value.get("name") == schema.__name__ and isinstance(inner := value.get("arguments"), dict):
         value = inner
-    return schema.model_validate(value)
+    return schema.model_validate(_repaired(value))  # again: JSON in the text may have escaped what `cleaned` looks for
 
 
 def explain(error: ValueError) -> str:

@@ -1,6 +1,7 @@
 """HTTP connections that live as long as their event loop."""
 
 import asyncio
+import weakref
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -8,32 +9,49 @@ import openai
 
 __all__ = ["LoopClient"]
 
+_Client = openai.DefaultAsyncHttpxClient
+_Keeper = AsyncGenerator[_Client, None]
+_ByLoop = dict[asyncio.AbstractEventLoop, tuple[_Client, _Keeper]]
 
-class LoopClient(openai.DefaultAsyncHttpxClient):
+
+class LoopClient(_Client):
     """An HTTP client for models that are used from several event loops, one after the other or in threads.
 
     Connections belong to the loop that opened them: a client that is kept over a second `asyncio.run` fails with
-    "Event loop is closed". This one keeps a client a loop and closes it when `asyncio.run` shuts its loop down.
+    "Event loop is closed". This one keeps a client a loop, and closes it when `asyncio.run` shuts its loop down or when
+    nobody holds the model any more.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._options = options
-        self._by_loop: dict[asyncio.AbstractEventLoop, tuple[openai.DefaultAsyncHttpxClient, AsyncGenerator[Any, None]]] = {}
+        self._by_loop: _ByLoop = {}
+        weakref.finalize(self, _close_all, self._by_loop).atexit = False
 
     async def send(self, request: Any, **options: Any) -> Any:
         """Send `request` over the connections of the running loop."""
         loop = asyncio.get_running_loop()
         if loop not in self._by_loop:
-            keeper = self._keep(loop)
+            keeper = _keep(self._options, self._by_loop, loop)
             self._by_loop[loop] = (await anext(keeper), keeper)
         return await self._by_loop[loop][0].send(request, **options)
 
-    async def _keep(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[openai.DefaultAsyncHttpxClient, None]:
-        # A generator, because that is what asyncio.run closes before the loop itself (`shutdown_asyncgens`).
-        client = openai.DefaultAsyncHttpxClient(**self._options)
-        try:
-            yield client
-        finally:
-            self._by_loop.pop(loop, None)
-            await client.aclose()
+
+async def _keep(options: dict[str, Any], by_loop: _ByLoop, loop: asyncio.AbstractEventLoop) -> _Keeper:
+    # A generator, because that is what asyncio.run closes before the loop itself (`shutdown_asyncgens`).
+    client = _Client(**options)
+    try:
+        yield client
+    finally:
+        by_loop.pop(loop, None)
+        await client.aclose()
+
+
+def _close_all(by_loop: _ByLoop) -> None:
+    for loop, (_, keeper) in list(by_loop.items()):
+        if loop.is_running():
+            asyncio.run_coroutine_threadsafe(_closed(keeper), loop)
+
+
+async def _closed(keeper: _Keeper) -> None:
+    await keeper.aclose()

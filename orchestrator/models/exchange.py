@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any, Generic, Literal, TypeVar
 
@@ -23,6 +24,7 @@ __all__ = ["Exchange"]
 T = TypeVar("T", bound=BaseModel)
 Way = Literal["tools_required", "tools", "json_schema", "function_calling", "json_mode", "prompt"]
 
+_log = logging.getLogger(__name__)
 _REPAIRS = 2
 _WITH_TOOLS: tuple[Way, ...] = ("tools_required", "tools")
 _OPENAI_WAYS: tuple[Way, ...] = ("json_schema", "function_calling", "json_mode", "prompt")
@@ -77,9 +79,14 @@ class Exchange(Generic[T]):
                 if way != ways[-1] and is_rejection(error):
                     continue
                 raise failure(error, self._call) from error
-            _worked[key] = way
+            self._remember(key, way)
             return message
         raise AssertionError("the last way never continues")
+
+    def _remember(self, key: tuple[str, str, bool], way: Way) -> None:
+        if self._tools and way not in _WITH_TOOLS and _worked.get(key) != way:
+            _log.warning("the %s takes no tools: it is asked without them", self._call.where)
+        _worked[key] = way
 
     async def _send(self, way: Way, messages: list[BaseMessage]) -> AIMessage:
         runnable = self._bound(way)
@@ -102,8 +109,8 @@ class Exchange(Generic[T]):
         if way == "function_calling":
             return self._model.bind_tools([_tool(self._schema)], tool_choice=name)
         if way == "json_schema":
-            function = {**convert_to_openai_function(self._schema, strict=True), "name": name}
-            schema = {"name": name, "schema": function["parameters"], "strict": True}
+            parameters = convert_to_openai_function(self._schema, strict=True)["parameters"]
+            schema = {"name": name, "schema": _without_defaults(parameters), "strict": True}
             return self._formatted({"type": "json_schema", "json_schema": schema})
         return self._formatted({"type": "json_object"}) if way == "json_mode" else self._model
 
@@ -159,6 +166,16 @@ class Exchange(Generic[T]):
 def _tool(schema: type[BaseModel]) -> dict[str, Any]:
     function = {**convert_to_openai_function(schema), "name": schema.__name__}
     return {"type": "function", "function": {"description": f"Give the answer as {schema.__name__}.", **function}}
+
+
+def _without_defaults(schema: Any) -> Any:
+    """A JSON schema as strict mode takes it, where every field is required and a default is an error."""
+    if isinstance(schema, list):
+        return [_without_defaults(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    named = {key: {name: _without_defaults(item) for name, item in schema[key].items()} for key in ("properties", "$defs") if key in schema}
+    return {key: _without_defaults(value) for key, value in schema.items() if key != "default" and key not in named} | named
 
 
 def _with_schema(messages: list[BaseMessage], schema: type[BaseModel]) -> list[BaseMessage]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from langchain_core.exceptions import ContextOverflowError, ModelTimeoutError
+from langchain_core.exceptions import ContextOverflowError, ModelConnectionError, ModelTimeoutError
 from langchain_core.language_models import BaseChatModel
 from pydantic import SecretStr
 
@@ -28,6 +28,7 @@ _METHOD_WORDS = re.compile(
 )
 _QUOTA = re.compile(r"insufficient_quota|exceeded your current quota|billing|insufficient.{0,20}(credit|balance)", re.IGNORECASE)
 _OVERFLOW = re.compile(r"context[ _](length|window|size)|maximum context|prompt is too long|too many tokens", re.IGNORECASE)
+_HTTP_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2"}
 _KEY_NAMES = {"google_genai": "GOOGLE_API_KEY", "mistralai": "MISTRAL_API_KEY", "cohere": "COHERE_API_KEY"}
 
 
@@ -81,16 +82,11 @@ def failure(error: Exception, call: Call) -> ModelCallError:
         return TruncatedError("the answer was cut at the length limit", where=call.where)
     if kind == "ContentFilterFinishReasonError":
         return RefusedError("the provider's content filter stopped the answer", where=call.where)
-    if "Connection" in kind or "ConnectError" in kind:
-        remedy = f"check that the server at {call.host or 'the base URL'} runs and that the base URL is right"
-        return CallFailedError(f"no connection to {call.host or 'the model'}", where=call.where, remedy=remedy)
     if isinstance(status, int):
         what, remedy = _by_status(status, error, call)
         return CallFailedError(what, where=call.where, remedy=remedy)
     if _is_transport(error):
-        return CallFailedError(
-            f"the connection broke while the answer came: {call.shown(str(error))}", where=call.where, remedy="run it again"
-        )
+        return _broken(error, call)
     if call.openai_like and isinstance(error, _MALFORMED):
         remedy = f"check the base URL: {call.host} must answer as /v1/chat/completions does"
         return CallFailedError(f"endpoint is not OpenAI-compatible: {_seen(error, call)}", where=call.where, remedy=remedy)
@@ -139,6 +135,8 @@ def _message(error: Exception) -> str:
         inner = body.get("error", body)
         if isinstance(inner, dict) and isinstance(inner.get("message"), str):
             return str(inner["message"])
+    if isinstance(body, str) and body.strip():
+        return body
     return str(getattr(error, "message", "") or error)
 
 
@@ -148,8 +146,22 @@ def _retry_after(error: Exception) -> str:
 
 
 def _is_transport(error: Exception) -> bool:
-    """Whether the HTTP library itself gave up: its errors pass through the SDK while a stream is read."""
-    return any(base.__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2") for base in type(error).__mro__)
+    """Whether no answer came through: the SDK's own connection error, or one of the HTTP library while a stream is read."""
+    packages = {base.__module__.partition(".")[0] for base in type(error).__mro__}
+    return isinstance(error, (ModelConnectionError, ConnectionError)) or not packages.isdisjoint(_HTTP_LIBRARIES)
+
+
+def _broken(error: BaseException | None, call: Call) -> CallFailedError:
+    """A server that is not there, or one that went away before its answer was whole."""
+    where, host, reason = call.where, call.host or "the model", ""
+    while error is not None:
+        if type(error).__name__ in ("ConnectError", "UnsupportedProtocol", "ProxyError"):
+            remedy = f"check that a server runs at {host} and that the base URL is right"
+            return CallFailedError(f"no connection to {host}: {call.shown(str(error))}", where=where, remedy=remedy)
+        reason, error = str(error), error.__cause__ or error.__context__
+    return CallFailedError(
+        f"the connection to {host} broke before the answer was whole: {call.shown(reason)}", where=where, remedy="run it again"
+    )
 
 
 def _seen(error: Exception, call: Call) -> str:
