@@ -2,46 +2,47 @@
 
 import dataclasses
 import difflib
-import functools
 import inspect
 import json
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, NotRequired, Required, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 from typing_extensions import ReadOnly
 
+from orchestrator.checks import GraphView, needed_keys
 from orchestrator.errors import InputError
 from orchestrator.text import one_line
 
 if TYPE_CHECKING:
     from langgraph.graph import StateGraph
 
+    from orchestrator.checks import Graph
+
 __all__ = ["build_input_model", "text_field", "validate_input"]
 
 _CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
 
-def build_input_model(
-    builder: "StateGraph[Any, Any, Any, Any]", name: str, written: frozenset[str] | None = frozenset()
-) -> type[BaseModel]:
+def build_input_model(graph: "Graph", name: str) -> type[BaseModel]:
     """The input schema of a graph as a pydantic model that forbids further fields.
 
-    `written` are the keys that nodes are known to write, None where that is not known. They count only where the graph
-    declares no input schema of its own: then its state is the input, and what the graph fills by itself need not be given.
+    Where the graph declares no input schema its state is the input: what has a reducer, and what the graph's own nodes fill,
+    need not be given then.
     """
+    builder = GraphView(graph).builder
     schema = builder.input_schema
-    own = schema is not builder.state_schema
+    needed = needed_keys(graph) if schema is builder.state_schema else None
     hints = get_type_hints(schema, include_extras=True)
     fields: dict[str, Any] = {}
     for key in builder.schemas[schema]:
         if key in builder.managed or key not in hints:
             continue
         annotation, info = _field(key, hints[key], schema)
-        if not own and info.is_required() and (written is None or key in written or _has_reducer(builder, key)):
+        if needed is not None and info.is_required() and (key not in needed or _has_reducer(builder, key)):
             info = FieldInfo.merge_field_infos(info, default=None)
         fields[key] = (annotation, info)
     title = f"{name or 'workflow'}_input"

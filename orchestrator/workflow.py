@@ -69,7 +69,8 @@ class Workflow:
         from langgraph.graph.state import CompiledStateGraph
 
         if isinstance(self.graph, CompiledStateGraph):
-            return _recompiled(self.graph, self.name, checkpointer, kwargs)
+            compiled: CompiledStateGraph[Any, Any, Any, Any] = _recompiled(self.graph, self.name, checkpointer, kwargs)
+            return compiled
         try:
             return _copied(self.graph).compile(checkpointer=checkpointer, **{"name": self.name or "workflow", **kwargs})
         except ValueError as error:
@@ -80,7 +81,7 @@ class Workflow:
         """The graph's input as a pydantic model; further fields are forbidden."""
         from orchestrator.inputs import build_input_model
 
-        return build_input_model(self.builder, self.name)
+        return build_input_model(self.graph, self.name)
 
     @cached_property
     def text_field(self) -> str | None:
@@ -105,20 +106,23 @@ def load_workflow(spec: str, *, folder: Path | None = None, limit: float = IMPOR
     """
     import langgraph.graph  # noqa: F401 - outside the time limit of the module
 
+    from orchestrator.checks import check_graph
     from orchestrator.importing import file_notes, import_place
 
     folder = (folder or Path.cwd()).resolve()
     place = find_workflow(spec, folder)
     module = import_place(place, folder, limit=limit)
     workflow = _as_workflow(_offered(module, place), place)
+    name = workflow.name or place.name
+    checked = check_graph(workflow.graph, name)
     path = place.path or (Path(module.__file__) if module.__file__ else None)
     description = workflow.description or one_line((getdoc(module) or "").partition("\n")[0])
     return replace(
         workflow,
-        name=workflow.name or place.name,
+        name=name,
         description=description,
         path=path,
-        notes=(*workflow.notes, *file_notes(place)),
+        notes=(*workflow.notes, *file_notes(place), *checked),
     )
 
 

@@ -12,12 +12,16 @@ class State(TypedDict):
     counts: Annotated[list[int], operator.add]
 
 
-async def count(text: str) -> dict[str, list[int]]:
-    return {"counts": [len(text.split())]}
+class Text(TypedDict):
+    text: str
+
+
+async def count(state: Text) -> dict[str, list[int]]:
+    return {"counts": [len(state["text"].split())]}
 
 
 def each_text(state: State) -> list[Send]:
-    return [Send("count", text) for text in state["texts"]]
+    return [Send("count", {"text": text}) for text in state["texts"]]
 
 
 builder = StateGraph(State)
