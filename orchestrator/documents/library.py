@@ -1,7 +1,6 @@
 """The documents of a run: searched, read and checked without blocking the event loop."""
 
 import asyncio
-import json
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -13,7 +12,8 @@ from typing import TypeVar
 from orchestrator.documents.files import Skipped, Unreadable, read_bytes, sha256
 from orchestrator.documents.indexing import Indexed, open_index
 from orchestrator.documents.passages import split
-from orchestrator.documents.ranking import Page, Ranking
+from orchestrator.documents.corpus import Corpus, Page
+from orchestrator.documents.ranking import Ranking
 from orchestrator.state import Source
 
 __all__ = ["Library", "Passage", "open_library"]
@@ -45,21 +45,22 @@ class Library:
         self._files = indexed.paths
         self._by_uri = dict(indexed.documents)
         self._sources: dict[int, Source] = {}
-        rows = {row[0]: row for row in self._store.query("SELECT id, title, sha256 FROM documents")}
+        titles = self._store.titles()
         for uri, document in indexed.documents.items():
             if document not in self._sources:
-                self._sources[document] = Source(uri=uri, title=rows[document][1], sha256=rows[document][2])
+                self._sources[document] = Source(uri=uri, title=titles[document][0], sha256=titles[document][1])
         self._hashes: dict[str, tuple[int, int, str]] = {
-            uri: (row.size, row.mtime_ns, rows[row.document][2]) for uri, row in indexed.paths.items() if row.document is not None
+            uri: (row.size, row.mtime_ns, titles[row.document][1]) for uri, row in indexed.paths.items() if row.document is not None
         }
         self._pages: dict[int, Page] = {}  # by negative ids
         self._page_sources: dict[int, Source] = {}
-        self._ranking = Ranking(self._store, {document: source.title for document, source in self._sources.items()})
+        self._corpus = Corpus(self._store, {document: source.title for document, source in self._sources.items()})
+        self._ranking = Ranking(self._corpus)
         self.read = len(indexed.documents)
         self.opened = indexed.opened
         self.skipped = indexed.skipped
         self.notes = indexed.notes
-        self.passages = int(self._store.query("SELECT count(*) FROM passages")[0][0])
+        self.passages = self._corpus.passages
 
     async def search(self, query: str, limit: int = 8) -> list[Passage]:
         """The best passages for a question or words, best first; the best of each document come before second ones of any."""
@@ -119,7 +120,8 @@ class Library:
 
     def _search(self, query: str, limit: int) -> list[Passage]:
         found = []
-        for document, ordinal, score in self._ranking.search(query, limit, dict(self._pages)):
+        self._corpus.replace_pages(dict(self._pages))
+        for document, ordinal, score in self._ranking.search(query, limit):
             if (passage := self._at(document, ordinal, score)) is not None:
                 found.append(passage)
         return found
@@ -131,14 +133,17 @@ class Library:
         source, span = self._source(document), self._span(document, ordinal)
         if source is None or span is None:
             return None
-        return Passage(_name(document, ordinal), source, (self._text(document) or "")[span[0] : span[1]], *span, score)
+        start, text = span
+        return Passage(_name(document, ordinal), source, text, start, start + len(text), score)
 
-    def _span(self, document: int, ordinal: int) -> tuple[int, int] | None:
-        if document < 0:
-            page = self._pages.get(document)
-            return page.spans[ordinal - 1] if page and 0 < ordinal <= len(page.spans) else None
-        rows = self._store.query('SELECT start, "end" FROM passages WHERE document = ? AND ordinal = ?', (document, ordinal))
-        return (rows[0][0], rows[0][1]) if rows and document in self._sources else None
+    def _span(self, document: int, ordinal: int) -> tuple[int, str] | None:
+        if document >= 0:
+            return self._store.span(document, ordinal) if document in self._sources else None
+        page = self._pages.get(document)
+        if page is None or not 0 < ordinal <= len(page.spans):
+            return None
+        start, end = page.spans[ordinal - 1]
+        return start, page.text[start:end]
 
     def _passage(self, passage_id: str) -> Passage | None:
         found = _numbers(passage_id)
@@ -163,8 +168,7 @@ class Library:
         if document < 0:
             page = self._pages.get(document)
             return page.text if page else None
-        rows = self._store.query("SELECT text FROM documents WHERE id = ?", (document,))
-        return str(rows[0][0]) if rows else None
+        return self._store.text(document)
 
     def _current(self, uri: str) -> str | None:
         document = self._by_uri.get(uri)
@@ -187,8 +191,7 @@ class Library:
         text = self._text(document)
         if document is None or text is None:
             return ""
-        rows = self._store.query("SELECT pages FROM documents WHERE id = ?", (document,)) if document >= 0 else []
-        pages = json.loads(rows[0][0]) if rows else []
+        pages = self._store.pages(document) if document >= 0 else []
         return f"page {bisect_right(pages, max(offset, 0))}" if pages else f"line {text.count(chr(10), 0, max(offset, 0)) + 1}"
 
 

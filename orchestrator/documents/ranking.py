@@ -1,42 +1,115 @@
-"""Which passages answer a question."""
+"""Which passages answer a question, found by words and by following what the found ones mention.
 
-from dataclasses import dataclass
+A question often needs a document that does not share its words: "where was the director of X born" needs the document on a person whom only
+the one on X names. So passages are chosen one after the other. Each is worth its own words (BM25F, with a share for a title that the question
+names), what it adds to the words of the question that are covered already, and its strongest link from a passage chosen before it. Figures
+were set on public two- to four-hop questions, where results change little between half and double of each.
+"""
 
-from orchestrator.documents.store import Store
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from orchestrator.documents.corpus import Corpus, Entry, Key, Page
+from orchestrator.documents.links import Links
 from orchestrator.documents.words import STOP_WORDS, terms
 
-__all__ = ["Page", "Ranking"]
+__all__ = ["Ranking"]
+
+_WORDS = 64  # of a query
+_CANDIDATES = 80  # passages by words
+_LINKED = 40  # passages by links from one passage
+_K1 = 1.5  # BM25F, Robertson and Zaragoza 2009
+_B_TITLE = 0.5
+_B_BODY = 0.5
+_NAMED = 0.6  # share of a title's weight for being named in the question
+_GAIN = 0.75  # share of the weight of newly covered words
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A page that was added for this run: its title, its text and the passages of it as offsets."""
+@dataclass(slots=True)
+class _Question:
+    """A question's words by weight (rarity), all of its terms in order, and the sum of the weights."""
 
-    title: str
-    text: str
-    spans: tuple[tuple[int, int], ...]
+    weights: dict[str, float]
+    joined: str
+    total: float
+
+
+@dataclass(slots=True)
+class _Pool:
+    """The candidates: how far each covers each word, its worth by words, and its best link from a chosen one."""
+
+    cover: dict[Key, dict[str, float]] = field(default_factory=dict)
+    worth: dict[Key, float] = field(default_factory=dict)
+    link: dict[Key, float] = field(default_factory=dict)
 
 
 class Ranking:
-    """Ranks the passages of a store; `titles` by document id."""
+    """Ranks the passages of a corpus; for one thread at a time."""
 
-    def __init__(self, store: Store, titles: dict[int, str]) -> None:
-        self._store = store
-        self._titles = titles
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
+        self._links = Links(corpus)
 
-    def search(self, query: str, limit: int, pages: dict[int, Page]) -> list[tuple[int, int, float]]:
-        """(document, ordinal, score), the best passage of each document first."""
-        wanted = [term for term in dict.fromkeys(terms(query)) if term not in STOP_WORDS][:64]
-        if not wanted or limit < 1:
+    def search(self, query: str, limit: int) -> list[tuple[int, int, float]]:
+        """(document, ordinal, score) of the passages worth most together, best first; scores fall."""
+        question = self._question(query)
+        if not question.weights or limit < 1:
             return []
-        match = " OR ".join(f'"{term}"' for term in wanted)
-        rows = self._store.query(
-            "SELECT p.document, p.ordinal, -f.score FROM (SELECT rowid, bm25(words, 2.0, 1.0) AS score FROM words WHERE words MATCH ? "
-            "ORDER BY score LIMIT ?) f JOIN passages p ON p.id = f.rowid ORDER BY f.score",
-            (match, limit * 5),
-        )
-        first, second, seen = [], [], set()
-        for document, ordinal, score in rows:
-            (second if document in seen else first).append((document, ordinal, score))
-            seen.add(document)
-        return (first + second)[:limit]
+        pool = _Pool()
+        self._admit(pool, question, self._corpus.matching(list(question.weights), _CANDIDATES))
+        covered = dict.fromkeys(question.weights, 0.0)
+        taken: dict[int, int] = {}
+        chosen: list[tuple[int, int, float]] = []
+        while pool.worth and len(chosen) < limit:
+            key, score = self._best(pool, question, covered, taken)
+            chosen.append((*key, min(score, chosen[-1][2]) if chosen else score))
+            taken[key[0]] = taken.get(key[0], 0) + 1
+            for word, share in pool.cover.pop(key).items():
+                covered[word] = max(covered[word], share)
+            del pool.worth[key]
+            if len(chosen) < limit:
+                self._follow(pool, question, key, min(1.0, max(0.3, score / chosen[0][2])), chosen)
+        return chosen
+
+    def _question(self, query: str) -> _Question:
+        found = terms(query)
+        wanted = [word for word in dict.fromkeys(found) if word not in STOP_WORDS][:_WORDS]
+        weights = {word: self._corpus.rarity(word) for word in wanted if self._corpus.frequency(word)}
+        return _Question(weights, f" {' '.join(found)} ", sum(weights.values()))
+
+    def _admit(self, pool: _Pool, question: _Question, entries: Iterable[tuple[Key, Entry]]) -> None:
+        for key, entry in entries:
+            if key not in pool.cover:
+                cover = {word: self._cover(entry, word) for word in question.weights}
+                worth = sum(question.weights[word] * share for word, share in cover.items())
+                if entry.phrase and f" {' '.join(entry.phrase)} " in question.joined:
+                    worth += _NAMED * sum(self._corpus.rarity(word) for word in set(entry.phrase) if word not in STOP_WORDS)
+                pool.cover[key], pool.worth[key] = cover, worth / question.total
+
+    def _cover(self, entry: Entry, word: str) -> float:
+        title, body = entry.title.count(word), entry.body.counts.get(word, 0)
+        if not title and not body:
+            return 0.0
+        mass = title / (1 - _B_TITLE + _B_TITLE * len(entry.title) / self._corpus.title_length)
+        mass += body / (1 - _B_BODY + _B_BODY * len(entry.body.terms) / self._corpus.body_length)
+        return mass / (_K1 + mass)
+
+    def _best(self, pool: _Pool, question: _Question, covered: dict[str, float], taken: dict[int, int]) -> tuple[Key, float]:
+        best: tuple[float, Key] | None = None
+        for key, worth in pool.worth.items():
+            gain = sum(question.weights[word] * (share - covered[word]) for word, share in pool.cover[key].items() if share > covered[word])
+            score = (worth + _GAIN * gain / question.total + pool.link.get(key, 0.0)) / (1 + taken.get(key[0], 0))
+            if best is None or (score, -abs(key[0]), -key[1]) > (best[0], -abs(best[1][0]), -best[1][1]):
+                best = score, key
+        assert best is not None  # noqa: S101 - the pool is not empty
+        return best[1], best[0]
+
+    def _follow(self, pool: _Pool, question: _Question, key: Key, trust: float, chosen: Sequence[tuple[int, int, float]]) -> None:
+        done = {(document, ordinal) for document, ordinal, _ in chosen}
+        strengths = {target: value for target, value in self._links.of(key, question.weights, question.joined).items() if target not in done}
+        linked = sorted(strengths, key=lambda target: (-strengths[target], abs(target[0]), target[1]))
+        new = [target for target in linked if target not in pool.cover][:_LINKED]
+        self._admit(pool, question, self._corpus.entries(new))
+        for target in linked:
+            if target in pool.cover:
+                pool.link[target] = max(pool.link.get(target, 0.0), trust * strengths[target])

@@ -22,14 +22,15 @@ __all__ = ["VERSION", "FileRow", "Store", "default_home", "index_path", "open_st
 
 VERSION = 1  # of the tables and of all that fills them: raise it when a file would be read differently
 _WAIT = 30.0  # seconds for another process that writes
+_ORDINALS = 1 << 20  # passages of one document: a row of the index is both numbers in one
+_SPAN = "id >= ? AND id < ?"  # the passages of one document
 _KEPT_DAYS = 30
 _KEPT_BYTES = 4 * 1024**3
 _SCHEMA = f"""
 CREATE TABLE files(path BLOB PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, document INTEGER, reason TEXT) WITHOUT ROWID;
-CREATE TABLE documents(id INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, kind TEXT NOT NULL, title TEXT NOT NULL, text TEXT NOT NULL,
-    pages TEXT NOT NULL, UNIQUE(sha256, kind, title));
-CREATE TABLE passages(id INTEGER PRIMARY KEY, document INTEGER NOT NULL, ordinal INTEGER NOT NULL, start INTEGER NOT NULL, "end" INTEGER NOT NULL,
-    UNIQUE(document, ordinal));
+CREATE TABLE documents(id INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, kind TEXT NOT NULL, title TEXT NOT NULL, pages TEXT NOT NULL,
+    UNIQUE(sha256, kind, title));
+CREATE TABLE passages(id INTEGER PRIMARY KEY, start INTEGER NOT NULL, text TEXT NOT NULL, rest TEXT NOT NULL);
 CREATE VIRTUAL TABLE words USING fts5(title, body, content='', tokenize="unicode61 remove_diacritics 0 categories 'L* N* Co'");
 PRAGMA user_version = {VERSION};
 """
@@ -102,11 +103,13 @@ def _connect(location: str) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA cache_size = -65536")
+        connection.execute("PRAGMA temp_store = MEMORY")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
             _create(connection)
         elif version != VERSION:
             raise _OtherVersionError(f"it was of version {version}, this is {VERSION}")
+        connection.execute("CREATE VIRTUAL TABLE temp.vocabulary USING fts5vocab('main', 'words', 'row')")
     except BaseException:
         connection.close()
         raise
@@ -132,7 +135,7 @@ def _remove(path: Path) -> None:
 
 
 class Store:
-    """One connection to an index; for one thread at a time."""
+    """One connection to an index; for one thread at a time. A passage is known by (document, ordinal), ordinals from 1."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -175,14 +178,16 @@ class Store:
         found = self.query("SELECT id FROM documents WHERE sha256 = ? AND kind = ? AND title = ?", (sha256, kind, title))
         if found:
             return int(found[0][0])
-        execute = self._connection.execute
-        values = (sha256, kind, title, extracted.text, json.dumps(extracted.pages))
-        document = execute("INSERT INTO documents(sha256, kind, title, text, pages) VALUES(?, ?, ?, ?, ?)", values).lastrowid
+        values = (sha256, kind, title, json.dumps(extracted.pages))
+        document = self._connection.execute("INSERT INTO documents(sha256, kind, title, pages) VALUES(?, ?, ?, ?)", values).lastrowid
         assert document is not None  # noqa: S101 - an INSERT that did not fail has a row
         heading = " ".join(terms(title))
-        for ordinal, (start, end) in enumerate(split(extracted.text), 1):
-            passage = execute('INSERT INTO passages(document, ordinal, start, "end") VALUES(?, ?, ?, ?)', (document, ordinal, start, end)).lastrowid
-            execute("INSERT INTO words(rowid, title, body) VALUES(?, ?, ?)", (passage, heading, " ".join(terms(extracted.text[start:end]))))
+        rows, indexed = [], []
+        for ordinal, (start, text, rest) in enumerate(_tiles(extracted.text), 1):
+            rows.append((_row(document, ordinal), start, text, rest))
+            indexed.append((_row(document, ordinal), heading, " ".join(terms(text))))
+        self._connection.executemany("INSERT INTO passages(id, start, text, rest) VALUES(?, ?, ?, ?)", rows)
+        self._connection.executemany("INSERT INTO words(rowid, title, body) VALUES(?, ?, ?)", indexed)
         return document
 
     def record(self, rows: Iterable[FileRow]) -> None:
@@ -193,14 +198,75 @@ class Store:
     def forget(self, paths: Iterable[str]) -> None:
         """Removes files from the set, and the documents that no file holds any more."""
         self._connection.executemany("DELETE FROM files WHERE path = ?", [(os.fsencode(path),) for path in paths])
-        orphans = self.query("SELECT id, title, text FROM documents WHERE id NOT IN (SELECT document FROM files WHERE document IS NOT NULL)")
-        for document, title, text in orphans:
-            heading = " ".join(terms(title))
-            for passage, start, end in self.query('SELECT id, start, "end" FROM passages WHERE document = ?', (document,)):
-                values = (passage, heading, " ".join(terms(text[start:end])))
-                self._connection.execute("INSERT INTO words(words, rowid, title, body) VALUES('delete', ?, ?, ?)", values)
-            self._connection.execute("DELETE FROM passages WHERE document = ?", (document,))
+        orphans = "SELECT id, title FROM documents WHERE id NOT IN (SELECT document FROM files WHERE document IS NOT NULL)"
+        for document, title in self.query(orphans):
+            heading, span = " ".join(terms(title)), (_row(document, 0), _row(document + 1, 0))
+            rows = [(row, heading, " ".join(terms(text))) for row, text in self.query(f"SELECT id, text FROM passages WHERE {_SPAN}", span)]
+            self._connection.executemany("INSERT INTO words(words, rowid, title, body) VALUES('delete', ?, ?, ?)", rows)
+            self._connection.execute(f"DELETE FROM passages WHERE {_SPAN}", span)  # noqa: S608 - a constant
             self._connection.execute("DELETE FROM documents WHERE id = ?", (document,))
+
+    def titles(self) -> dict[int, tuple[str, str]]:
+        """(title, sha256) of every document."""
+        return {row[0]: (row[1], row[2]) for row in self.query("SELECT id, title, sha256 FROM documents")}
+
+    def pages(self, document: int) -> list[int]:
+        """Where each page of a document starts; empty for what has no pages."""
+        rows = self.query("SELECT pages FROM documents WHERE id = ?", (document,))
+        return [int(start) for start in json.loads(rows[0][0])] if rows else []
+
+    def text(self, document: int) -> str:
+        """The whole text of a document."""
+        parts = self.query(f"SELECT text, rest FROM passages WHERE {_SPAN} ORDER BY id", (_row(document, 0), _row(document + 1, 0)))
+        return "".join(text for part in parts for text in part)
+
+    def span(self, document: int, ordinal: int) -> tuple[int, str] | None:
+        """Where a passage starts and its text; None when there is none."""
+        if not 0 < ordinal < _ORDINALS:
+            return None
+        rows = self.query("SELECT start, text FROM passages WHERE id = ?", (_row(document, ordinal),))
+        if not rows:
+            return None
+        return (rows[0][0], rows[0][1]) if ordinal > 1 else (rows[0][0], rows[0][1][rows[0][0] :])
+
+    def size(self) -> tuple[int, int]:
+        """How many passages there are, and characters in them."""
+        rows = self.query("SELECT count(*), coalesce(sum(length(text)), 0) FROM passages")
+        return int(rows[0][0]), int(rows[0][1])
+
+    def frequency(self, word: str) -> int:
+        """How many passages have this term."""
+        rows = self.query("SELECT doc FROM temp.vocabulary WHERE term = ?", (word,))
+        return int(rows[0][0]) if rows else 0
+
+    def matching(self, words: Sequence[str], limit: int) -> list[tuple[int, int]]:
+        """(document, ordinal) of the passages that match best by BM25, best first."""
+        match = " OR ".join(f'"{word}"' for word in words)
+        rows = self.query("SELECT rowid FROM words WHERE words MATCH ? ORDER BY bm25(words, 2.0, 1.0) LIMIT ?", (match, limit))
+        return [divmod(row[0], _ORDINALS) for row in rows]
+
+    def holding(self, phrase: Sequence[str], limit: int) -> list[tuple[int, int]]:
+        """(document, ordinal) of passages that have these terms in this order."""
+        rows = self.query("SELECT rowid FROM words WHERE words MATCH ? LIMIT ?", (f'"{" ".join(phrase)}"', limit))
+        return [divmod(row[0], _ORDINALS) for row in rows]
+
+    def texts(self, keys: Sequence[tuple[int, int]]) -> list[tuple[tuple[int, int], str]]:
+        """The texts of passages by (document, ordinal)."""
+        marks = ", ".join("?" * len(keys))
+        rows = self.query(f"SELECT id, text FROM passages WHERE id IN ({marks})", [_row(*key) for key in keys])  # noqa: S608 - only marks
+        return [(divmod(row[0], _ORDINALS), row[1]) for row in rows]
+
+
+def _row(document: int, ordinal: int) -> int:
+    return document * _ORDINALS + ordinal
+
+
+def _tiles(text: str) -> Iterator[tuple[int, str, str]]:
+    """(start, text, what lies between it and the next) of each passage; together they are the text."""
+    spans = split(text)
+    for number, (start, end) in enumerate(spans):
+        following = spans[number + 1][0] if number + 1 < len(spans) else len(text)
+        yield start, text[start if number else 0 : end], text[end:following]
 
 
 def prune(folder: Path, kept: Path) -> None:

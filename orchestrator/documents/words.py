@@ -1,47 +1,40 @@
-"""Words as the index knows them: folded to lower case without accents, and brought to a common stem."""
+"""Words as the index knows them: in lower case, without accents, and brought to a common stem."""
 
 import re
 import unicodedata
 from functools import lru_cache
 
-__all__ = ["STOP_WORDS", "fold", "stem", "terms", "words"]
+from orchestrator.documents.stemming import stem
 
-_WORD = re.compile(r"[^\W_]+")
+__all__ = ["STOP_WORDS", "WORD", "plain", "term", "terms"]
+
+WORD = re.compile(r"[^\W_]+")  # of a text that went through `plain`
 
 STOP_WORDS = frozenset(
-    "a about after all also am an and any are as at be been before being between both but by can could did do does for from had has have he "
-    "her him his how i if in into is it its just me more most my no not of off on one only or other our out over own s same she should so some "
-    "such t than that the their them then there these they this those to too under up very was we were what when where which while who whom "
-    "whose why will with would you your".split()
+    stem(word)
+    for line in (
+        "a about after all also am an and any are as at be been before being between both but by can could did do does doing for from had has",
+        "have having he her hers him his how i if in into is it its itself just me more most my no nor not of off on once one only or other our",
+        "ours out over own s same she should so some such t than that the their theirs them themselves then there these they this those through",
+        "to too under until up upon us very was we were what when where whether which while who whom whose why will with within would you your",
+    )
+    for word in line.split()
 )
 
 
-def fold(text: str) -> str:
-    """`text` in lower case, compatibility forms and accents removed."""
+def plain(text: str) -> str:
+    """`text` without accents and compatibility forms; its length may differ."""
     if text.isascii():
-        return text.lower()
-    decomposed = unicodedata.normalize("NFKD", text.casefold())
-    return "".join(character for character in decomposed if not unicodedata.combining(character))
+        return text
+    return "".join(character for character in unicodedata.normalize("NFKD", text) if not unicodedata.combining(character))
 
 
-def words(text: str) -> list[str]:
-    """The folded words of `text`, in order."""
-    return _WORD.findall(fold(text))
-
-
-@lru_cache(maxsize=1 << 16)
-def stem(word: str) -> str:
-    """The word without a plural ending (Harman's S stemmer, 1991)."""
-    if len(word) > 3 and word.endswith("s"):
-        if word.endswith("ies") and not word.endswith(("eies", "aies")):
-            return word[:-3] + "y"
-        if word.endswith("es") and not word.endswith(("aes", "ees", "oes")):
-            return word[:-1]
-        if not word.endswith(("us", "ss")):
-            return word[:-1]
-    return word
+@lru_cache(maxsize=1 << 17)
+def term(word: str) -> str:
+    """The term of one word of a plain text."""
+    return stem(word.lower())
 
 
 def terms(text: str) -> list[str]:
-    """The stems of the words of `text`, in order, stop words included."""
-    return [stem(word) for word in words(text)]
+    """The terms of the words of `text`, in order, stop words included."""
+    return [term(word) for word in WORD.findall(plain(text))]

@@ -1,0 +1,138 @@
+"""The passages that a search ranks: those of the store and those of the pages added in this run, with what is counted about them."""
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from orchestrator.documents.mentions import Analysed, analyse, bare_title
+from orchestrator.documents.store import Store
+from orchestrator.documents.words import STOP_WORDS, terms
+
+__all__ = ["Corpus", "Entry", "Key", "Page"]
+
+Key = tuple[int, int]  # document and ordinal; the documents of pages are negative
+Phrase = tuple[str, ...]
+
+_KEPT = 4000  # analysed passages
+_KEPT_PHRASES = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page that was added for this run: its title, its text and the passages of it as offsets."""
+
+    title: str
+    text: str
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A passage as it is ranked: the terms of its document's title, the title as a phrase that others may mention, and its body."""
+
+    title: list[str]
+    phrase: Phrase
+    body: Analysed
+    text: str
+
+
+class Corpus:
+    """Passages by key; for one thread at a time. Documents are given by id with their title."""
+
+    def __init__(self, store: Store, titles: dict[int, str]) -> None:
+        self._store = store
+        self._titles = titles
+        self._pages: dict[int, Page] = {}
+        self._page_entries: dict[Key, Entry] = {}
+        self._entries: OrderedDict[Key, Entry] = OrderedDict()
+        self._phrases: OrderedDict[tuple[Phrase, int], list[Key]] = OrderedDict()
+        self._frequencies: dict[str, int] = {}
+        passages, characters = store.size()
+        self.passages = passages
+        self.body_length = max(1.0, characters / max(1, passages) / 6)  # words; six characters each with its space
+        self.title_length = 3.0  # words
+        self.by_phrase: dict[Phrase, list[int]] = {}
+        self.starts: set[str] = set()
+        self.longest = 0
+        for document, title in titles.items():
+            self._named(document, title)
+
+    def _named(self, document: int, title: str) -> None:
+        phrase = _phrase(title)
+        if phrase:
+            self.by_phrase.setdefault(phrase, []).append(document)
+            self.starts.add(phrase[0])
+            self.longest = max(self.longest, len(phrase))
+
+    def replace_pages(self, pages: dict[int, Page]) -> None:
+        """Makes these the added pages."""
+        for document in self._pages.keys() - pages.keys():
+            self._forget(document)
+        for document in pages.keys() - self._pages.keys():
+            page = pages[document]
+            self._pages[document] = page
+            self._named(document, page.title)
+            for ordinal, (start, end) in enumerate(page.spans, 1):
+                self._page_entries[document, ordinal] = _entry(page.title, page.text[start:end])
+        self._phrases.clear() if pages else None
+
+    def _forget(self, document: int) -> None:
+        page = self._pages.pop(document)
+        self.by_phrase[_phrase(page.title)].remove(document)
+        for ordinal in range(1, len(page.spans) + 1):
+            del self._page_entries[document, ordinal]
+
+    def frequency(self, word: str) -> int:
+        """How many passages have this term."""
+        if word not in self._frequencies:
+            self._frequencies[word] = self._store.frequency(word)
+        return self._frequencies[word] + sum(word in entry.body.counts or word in entry.title for entry in self._page_entries.values())
+
+    def rarity(self, word: str) -> float:
+        """The weight of a term: BM25's idf, always positive."""
+        total, found = self.passages + len(self._page_entries), self.frequency(word)
+        return math.log(1 + (total - found + 0.5) / (found + 0.5))
+
+    def matching(self, words: Sequence[str], limit: int) -> Iterator[tuple[Key, Entry]]:
+        """The passages that match best by words alone, and every matching passage of a page."""
+        yield from self.entries(self._store.matching(words, limit))
+        for key, entry in self._page_entries.items():
+            if any(word in entry.body.counts or word in entry.title for word in words):
+                yield key, entry
+
+    def holding(self, phrase: Phrase, limit: int) -> list[Key]:
+        """Passages, `limit` at most, that have these terms in this order in their title or body."""
+        known = self._phrases.get((phrase, limit))
+        if known is None:
+            joined = f" {' '.join(phrase)} "
+            known = [key for key, entry in self._page_entries.items() if joined in entry.body.joined or joined in f" {' '.join(entry.title)} "]
+            known = (self._store.holding(phrase, limit) + known)[:limit]
+            self._phrases[phrase, limit] = known
+            if len(self._phrases) > _KEPT_PHRASES:
+                self._phrases.popitem(last=False)
+        return known
+
+    def entries(self, keys: Iterable[Key]) -> Iterator[tuple[Key, Entry]]:
+        """The passages of these keys, those that exist."""
+        wanted = list(keys)
+        missing = [key for key in wanted if key[0] >= 0 and key not in self._entries]
+        for key, text in self._store.texts(missing):
+            if key[0] in self._titles:
+                self._entries[key] = _entry(self._titles[key[0]], text)
+        for key in wanted:
+            entry = self._page_entries.get(key) if key[0] < 0 else self._entries.get(key)
+            if entry is not None:
+                yield key, entry
+        while len(self._entries) > _KEPT:
+            self._entries.popitem(last=False)
+
+
+def _phrase(title: str) -> Phrase:
+    phrase = tuple(terms(bare_title(title)))
+    whole = all(word in STOP_WORDS or len(word) < 3 for word in phrase)
+    return () if whole and len(phrase) < 2 else phrase
+
+
+def _entry(title: str, text: str) -> Entry:
+    return Entry(terms(title), _phrase(title), analyse(text), text)
