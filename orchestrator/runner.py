@@ -175,7 +175,7 @@ async def stream(
 
     `model` is a spec or a chat model for every role, or a mapping by role (`""`: every other role). Closing the generator cancels the run.
     """
-    prepared = prepare(workflow, input, model=model, controls=controls, run_id=run_id)
+    prepared = await asyncio.to_thread(prepare, workflow, input, model=model, controls=controls, run_id=run_id)
     async with contextlib.aclosing(_stream(prepared)) as events:
         async for event in events:
             yield event

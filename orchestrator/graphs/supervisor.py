@@ -50,10 +50,10 @@ class SupervisorOutput(TypedDict):
 
 
 def merge_branches(earlier: list[BranchResult], later: list[BranchResult]) -> list[BranchResult]:
-    """Results by task id: a task that is run again replaces its earlier result, the order stays."""
+    """Results in the order of the tasks (t1, t2, …, t10): a task that is run again replaces its earlier result."""
     merged = {result.task.id: result for result in earlier}
     merged.update({result.task.id: result for result in later})
-    return list(merged.values())
+    return sorted(merged.values(), key=lambda result: (len(result.task.id), result.task.id))
 
 
 def extend(earlier: list[Failure], later: list[Failure]) -> list[Failure]:

@@ -1,0 +1,56 @@
+"""What every test gets: a home of its own, no keys from outside, loopback sockets only, and a check that nothing blocks the loop."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+
+_OUTSIDE = ("OPENAI_", "LANGSMITH_", "LANGCHAIN_", "ORCHESTRATOR_", "ANTHROPIC_", "GOOGLE_")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """ORCHESTRATOR_HOME of the test; keys and endpoints of the machine are taken away."""
+    for name in [name for name in os.environ if name.startswith(_OUTSIDE)]:
+        monkeypatch.delenv(name)
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection to anything but this machine's loopback is an error."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        host = address[0] if isinstance(address, tuple) else "unix"
+        if host not in {"127.0.0.1", "::1", "localhost", "unix"}:
+            raise AssertionError(f"a test connects to {address!r}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(autouse=True)
+def loop_is_not_blocked() -> Iterator[BlockBuster]:
+    """A call of ours that blocks the event loop is an error."""
+    with blockbuster_ctx(["orchestrator", "agents"]) as blockbuster:
+        yield blockbuster
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Path:
+    """A folder of three small documents that belong together."""
+    folder = tmp_path / "papers"
+    folder.mkdir()
+    (folder / "resume.md").write_text(
+        "# Resume\n\nThe depth of a resume is limited by the journal. The journal was designed by Ada Byron.\n", encoding="utf-8"
+    )
+    (folder / "ada-byron.txt").write_text("Ada Byron\n\nAda Byron was born in London on 10 December 1815.\n", encoding="utf-8")
+    (folder / "budgets.md").write_text("# Budgets\n\nA budget is reserved before a call and settled after it.\n", encoding="utf-8")
+    return folder

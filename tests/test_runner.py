@@ -1,0 +1,199 @@
+"""The runner: events, results, limits and what is left behind when a run ends early."""
+
+import asyncio
+import operator
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from langgraph.config import get_stream_writer
+from langgraph.graph import END, START, StateGraph
+from langgraph.types import Send
+from typing_extensions import TypedDict
+
+from orchestrator import Controls, Event, Workflow, run, stream
+from orchestrator.errors import InputError
+
+
+class Numbers(TypedDict):
+    numbers: list[int]
+
+
+class Squares(TypedDict):
+    squares: Annotated[list[int], operator.add]
+
+
+class State(Numbers, Squares):
+    pass
+
+
+def squares(square: Any, target: str = "square") -> Workflow:
+    """A plain LangGraph graph that knows nothing of the project: one branch a number."""
+
+    def fan_out(state: State) -> list[Send]:
+        return [Send(target, {"number": number}) for number in state["numbers"]]
+
+    graph = StateGraph(State, input_schema=Numbers, output_schema=Squares)
+    graph.add_node("square", square)
+    graph.add_conditional_edges(START, fan_out, ["square"])
+    graph.add_edge("square", END)
+    return Workflow(graph, name="squares")
+
+
+async def squared(state: dict[str, int]) -> dict[str, list[int]]:
+    return {"squares": [state["number"] ** 2]}
+
+
+async def forever(state: dict[str, int]) -> dict[str, list[int]]:
+    await asyncio.sleep(3_600)
+    return {"squares": []}
+
+
+async def test_a_plain_graph_runs_and_answers_its_output_schema() -> None:
+    result = await run(squares(squared), {"numbers": [1, 2, 3]}, model="offline", run_id="mine")
+    assert result.model_dump(exclude={"seconds"}) == {
+        "run_id": "mine",
+        "workflow": "squares",
+        "status": "complete",
+        "output": {"squares": [1, 4, 9]},
+        "branches": [],
+        "usage": {"model_calls": 0, "input_tokens": 0, "output_tokens": 0, "cost_usd": 0.0, "by_role": {}},
+        "model": "offline",
+        "trace_url": None,
+        "error": None,
+    }
+
+
+async def test_the_last_event_is_the_result_and_steps_are_told() -> None:
+    events = [event async for event in stream(squares(squared), {"numbers": [2]}, model="offline")]
+    assert [event.kind for event in events] == ["run_started", "step_started", "step_finished", "result"]
+    assert [event.fields.get("node") for event in events[1:3]] == ["square", "square"]
+    assert events[-1].fields["output"] == {"squares": [4]}
+
+
+async def test_events_that_a_node_writes_itself_are_passed_on() -> None:
+    async def square(state: dict[str, int]) -> dict[str, list[int]]:
+        get_stream_writer()(Event("log", {"level": "info", "message": "hello"}))
+        return await squared(state)
+
+    events = [event async for event in stream(squares(square), {"numbers": [2]}, model="offline")]
+    assert [event.fields["message"] for event in events if event.kind == "log"] == ["hello"]
+
+
+async def test_a_node_that_raises_fails_the_run_with_its_error() -> None:
+    async def square(state: dict[str, int]) -> dict[str, list[int]]:
+        raise ValueError("no squares today")
+
+    result = await run(squares(square), {"numbers": [1]}, model="offline")
+    assert (result.status, result.error, result.exit_code) == ("failed", "ValueError: no squares today", 1)
+
+
+async def test_work_sent_to_a_node_that_does_not_exist_is_no_success() -> None:
+    names = iter(["cube"])
+
+    def fan_out(state: State) -> list[Send]:
+        return [Send(next(names), {"number": 1})]
+
+    graph = StateGraph(State, input_schema=Numbers, output_schema=Squares)
+    graph.add_node("square", squared)
+    graph.add_conditional_edges(START, fan_out, ["square"])
+    graph.add_edge("square", END)
+    result = await run(Workflow(graph, name="lost"), {"numbers": [1]}, model="offline")
+    assert (result.status, result.error) == (
+        "failed",
+        "the graph sent work to 'cube', and it has no such node: that work was not done",
+    )
+
+
+async def test_the_deadline_ends_the_run_and_names_itself() -> None:
+    result = await run(squares(forever), {"numbers": [1]}, model="offline", controls={"deadline": 0.05})
+    assert (result.status, result.exit_code) == ("limited", 4)
+    assert result.error == "the run took longer than its deadline of 0.05 s. raise --deadline"
+
+
+async def test_a_timeout_of_the_graphs_own_is_a_failure_and_no_deadline() -> None:
+    async def square(state: dict[str, int]) -> dict[str, list[int]]:
+        raise TimeoutError("mine")
+
+    result = await run(squares(square), {"numbers": [1]}, model="offline", controls={"deadline": 60})
+    assert (result.status, result.error) == ("failed", "TimeoutError: mine")
+
+
+async def test_closing_the_stream_leaves_no_task_behind() -> None:
+    before = asyncio.all_tasks()
+    events = stream(squares(forever), {"numbers": [1, 2, 3]}, model="offline")
+    async for event in events:
+        if event.kind == "step_started":
+            break
+    await events.aclose()
+    assert asyncio.all_tasks() - before == set()
+
+
+async def test_cancelling_a_run_leaves_no_task_behind() -> None:
+    before = asyncio.all_tasks()
+    running = asyncio.create_task(run(squares(forever), {"numbers": [1, 2, 3]}, model="offline"))
+    await asyncio.sleep(0.05)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert asyncio.all_tasks() - before == set()
+
+
+async def test_branches_of_a_plain_graph_keep_to_max_concurrency() -> None:
+    now, peak = 0, 0
+
+    async def square(state: dict[str, int]) -> dict[str, list[int]]:
+        nonlocal now, peak
+        now, peak = now + 1, max(peak, now + 1)
+        await asyncio.sleep(0.01)
+        now -= 1
+        return await squared(state)
+
+    result = await run(squares(square), {"numbers": list(range(12))}, model="offline", controls=Controls(max_concurrency=3))
+    assert (len(result.output["squares"]), peak) == (12, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"run_id": "../x"}, "'../x' is no run id"),
+        ({"controls": {"max_concurrency": 0}}, "max_concurrency: Input should be greater than or equal to 1"),
+        ({"controls": {"deadline": float("nan")}}, "deadline: Input should be a finite number"),
+        ({"controls": {"max_cuncurrency": 2}}, "max_cuncurrency: Extra inputs are not permitted"),
+        ({"model": "opnai:gpt-5"}, "'opnai'"),
+    ],
+)
+async def test_bad_settings_are_refused_before_anything_started(given: dict[str, Any], sentence: str) -> None:
+    started: list[int] = []
+
+    async def square(state: dict[str, int]) -> dict[str, list[int]]:
+        started.append(1)
+        return await squared(state)
+
+    with pytest.raises(InputError) as caught:
+        await run(squares(square), {"numbers": [1]}, **{"model": "offline", **given})
+    assert sentence in caught.value.what
+    assert started == []
+
+
+async def test_documents_that_cannot_be_read_end_the_run_before_a_model_is_asked(tmp_path: Path) -> None:
+    events: list[Event] = []
+    with pytest.raises(InputError) as caught:
+        async for event in stream("research", {"question": "What?", "documents": [str(tmp_path / "none")]}, model="offline"):
+            events.append(event)
+    assert "none" in str(caught.value)
+    assert not any(event.kind == "model_started" for event in events)
+
+
+async def test_two_runs_at_once_do_not_hear_each_other() -> None:
+    async def heard(number: int) -> set[int]:
+        events = [event async for event in stream(squares(squared), {"numbers": [number]}, model="offline", run_id=f"r{number}")]
+        return {event.fields["output"]["squares"][0] for event in events if event.kind == "result"} | {len(events)}
+
+    assert await asyncio.gather(*(heard(number) for number in (3, 5, 7))) == [{9, 4}, {25, 4}, {49, 4}]
+
+
+def test_two_event_loops_in_one_process_both_run(documents: Path) -> None:
+    given = {"question": "Who designed the journal?", "documents": [str(documents)]}
+    statuses = [asyncio.run(run("research", given, model="offline")).status for _ in range(2)]
+    assert statuses == ["complete", "complete"]
