@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Builder = StateGraph[Any, Any, Any, Any]
     Graph = Builder | CompiledStateGraph[Any, Any, Any, Any]
 
-__all__ = ["GraphView", "check_graph", "needed_keys", "unknown_targets"]
+__all__ = ["GraphView", "check_graph", "copied", "needed_keys", "unknown_targets"]
 
 _START, _END = "__start__", "__end__"
 
@@ -68,19 +68,23 @@ def _views(graph: "Graph", prefix: str = "", seen: tuple[int, ...] = ()) -> Iter
 
 
 def _compile_problems(graph: "Graph") -> list[str]:
-    from copy import copy
-
     from langgraph.graph import StateGraph
 
-    if not isinstance(graph, StateGraph):
-        return []
-    other = copy(graph)
-    other.nodes = {key: copy(spec) for key, spec in graph.nodes.items()}
-    try:
-        other.compile()
-    except ValueError as error:
-        return [str(error)]
+    if isinstance(graph, StateGraph):
+        try:
+            copied(graph).compile()
+        except ValueError as error:
+            return [str(error)]
     return []
+
+
+def copied(builder: "Builder") -> "Builder":
+    """The builder once more: `compile` writes its default policies into a builder, and then cannot compile it again."""
+    from copy import copy
+
+    other = copy(builder)
+    other.nodes = {key: copy(spec) for key, spec in builder.nodes.items() if key != "__default_error_handler__"}
+    return other
 
 
 @dataclass(frozen=True)
@@ -194,14 +198,15 @@ class GraphView:
                 yield from self._unknown_routes(label, branch, found, known)
         for node in self.builder.nodes:
             spec, returned = self.builder.nodes[node], self.returns[node]
-            named = set(spec.ends or ()) | (returned.gotos | returned.sends if returned else set())
+            named = set(spec.ends or ()) | (returned.gotos | returned.sends if returned and returned.certain else set())
             for name in sorted(named - known):
                 yield f"node {node!r} goes to {name!r}, which is no node{_near(name, known)}"
 
     def _unknown_routes(self, label: str, branch: Any, found: Returns | None, known: set[str]) -> Iterator[str]:
         ends = set(branch.ends.values()) if branch.ends else set()
-        sends = (found.sends if found else set()) - set(self.builder.nodes)
-        constants = found.constants if found else set()
+        certain = found is not None and found.certain
+        sends = (found.sends if found and certain else set()) - set(self.builder.nodes)
+        constants = found.constants if found and certain else set()
         for name in sorted(sends | (ends | (set() if branch.ends else _texts(constants))) - known):
             yield f"router {label!r} goes to {name!r}, which is no node{_near(name, known)}"
         if branch.ends:
@@ -211,7 +216,7 @@ class GraphView:
     def _unknown_keys(self) -> Iterator[str]:
         channels = {*self.builder.channels, *self.builder.managed}
         for node, returned in self.returns.items():
-            for key in sorted(returned.keys - channels if returned else ()):
+            for key in sorted(returned.keys - channels if returned and returned.certain else ()):
                 yield f"node {node!r} writes {key!r}, which is no key of the state{_near(key, channels)}"
 
     def _doubly_written(self) -> Iterator[str]:

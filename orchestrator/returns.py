@@ -16,13 +16,18 @@ from typing import Any
 __all__ = ["Returns", "function_of", "may_stop", "names", "read_returns"]
 
 _MISSING = object()
+_SETTINGS = (bool, int, str, type(None), list, tuple, dict, set, frozenset)
 _RUNS = {"invoke", "ainvoke", "stream", "astream", "batch", "abatch", "transform", "atransform"}
 _Scope = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef
 
 
 @dataclass(slots=True)
 class Returns:
-    """The names and keys in a function's source; `targets_known` and `keys_known`: whether these are all there can be."""
+    """The names and keys in a function's source; `targets_known` and `keys_known`: whether these are all there can be.
+
+    `certain` is False where a setting in the function's closure decides what of it ever runs: a factory writes such functions
+    for graphs of several shapes, and a name in them need not be a node of this one.
+    """
 
     constants: set[Any] = field(default_factory=set)
     gotos: set[str] = field(default_factory=set)
@@ -35,6 +40,7 @@ class Returns:
     targets_known: bool = True
     keys_known: bool = True
     raises: bool = False
+    certain: bool = True
 
 
 def function_of(runnable: Any) -> FunctionType | None:
@@ -137,9 +143,11 @@ class _Reader:
         self.names = _environment(function)
         self.code = function.__code__
         self.node = node
-        self.found = Returns()
-        self.body = [node.body] if isinstance(node, ast.Lambda) else node.body
-        self.own = [item for statement in self.body for item in _walk(statement)]
+        settings = [self.names.get(name) for name in self.code.co_freevars]
+        self.found = Returns(certain=not any(isinstance(value, _SETTINGS) for value in settings))
+        self.values: dict[str, list[ast.expr] | None] = {}
+        self.body: list[ast.AST] = [node.body] if isinstance(node, ast.Lambda) else self._run(node.body)
+        self.own = [item for statement in self.body for item in self._walk(statement)]
         returns = [item.value for item in self.own if isinstance(item, ast.Return)]
         self.returned = [node.body] if isinstance(node, ast.Lambda) else returns
         self.values = self._local_values()
@@ -165,6 +173,34 @@ class _Reader:
             if value is not None:
                 self._returned(value, set())
         return found
+
+    def _walk(self, item: ast.AST) -> Iterator[ast.AST]:
+        """The syntax below `item`, without nested functions, what is handed to another graph, and what a constant switches off."""
+        if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
+            return
+        yield item
+        for child in self._live(item):
+            yield from self._walk(child)
+
+    def _run(self, statements: list[ast.stmt]) -> list[ast.AST]:
+        """The statements up to the one that leaves the function whatever happens."""
+        for index, statement in enumerate(statements):
+            last = statement
+            while isinstance(last, ast.If) and (live := self._live(last)) and isinstance(live[-1], ast.stmt) and live[0] is not last.test:
+                last = live[-1]
+            if isinstance(last, ast.Return | ast.Raise):
+                return [*statements[: index + 1]]
+        return [*statements]
+
+    def _live(self, item: ast.AST) -> list[ast.AST]:
+        if isinstance(item, ast.Call) and isinstance(item.func, ast.Attribute) and item.func.attr in _RUNS:
+            return [item.func]
+        if isinstance(item, ast.If):
+            negated = isinstance(item.test, ast.UnaryOp) and isinstance(item.test.op, ast.Not)
+            test = self._constant(item.test.operand if isinstance(item.test, ast.UnaryOp) and negated else item.test)
+            if test is not _MISSING:
+                return [*(item.body if bool(test) != negated else item.orelse)]
+        return [*ast.iter_child_nodes(item)]
 
     def _is_state(self, item: ast.expr) -> bool:
         return isinstance(item, ast.Name) and item.id == self.state
@@ -275,7 +311,7 @@ class _Reader:
                 name = self._constant(target) if target is not None else _MISSING
                 self.found.fanned |= {name} if isinstance(name, str) else set()
             inside = repeated or isinstance(item, ast.ListComp | ast.GeneratorExp | ast.SetComp | ast.For | ast.AsyncFor | ast.While)
-            self._fan_outs(list(ast.iter_child_nodes(item)), inside)
+            self._fan_outs(self._live(item), inside)
 
     def _returned(self, item: ast.expr, seen: set[str]) -> None:
         """One returned expression, as a router's targets and as a node's update."""
@@ -347,13 +383,3 @@ class _Reader:
 
 def _mentions(item: ast.expr, name: str) -> bool:
     return any(isinstance(other, ast.Name) and other.id == name for other in ast.walk(item))
-
-
-def _walk(item: ast.AST) -> Iterator[ast.AST]:
-    """The nodes of a statement, without those of nested functions and of what is handed to another graph."""
-    if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
-        return
-    yield item
-    handed = isinstance(item, ast.Call) and isinstance(item.func, ast.Attribute) and item.func.attr in _RUNS
-    for child in [item.func] if handed and isinstance(item, ast.Call) else ast.iter_child_nodes(item):
-        yield from _walk(child)

@@ -68,11 +68,13 @@ class Workflow:
         """
         from langgraph.graph.state import CompiledStateGraph
 
+        from orchestrator.checks import copied
+
         if isinstance(self.graph, CompiledStateGraph):
             compiled: CompiledStateGraph[Any, Any, Any, Any] = _recompiled(self.graph, self.name, checkpointer, kwargs)
             return compiled
         try:
-            return _copied(self.graph).compile(checkpointer=checkpointer, **{"name": self.name or "workflow", **kwargs})
+            return copied(self.graph).compile(checkpointer=checkpointer, **{"name": self.name or "workflow", **kwargs})
         except ValueError as error:
             raise GraphError(f"The graph of workflow {self.name!r} cannot be compiled", [str(error)]) from error
 
@@ -186,15 +188,6 @@ def _graph_remedy(value: Any) -> str:
     if isinstance(value, Pregel):
         return "A graph of the functional API has no state schema: make it a node of a StateGraph"
     return "Write `workflow = Workflow(graph)` with a StateGraph, compiled or not"
-
-
-def _copied(builder: "StateGraph[Any, Any, Any, Any]") -> "StateGraph[Any, Any, Any, Any]":
-    """The builder once more: `compile` writes default policies into it, and cannot do so twice."""
-    from copy import copy
-
-    other = copy(builder)
-    other.nodes = {key: copy(spec) for key, spec in builder.nodes.items()}
-    return other
 
 
 def _recompiled(graph: "CompiledStateGraph[Any, Any, Any, Any]", name: str, checkpointer: Any, options: Mapping[str, Any]) -> Any:
