@@ -24,7 +24,7 @@ from orchestrator.errors import FetchRefusedError, ToolError
 from orchestrator.text import one_line, printable
 from orchestrator.urls import WebUrl, check_allowed, check_secrets, denied_address, parse_allowed, parse_url
 
-__all__ = ["Connect", "FetchedPage", "Resolve", "fetch"]
+__all__ = ["Connect", "FetchedPage", "Resolve", "connect_to", "fetch", "resolve_host"]
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 Connect = Callable[[str, int], Awaitable[httpcore.AsyncNetworkStream]]

@@ -214,7 +214,7 @@ def check_secrets(url: str, environ: Mapping[str, str], private: Sequence[str] =
 def _forms(value: str) -> Iterator[str]:
     """A value as it is, URL-encoded, in hexadecimal, and in base64 wherever it starts in a longer text."""
     encoded = value.encode("utf-8", "surrogateescape")
-    yield from (value, quote(encoded, safe=""), quote_plus(encoded), encoded.hex())
+    yield from (value, value.replace("+", " "), quote(encoded, safe=""), quote_plus(encoded), encoded.hex())
     for offset in range(3):
         # Three bytes make four characters: those at the edges also depend on the neighbours and are left out.
         whole = base64.b64encode(b"\0" * offset + encoded).decode().rstrip("=")
