@@ -67,6 +67,7 @@ class Corpus:
 
     def replace_pages(self, pages: dict[int, Page]) -> None:
         """Makes these the added pages."""
+        changed = self._pages.keys() != pages.keys()
         for document in self._pages.keys() - pages.keys():
             self._forget(document)
         for document in pages.keys() - self._pages.keys():
@@ -75,7 +76,8 @@ class Corpus:
             self._named(document, page.title)
             for ordinal, (start, end) in enumerate(page.spans, 1):
                 self._page_entries[document, ordinal] = _entry(page.title, page.text[start:end])
-        self._phrases.clear() if pages else None
+        if changed:
+            self._phrases.clear()
 
     def _forget(self, document: int) -> None:
         page = self._pages.pop(document)
@@ -106,7 +108,9 @@ class Corpus:
         known = self._phrases.get((phrase, limit))
         if known is None:
             joined = f" {' '.join(phrase)} "
-            known = [key for key, entry in self._page_entries.items() if joined in entry.body.joined or joined in f" {' '.join(entry.title)} "]
+            known = [
+                key for key, entry in self._page_entries.items() if joined in entry.body.joined or joined in f" {' '.join(entry.title)} "
+            ]
             known = (self._store.holding(phrase, limit) + known)[:limit]
             self._phrases[phrase, limit] = known
             if len(self._phrases) > _KEPT_PHRASES:

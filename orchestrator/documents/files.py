@@ -17,6 +17,10 @@ LARGEST = 50 * 1024 * 1024  # bytes; what is larger is a data set, not a documen
 _GENERATED = frozenset({"__pycache__", "node_modules", "venv"})
 _KEYS = (".pem", ".key", ".p12", ".pfx", ".jks", ".keystore", ".kdbx", ".env")
 _KEY_NAMES = frozenset({"id_rsa", "id_dsa", "id_ecdsa", "id_ed25519", "credentials", "credentials.json"})
+# Links and waiting on a pipe are refused where the system can; Windows has neither flag, and reads text as bytes only when told.
+_FLAGS = os.O_RDONLY
+for _name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+    _FLAGS |= getattr(os, _name, 0)
 _REMEDY = "Name an existing file, folder or glob"
 
 
@@ -87,7 +91,8 @@ def _expand(path: str) -> list[tuple[str, str]]:
         if matches:
             return [(match, match) for match in matches if not (os.path.isdir(match) and "**" in path)]
         raise DocumentsError("No file matches this glob", where=f"documents: {path!r}", remedy=_REMEDY)
-    raise DocumentsError("There is no such file or folder", where=f"documents: {path!r}", remedy=f"{_REMEDY}; paths are relative to {os.getcwd()}")
+    remedy = f"{_REMEDY}; paths are relative to {os.getcwd()}"
+    raise DocumentsError("There is no such file or folder", where=f"documents: {path!r}", remedy=remedy)
 
 
 def _named(uri: str, location: str) -> Listed | Skipped:
@@ -125,7 +130,7 @@ def _entry(uri: str, entry: os.DirEntry[str], root: str) -> Listed | Skipped | N
     try:
         if entry.is_symlink():
             inside = Path(os.path.realpath(entry.path)).is_relative_to(root)
-            return Skipped(uri, "a link to a place inside the folder: read under its own name" if inside else "a link that leads out of the folder")
+            return Skipped(uri, "a link inside the folder: read under its own name" if inside else "a link that leads out of the folder")
         if entry.name.startswith("."):
             return Skipped(uri, "hidden (name it to have it read)")
         if entry.is_dir(follow_symlinks=False):
@@ -170,9 +175,8 @@ def _reason(error: OSError) -> str:
 
 def read_bytes(path: str) -> tuple[bytes, os.stat_result]:
     """The bytes of a regular file and its status when it was opened; raises Unreadable. Waits for no pipe, follows no link."""
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
-        descriptor = os.open(path, flags)
+        descriptor = os.open(path, _FLAGS)
     except OSError as error:
         raise Unreadable(_reason(error), lasting=False) from error
     try:

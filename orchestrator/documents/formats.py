@@ -13,10 +13,14 @@ __all__ = ["MARKUP", "PROSE", "Extracted", "NotText", "decode", "extract_text", 
 PROSE = frozenset({".txt", ".text", ".log", ".md", ".markdown", ".mdx", ".rst", ".org", ".adoc", ".tex"})
 MARKUP = frozenset({".html", ".htm", ".xhtml"})
 _CODE = frozenset(
-    ".py .pyi .ipynb .js .jsx .mjs .ts .tsx .java .kt .kts .scala .go .rs .c .h .cc .cpp .cxx .hpp .cs .swift .m .rb .php .pl .lua .r .jl .sh .bash "
-    ".zsh .ps1 .sql .proto .graphql .css .scss .vue .svelte .hs .ml .ex .exs .erl .clj .dart .zig .nim .toml .yaml .yml .ini .cfg .xml .tf".split()
+    f".{ending}"
+    for line in (
+        "py pyi ipynb js jsx mjs ts tsx java kt kts scala go rs c h cc cpp cxx hpp cs swift m rb php pl lua r jl sh bash zsh ps1 sql proto",
+        "graphql css scss vue svelte hs ml ex exs erl clj dart zig nim toml yaml yml ini cfg xml tf",
+    )
+    for ending in line.split()
 )
-_NAMED = frozenset({"readme", "license", "licence", "copying", "changelog", "changes", "authors", "contributing", "notice", "makefile", "dockerfile"})
+_NAMED = frozenset({"readme", "license", "licence", "copying", "changelog", "changes", "authors", "contributing", "notice", "makefile"})
 _TABLES = frozenset({".csv", ".tsv"})
 _DATA = frozenset({".json", ".jsonl", ".ndjson"})
 _TITLE_LIMIT = 200
@@ -63,9 +67,18 @@ def extract_text(content: bytes, kind: str) -> Extracted:
     return Extracted(text)
 
 
+_MARKS = (
+    (b"\xef\xbb\xbf", "utf-8"),
+    (b"\xff\xfe\0\0", "utf-32"),
+    (b"\0\0\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+
+
 def decode(content: bytes) -> str:
     """Text of UTF-8, UTF-16 or UTF-32 (by its mark or its zeros) or else Latin-1, with newlines as `\\n`; raises NotText."""
-    for mark, encoding in ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
+    for mark, encoding in _MARKS:
         if content.startswith(mark):
             return tidy(_strict(content, encoding).removeprefix("\ufeff"))
     if b"\0" in content[:65536]:

@@ -9,8 +9,12 @@ __all__ = ["extract_html"]
 
 _HIDDEN = frozenset({"script", "style", "noscript", "template", "head", "svg", "iframe", "object", "select"})
 _BLOCKS = frozenset(
-    "address article aside blockquote dd details div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 header hr li main nav ol p pre "
-    "section table tbody thead tr ul caption summary body".split()
+    name
+    for line in (
+        "address article aside blockquote body caption dd details div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6",
+        "header hr li main nav ol p pre section summary table tbody thead tr ul",
+    )
+    for name in line.split()
 )
 _CELLS = frozenset({"td", "th"})
 _LINE = "\n"

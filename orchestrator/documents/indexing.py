@@ -38,19 +38,20 @@ def open_index(paths: Sequence[str], home: Path | None) -> Indexed:
     indexed = _open(paths, home)
     try:
         _update(indexed, listing)
-        if not indexed.documents:
-            raise _nothing(paths, indexed.skipped)
         indexed.store.freeze()
     except BaseException:
         indexed.store.close()
         raise
+    if not indexed.documents:
+        indexed.store.close()
+        raise _nothing(paths, indexed.skipped)
     return indexed
 
 
 def _open(paths: Sequence[str], home: Path | None) -> Indexed:
-    key = hashlib.sha256("\0".join(sorted({os.path.abspath(os.path.expanduser(path)) for path in paths})).encode("utf-8", "surrogateescape"))
+    named = "\0".join(sorted({os.path.abspath(os.path.expanduser(path)) for path in paths}))
     try:
-        place = index_path(home or default_home(), key.hexdigest()[:24])
+        place = index_path(home or default_home(), hashlib.sha256(os.fsencode(named)).hexdigest()[:24])
         store, note = open_store(place)
         prune(place.parent, place)
         place.touch()

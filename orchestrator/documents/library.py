@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from orchestrator.documents.files import Skipped, Unreadable, read_bytes, sha256
+from orchestrator.documents.corpus import Corpus, Page
+from orchestrator.documents.files import Unreadable, read_bytes, sha256
 from orchestrator.documents.indexing import Indexed, open_index
 from orchestrator.documents.passages import split
-from orchestrator.documents.corpus import Corpus, Page
 from orchestrator.documents.ranking import Ranking
 from orchestrator.state import Source
 
@@ -36,7 +36,7 @@ class Passage:
 class Library:
     """A set of documents as it was when it was opened, and the pages that were added since; safe to use from several tasks.
 
-    `read` counts the files whose text is here, `opened` those of them that had to be opened for it, `notes` says what went otherwise than usual.
+    `read` counts the files whose text is here, `opened` those that had to be opened for it; `notes` says what went otherwise than usual.
     """
 
     def __init__(self, indexed: Indexed, executor: ThreadPoolExecutor) -> None:
@@ -209,8 +209,10 @@ def _numbers(passage_id: str) -> tuple[int, int] | None:
 
 
 async def open_library(paths: Sequence[str], *, home: Path | None = None) -> Library:
-    """The documents at `paths` (files, folders, globs), indexed; the index is kept in `home`, by default ORCHESTRATOR_HOME or the user's data
-    folder. Raises DocumentsError when a path is missing or nothing can be read."""
+    """The documents at `paths` (files, folders, globs), indexed; raises DocumentsError when one is missing or nothing can be read.
+
+    The index is kept in `home`, by default ORCHESTRATOR_HOME or the user's data folder.
+    """
     executor = ThreadPoolExecutor(1, thread_name_prefix="documents")
     try:
         return await asyncio.get_running_loop().run_in_executor(executor, lambda: Library(open_index(paths, home), executor))

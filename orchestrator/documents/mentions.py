@@ -13,7 +13,9 @@ Phrase = tuple[str, ...]
 
 _ENDS_SENTENCE = re.compile(r"[.!?…][\"'”’)\]]*\s|\n\s*\n|[。！？]")
 _INSIDE_NAME = re.compile(r"[ \u00a0\-‐–'’&]{1,3}|\. ")
-_CONNECTORS = frozenset({"of", "the", "de", "van", "von", "du", "da", "di", "and", "la", "le", "del", "der", "den", "for", "in", "el", "al", "bin", "ibn"})
+_CONNECTORS = frozenset(
+    {"of", "the", "de", "van", "von", "du", "da", "di", "and", "la", "le", "del", "der", "den", "for", "in", "el", "al", "bin", "ibn"}
+)
 _LONGEST_NAME = 8  # words
 _PARENTHESIS = re.compile(r"\s*[(\[][^()\[\]]*[)\]]\s*$")
 
@@ -98,7 +100,7 @@ def _name(start: int, end: int, words: list[str], stems: list[str], sentences: l
 
 
 def mentions(analysed: Analysed, titles: Container[Phrase], starts: Container[str], longest: int) -> Iterator[Mention]:
-    """The names of a passage, then the longest titles in it; `starts` holds the first terms of `titles`, `longest` is their greatest length."""
+    """The names of a passage, then the longest titles in it; `starts` are the first terms of `titles`, `longest` their greatest length."""
     yield from analysed.names
     stems, start = analysed.terms, 0
     while start < len(stems):

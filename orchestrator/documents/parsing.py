@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from orchestrator.documents.files import Unreadable
 from orchestrator.documents.formats import Extracted, NotText, extract_text, tidy
@@ -45,7 +46,12 @@ class Parser:
     def _apart(self, content: bytes, kind: str) -> Extracted:
         process = self._process or self._start()
         timed_out = threading.Event()
-        timer = threading.Timer(self._seconds, lambda: (timed_out.set(), process.kill()))
+
+        def end() -> None:
+            timed_out.set()
+            process.kill()
+
+        timer = threading.Timer(self._seconds, end)
         timer.start()
         try:
             answer = _exchange(process, kind, content)
@@ -82,11 +88,12 @@ class Parser:
         process.wait()
 
 
-def _exchange(process: subprocess.Popen[bytes], kind: str, content: bytes) -> dict[str, str]:
-    assert process.stdin is not None and process.stdout is not None  # noqa: S101 - both were asked for as pipes
+def _exchange(process: subprocess.Popen[bytes], kind: str, content: bytes) -> dict[str, Any]:
+    assert process.stdin is not None  # noqa: S101 - it was asked for as a pipe
+    assert process.stdout is not None  # noqa: S101 - it was asked for as a pipe
     process.stdin.write(kind[-4:].encode() + struct.pack(">Q", len(content)))
     process.stdin.write(content)
     process.stdin.flush()
     size = struct.unpack(">Q", process.stdout.read(8))[0]
-    answer: dict[str, str] = json.loads(process.stdout.read(size))
+    answer: dict[str, Any] = json.loads(process.stdout.read(size))
     return answer

@@ -1,15 +1,15 @@
 """Which passages answer a question, found by words and by following what the found ones mention.
 
-A question often needs a document that does not share its words: "where was the director of X born" needs the document on a person whom only
-the one on X names. So passages are chosen one after the other. Each is worth its own words (BM25F, with a share for a title that the question
-names), what it adds to the words of the question that are covered already, and its strongest link from a passage chosen before it. Figures
-were set on public two- to four-hop questions, where results change little between half and double of each.
+A question often needs a document that does not share its words: "where was the director of X born" needs the document on a person
+whom only the one on X names. So passages are chosen one after the other. Each is worth its own words (BM25F, with a share for a
+title that the question names), what it adds to the words of the question that are covered already, and its strongest link from a
+passage chosen before it. The figures were set on public two- to four-hop questions; halving or doubling any one changes little.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from orchestrator.documents.corpus import Corpus, Entry, Key, Page
+from orchestrator.documents.corpus import Corpus, Entry, Key
 from orchestrator.documents.links import Links
 from orchestrator.documents.words import STOP_WORDS, terms
 
@@ -106,7 +106,9 @@ class Ranking:
 
     def _follow(self, pool: _Pool, question: _Question, key: Key, trust: float, chosen: Sequence[tuple[int, int, float]]) -> None:
         done = {(document, ordinal) for document, ordinal, _ in chosen}
-        strengths = {target: value for target, value in self._links.of(key, question.weights, question.joined).items() if target not in done}
+        strengths = {
+            target: value for target, value in self._links.of(key, question.weights, question.joined).items() if target not in done
+        }
         linked = sorted(strengths, key=lambda target: (-strengths[target], abs(target[0]), target[1]))
         new = [target for target in linked if target not in pool.cover][:_LINKED]
         self._admit(pool, question, self._corpus.entries(new))

@@ -1,6 +1,7 @@
 """Porter's stemmer: words of one family share a stem ("limits", "limited", "limiting": "limit").
 
-M. F. Porter, "An algorithm for suffix stripping", Program 14(3), 1980; the same stems as SQLite's `porter` tokenizer, which a test compares.
+M. F. Porter, "An algorithm for suffix stripping", Program 14(3), 1980.
+The same stems as SQLite's `porter` tokenizer gives, which a test compares.
 """
 
 import re

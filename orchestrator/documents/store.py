@@ -66,7 +66,7 @@ def index_path(home: Path, key: str) -> Path:
 
 
 def open_store(path: Path | None) -> tuple["Store", str]:
-    """The store at `path` (in memory for None) and a note when it was rebuilt; raises OSError or sqlite3.Error when it cannot be kept there."""
+    """The store at `path` (in memory for None), and a note when it was rebuilt; raises OSError or sqlite3.Error when it cannot be there."""
     if path is None:
         return Store(_connect(":memory:")), ""
     try:
@@ -90,12 +90,16 @@ def _file(path: Path) -> sqlite3.Connection:
     connection = _connect(str(path))
     try:
         connection.execute("PRAGMA journal_mode = WAL")
-        if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-            raise sqlite3.DatabaseError("it was damaged")
+        _check(connection)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+        raise sqlite3.DatabaseError("it was damaged")
 
 
 def _connect(location: str) -> sqlite3.Connection:
@@ -104,16 +108,20 @@ def _connect(location: str) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA cache_size = -65536")
         connection.execute("PRAGMA temp_store = MEMORY")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
-            _create(connection)
-        elif version != VERSION:
-            raise _OtherVersionError(f"it was of version {version}, this is {VERSION}")
+        _bring_tables(connection)
         connection.execute("CREATE VIRTUAL TABLE temp.vocabulary USING fts5vocab('main', 'words', 'row')")
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _bring_tables(connection: sqlite3.Connection) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version == 0:
+        _create(connection)
+    elif version != VERSION:
+        raise _OtherVersionError(f"it was of version {version}, this is {VERSION}")
 
 
 def _create(connection: sqlite3.Connection) -> None:
@@ -201,7 +209,8 @@ class Store:
         orphans = "SELECT id, title FROM documents WHERE id NOT IN (SELECT document FROM files WHERE document IS NOT NULL)"
         for document, title in self.query(orphans):
             heading, span = " ".join(terms(title)), (_row(document, 0), _row(document + 1, 0))
-            rows = [(row, heading, " ".join(terms(text))) for row, text in self.query(f"SELECT id, text FROM passages WHERE {_SPAN}", span)]
+            kept = self.query(f"SELECT id, text FROM passages WHERE {_SPAN}", span)  # noqa: S608 - a constant
+            rows = [(row, heading, " ".join(terms(text))) for row, text in kept]
             self._connection.executemany("INSERT INTO words(words, rowid, title, body) VALUES('delete', ?, ?, ?)", rows)
             self._connection.execute(f"DELETE FROM passages WHERE {_SPAN}", span)  # noqa: S608 - a constant
             self._connection.execute("DELETE FROM documents WHERE id = ?", (document,))
@@ -217,7 +226,8 @@ class Store:
 
     def text(self, document: int) -> str:
         """The whole text of a document."""
-        parts = self.query(f"SELECT text, rest FROM passages WHERE {_SPAN} ORDER BY id", (_row(document, 0), _row(document + 1, 0)))
+        span = (_row(document, 0), _row(document + 1, 0))
+        parts = self.query(f"SELECT text, rest FROM passages WHERE {_SPAN} ORDER BY id", span)  # noqa: S608 - a constant
         return "".join(text for part in parts for text in part)
 
     def span(self, document: int, ordinal: int) -> tuple[int, str] | None:

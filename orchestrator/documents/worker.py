@@ -1,7 +1,7 @@
 """A process of its own that reads PDF and Word files: one that hangs or swells ends here and not in the run.
 
-Started by `parsing.py` as a script. Frames on stdin: four bytes of kind (`.pdf` or `docx`), eight bytes of length, the file's bytes. Frames on
-stdout: eight bytes of length and a JSON object with `text`, `title` and `pages`, or with `reason`. Imports nothing of the package.
+Started by `parsing.py` as a script. Frames on stdin: four bytes of kind (`.pdf` or `docx`), eight bytes of length, the file's bytes. Frames
+on stdout: eight bytes of length and a JSON object with `text`, `title` and `pages`, or with `reason`. Imports nothing of the package.
 """
 
 import io
@@ -76,7 +76,9 @@ def _pdf(stream: BinaryIO) -> dict[str, Any]:
         raise Refused(f"a broken or truncated PDF: {error}"[:300]) from error
     if count > PAGES:
         raise Refused(f"too many pages: {count:,}, the limit is {PAGES:,}")
-    text, pages, failed = "", [], []
+    text = ""
+    pages: list[int] = []
+    failed: list[str] = []
     for number, page in enumerate(reader.pages, 1):
         pages.append(len(text))
         body = _page(page, number, failed)
