@@ -9,7 +9,8 @@ __all__ = ["draft"]
 
 def draft(prompt: Prompt) -> dict[str, Any]:
     """The arguments of `Draft`."""
-    written, room = [], 1200
+    written: list[dict[str, Any]] = []
+    room = 1200
     for number, finding in enumerate(prompt.findings, 1):
         text = finding.text.split("\n")[0]
         if written and len(text) > room:

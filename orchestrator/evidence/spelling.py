@@ -1,0 +1,26 @@
+"""Spellings of one text made equal: case, accents, quotation marks, hyphens, spaces that do not show."""
+
+import unicodedata
+
+__all__ = ["fold", "plain"]
+
+_CHARACTERS = {
+    **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u00b4`", "'"),
+    **dict.fromkeys("\u201c\u201d\u201e\u2033\u00ab\u00bb", '"'),
+    **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
+    **dict.fromkeys("\u00a0\u2009\u202f", "\u00a0"),
+    **dict.fromkeys("\u00ad\u200b\u200c\u200d\ufeff", ""),
+    **dict(zip("ßøØłŁæÆœŒđĐı", ("ss", "o", "O", "l", "L", "ae", "Ae", "oe", "Oe", "d", "D", "i"), strict=True)),
+}
+_PLAIN = str.maketrans(_CHARACTERS)
+
+
+def fold(text: str) -> str:
+    """`text` in lower case, without accents, with plain quotation marks and hyphens."""
+    decomposed = unicodedata.normalize("NFKD", plain(text).casefold())
+    return "".join(c for c in decomposed if not unicodedata.combining(c))
+
+
+def plain(text: str) -> str:
+    """`text` composed, with ASCII quotation marks and hyphens, and without characters of no width."""
+    return unicodedata.normalize("NFC", text).translate(_PLAIN)
