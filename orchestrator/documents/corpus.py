@@ -1,11 +1,11 @@
 """The passages that a search ranks: those of the store and those of the pages added in this run, with what is counted about them."""
 
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from orchestrator.documents.mentions import Analysed, analyse, bare_title
+from orchestrator.documents.mentions import bare_title, mentioned
 from orchestrator.documents.store import Store
 from orchestrator.documents.words import STOP_WORDS, terms
 
@@ -29,11 +29,12 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A passage as it is ranked: the terms of its document's title, the title as a phrase that others may mention, and its body."""
+    """A passage as it is ranked: the terms of its document's title, the title as a phrase that others may mention, its own terms."""
 
     title: list[str]
     phrase: Phrase
-    body: Analysed
+    counts: Counter[str]
+    length: int
     text: str
 
 
@@ -53,8 +54,8 @@ class Corpus:
         self.body_length = max(1.0, characters / max(1, passages) / 6)  # words; six characters each with its space
         self.title_length = 3.0  # words
         self.by_phrase: dict[Phrase, list[int]] = {}
-        self.starts: set[str] = set()
-        self.longest = 0
+        self._starts: set[str] = set()
+        self._longest = 0
         for document, title in titles.items():
             self._named(document, title)
 
@@ -62,8 +63,8 @@ class Corpus:
         phrase = _phrase(title)
         if phrase:
             self.by_phrase.setdefault(phrase, []).append(document)
-            self.starts.add(phrase[0])
-            self.longest = max(self.longest, len(phrase))
+            self._starts.add(phrase[0])
+            self._longest = max(self._longest, len(phrase))
 
     def replace_pages(self, pages: dict[int, Page]) -> None:
         """Makes these the added pages."""
@@ -89,7 +90,7 @@ class Corpus:
         """How many passages have this term."""
         if word not in self._frequencies:
             self._frequencies[word] = self._store.frequency(word)
-        return self._frequencies[word] + sum(word in entry.body.counts or word in entry.title for entry in self._page_entries.values())
+        return self._frequencies[word] + sum(word in entry.counts or word in entry.title for entry in self._page_entries.values())
 
     def rarity(self, word: str) -> float:
         """The weight of a term: BM25's idf, always positive."""
@@ -100,17 +101,23 @@ class Corpus:
         """The passages that match best by words alone, and every matching passage of a page."""
         yield from self.entries(self._store.matching(words, limit))
         for key, entry in self._page_entries.items():
-            if any(word in entry.body.counts or word in entry.title for word in words):
+            if any(word in entry.counts or word in entry.title for word in words):
                 yield key, entry
+
+    def within(self, document: int, words: Sequence[str], limit: int) -> Iterator[tuple[Key, Entry]]:
+        """The first passage of a document, and those of it that match best by words alone."""
+        yield from self.entries([(document, 1), *(self._store.matching(words, limit, document) if document >= 0 else ())])
+
+    def titled(self, phrase: Sequence[str]) -> list[tuple[int, int, Phrase]]:
+        """The longest titles that occur among these terms, as (start, end, title)."""
+        return list(mentioned(phrase, self.by_phrase, self._starts, self._longest))
 
     def holding(self, phrase: Phrase, limit: int) -> list[Key]:
         """Passages, `limit` at most, that have these terms in this order in their title or body."""
         known = self._phrases.get((phrase, limit))
         if known is None:
             joined = f" {' '.join(phrase)} "
-            known = [
-                key for key, entry in self._page_entries.items() if joined in entry.body.joined or joined in f" {' '.join(entry.title)} "
-            ]
+            known = [key for key, entry in self._page_entries.items() if phrase[0] in entry.counts and _holds(entry, joined)]
             known = (self._store.holding(phrase, limit) + known)[:limit]
             self._phrases[phrase, limit] = known
             if len(self._phrases) > _KEPT_PHRASES:
@@ -139,4 +146,9 @@ def _phrase(title: str) -> Phrase:
 
 
 def _entry(title: str, text: str) -> Entry:
-    return Entry(terms(title), _phrase(title), analyse(text), text)
+    found = terms(text)
+    return Entry(terms(title), _phrase(title), Counter(found), len(found), text)
+
+
+def _holds(entry: Entry, joined: str) -> bool:
+    return joined in f" {' '.join(entry.title)} " or joined in f" {' '.join(terms(entry.text))} "

@@ -1,11 +1,17 @@
-"""From one passage to others: by the titles and names it mentions, by its own title, and by the files it refers to."""
+"""From one passage to others: by the titles and names it mentions, and by its own title."""
 
 import math
+from collections.abc import Sequence
+from itertools import chain
+from typing import TypeVar
 
 from orchestrator.documents.corpus import Corpus, Entry, Key
-from orchestrator.documents.mentions import Mention, mentions
+from orchestrator.documents.mentions import Analysed, Mention, analyse
 
 __all__ = ["Links"]
+
+T = TypeVar("T")
+Phrase = tuple[str, ...]
 
 _FORWARD = 0.7  # to the document whose title is mentioned
 _SHARED = 0.4  # to a passage that has the same name in it
@@ -22,48 +28,40 @@ class Links:
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
 
-    def of(self, key: Key, weights: dict[str, float], joined: str) -> dict[Key, float]:
-        """Where the passage leads to and how strongly, 0 to 1: more by rare names, and by those near words of the question."""
-        entry = next((entry for _, entry in self._corpus.entries([key])), None)
-        if entry is None:
-            return {}
-        strengths: dict[Key, float] = {}
-        near = _Nearness(entry, weights, math.log(self._corpus.passages + 1))
-        relevance: dict[tuple[str, ...], float] = {}
-        for mention in mentions(entry.body, self._corpus.by_phrase, self._corpus.starts, self._corpus.longest):
+    def of(self, key: Key, entry: Entry, weights: dict[str, float], joined: str) -> tuple[dict[int, float], dict[Key, float]]:
+        """The documents and the passages it leads to and how strongly, 0 to 1: more by rare names, more near the question's words."""
+        analysed = analyse(entry.text)
+        near = _Nearness(analysed, weights, math.log(self._corpus.passages + 1))
+        relevance: dict[Phrase, float] = {}
+        titles = (Mention(phrase, start, end) for start, end, phrase in self._corpus.titled(analysed.terms))
+        for mention in chain(analysed.names, titles):
             if mention.phrase != entry.phrase:
                 relevance[mention.phrase] = max(relevance.get(mention.phrase, 0.0), near.of(mention))
+        documents: dict[int, float] = {}
+        passages: dict[Key, float] = {}
         for phrase, share in relevance.items():
-            self._from_phrase(strengths, key, phrase, _FLOOR + (1 - _FLOOR) * share, f" {' '.join(phrase)} " in joined)
-        self._backward(strengths, key, entry, joined)
-        return strengths
+            holders = self._corpus.holding(phrase, _CAP)
+            value = self._rarity(phrase, len(holders), _CAP) * (_FLOOR + (1 - _FLOOR) * share)
+            for document in self._corpus.by_phrase.get(phrase, ()):
+                _raise(documents, document, _FORWARD * value)
+            if len(holders) < _CAP and f" {' '.join(phrase)} " not in joined:
+                for target in holders:
+                    _raise(passages, target, _SHARED * value / _crowd(holders))
+        self._backward(passages, entry, joined)
+        documents.pop(key[0], None)
+        return documents, {target: value for target, value in passages.items() if target[0] != key[0]}
 
-    def _from_phrase(self, strengths: dict[Key, float], key: Key, phrase: tuple[str, ...], relevance: float, asked: bool) -> None:
-        holders = self._corpus.holding(phrase, _CAP)
-        rarity = self._rarity(phrase, len(holders))
-        titled = {(document, 1) for document in self._corpus.by_phrase.get(phrase, ()) if document != key[0]}
-        for target in titled:
-            _raise(strengths, target, _FORWARD * rarity * relevance)
-        if asked or len(holders) >= _CAP:
-            return
-        shared = _SHARED * rarity * relevance / max(1, len(holders) - 1) ** 0.3
-        for target in holders:
-            if target[0] != key[0] and target not in titled:
-                _raise(strengths, target, shared)
+    def _backward(self, passages: dict[Key, float], entry: Entry, joined: str) -> None:
+        if entry.phrase:
+            holders = self._corpus.holding(entry.phrase, 4 * _CAP)
+            asked = f" {' '.join(entry.phrase)} " in joined
+            value = _BACKWARD * self._rarity(entry.phrase, len(holders), 4 * _CAP) * (_ASKED if asked else 1.0) / _crowd(holders)
+            for target in holders:
+                _raise(passages, target, value)
 
-    def _backward(self, strengths: dict[Key, float], key: Key, entry: Entry, joined: str) -> None:
-        if not entry.phrase:
-            return
-        holders = self._corpus.holding(entry.phrase, 4 * _CAP)
-        asked = f" {' '.join(entry.phrase)} " in joined
-        value = _BACKWARD * self._rarity(entry.phrase, len(holders)) / max(1, len(holders) - 1) ** 0.3 * (_ASKED if asked else 1.0)
-        for target in holders:
-            if target[0] != key[0]:
-                _raise(strengths, target, value)
-
-    def _rarity(self, phrase: tuple[str, ...], holders: int) -> float:
-        """1 for what one passage has, 0 for what all have."""
-        found = holders if holders < _CAP else max(holders, min(self._corpus.frequency(word) for word in phrase))
+    def _rarity(self, phrase: Phrase, holders: int, cap: int) -> float:
+        """1 for what one passage has, 0 for what all have; from `cap` holders on, how many there are is told from the rarest word."""
+        found = holders if holders < cap else max(holders, min(self._corpus.frequency(word) for word in phrase))
         total = self._corpus.passages + 1
         return min(1.0, max(0.0, math.log(total / (found + 0.5)) / math.log(total))) if total > 1 else 0.0
 
@@ -71,13 +69,13 @@ class Links:
 class _Nearness:
     """How many of a question's words, or words related to them, are in the sentence of a mention, and how near."""
 
-    def __init__(self, entry: Entry, weights: dict[str, float], scale: float) -> None:
-        self._sentences = entry.body.sentences
+    def __init__(self, analysed: Analysed, weights: dict[str, float], scale: float) -> None:
+        self._sentences = analysed.sentences
         self._scale = 0.5 * max(scale, 1.0)
         by_start = {_start(word): word for word in weights}
         self._weights = weights
         self._hits: dict[int, list[tuple[int, str]]] = {}
-        for position, found in enumerate(entry.body.terms):
+        for position, found in enumerate(analysed.terms):
             word = found if found in weights else by_start.get(_start(found), "")
             if word:
                 self._hits.setdefault(self._sentences[position], []).append((position, word))
@@ -97,6 +95,11 @@ def _start(word: str) -> str:
     return word[:5] if len(word) >= 5 else f"{word} "
 
 
-def _raise(strengths: dict[Key, float], target: Key, value: float) -> None:
+def _crowd(holders: Sequence[Key]) -> float:
+    """What a link loses for being one of several."""
+    return float(max(1, len(holders) - 1) ** 0.3)
+
+
+def _raise(strengths: dict[T, float], target: T, value: float) -> None:
     if value > strengths.get(target, 0.0):
         strengths[target] = value

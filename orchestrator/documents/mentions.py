@@ -1,13 +1,12 @@
 """What a passage speaks of: the names in it and the titles of other documents, with the words around each."""
 
 import re
-from collections import Counter
-from collections.abc import Container, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
 
 from orchestrator.documents.words import STOP_WORDS, WORD, plain, term
 
-__all__ = ["Analysed", "Mention", "analyse", "bare_title", "mentions"]
+__all__ = ["Analysed", "Mention", "analyse", "bare_title", "mentioned"]
 
 Phrase = tuple[str, ...]
 
@@ -31,13 +30,11 @@ class Mention:
 
 @dataclass(frozen=True, slots=True)
 class Analysed:
-    """A passage as words: its terms, how often each occurs, the sentence each word is in, and the names as mentions."""
+    """A passage as words: its terms, the sentence each of them is in, and the names as mentions."""
 
     terms: list[str]
-    counts: Counter[str]
     sentences: list[int]
     names: list[Mention]
-    joined: str = field(repr=False)
 
 
 def bare_title(title: str) -> str:
@@ -46,7 +43,7 @@ def bare_title(title: str) -> str:
 
 
 def analyse(text: str) -> Analysed:
-    """Reads a passage once."""
+    """Reads a passage: its terms are those of `terms(text)`."""
     text = plain(text)
     found: list[str] = []
     sentences: list[int] = []
@@ -64,7 +61,7 @@ def analyse(text: str) -> Analysed:
         position = match.end()
     all_terms = [term(word) for word in found]
     names = list(_names(found, all_terms, sentences, capitals, joins))
-    return Analysed(all_terms, Counter(all_terms), sentences, names, f" {' '.join(all_terms)} ")
+    return Analysed(all_terms, sentences, names)
 
 
 def _names(words: list[str], stems: list[str], sentences: list[int], capitals: list[bool], joins: list[bool]) -> Iterator[Mention]:
@@ -99,17 +96,16 @@ def _name(start: int, end: int, words: list[str], stems: list[str], sentences: l
     return Mention(tuple(stems[start:end]), start, end)
 
 
-def mentions(analysed: Analysed, titles: Container[Phrase], starts: Container[str], longest: int) -> Iterator[Mention]:
-    """The names of a passage, then the longest titles in it; `starts` are the first terms of `titles`, `longest` their greatest length."""
-    yield from analysed.names
-    stems, start = analysed.terms, 0
+def mentioned(stems: Sequence[str], titles: Container[Phrase], starts: Container[str], longest: int) -> Iterator[tuple[int, int, Phrase]]:
+    """The longest titles among terms, as (start, end, title); `starts` are the first terms of `titles`, `longest` their greatest length."""
+    start = 0
     while start < len(stems):
         step = 1
         if stems[start] in starts:
             for size in range(min(longest, len(stems) - start), 0, -1):
                 phrase = tuple(stems[start : start + size])
                 if phrase in titles:
-                    yield Mention(phrase, start, start + size)
+                    yield start, start + size, phrase
                     step = size
                     break
         start += step

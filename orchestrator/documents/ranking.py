@@ -6,8 +6,9 @@ title that the question names), what it adds to the words of the question that a
 passage chosen before it. The figures were set on public two- to four-hop questions; halving or doubling any one changes little.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from heapq import nlargest
 
 from orchestrator.documents.corpus import Corpus, Entry, Key
 from orchestrator.documents.links import Links
@@ -17,10 +18,14 @@ __all__ = ["Ranking"]
 
 _WORDS = 64  # of a query
 _CANDIDATES = 80  # passages by words
-_LINKED = 40  # passages by links from one passage
+_LINKED = 24  # passages by links from one passage
+_LINKED_DOCUMENTS = 12  # by links from one passage
+_OF_DOCUMENT = 2  # passages by words of a document that a link leads to
+_FOLLOWED = 6  # chosen passages whose links are followed
 _K1 = 1.5  # BM25F, Robertson and Zaragoza 2009
 _B_TITLE = 0.5
 _B_BODY = 0.5
+_TRUST = 0.3  # at least, in the links of a passage that is worth less than the first
 _NAMED = 0.6  # share of a title's weight for being named in the question
 _GAIN = 0.75  # share of the weight of newly covered words
 
@@ -30,6 +35,7 @@ class _Question:
     """A question's words by weight (rarity), all of its terms in order, and the sum of the weights."""
 
     weights: dict[str, float]
+    terms: list[str]
     joined: str
     total: float
 
@@ -38,9 +44,15 @@ class _Question:
 class _Pool:
     """The candidates: how far each covers each word, its worth by words, and its best link from a chosen one."""
 
+    entries: dict[Key, Entry] = field(default_factory=dict)
     cover: dict[Key, dict[str, float]] = field(default_factory=dict)
     worth: dict[Key, float] = field(default_factory=dict)
-    link: dict[Key, float] = field(default_factory=dict)
+    to_passage: dict[Key, float] = field(default_factory=dict)
+    to_document: dict[int, float] = field(default_factory=dict)
+
+    def link(self, key: Key) -> float:
+        """The strongest link to a candidate from a chosen passage."""
+        return max(self.to_passage.get(key, 0.0), self.to_document.get(key[0], 0.0))
 
 
 class Ranking:
@@ -57,6 +69,9 @@ class Ranking:
             return []
         pool = _Pool()
         self._admit(pool, question, self._corpus.matching(list(question.weights), _CANDIDATES))
+        for _, _, phrase in self._corpus.titled(question.terms):
+            for document in self._corpus.by_phrase[phrase][:_LINKED_DOCUMENTS]:
+                self._admit(pool, question, self._corpus.within(document, list(question.weights), _OF_DOCUMENT))
         covered = dict.fromkeys(question.weights, 0.0)
         taken: dict[int, int] = {}
         chosen: list[tuple[int, int, float]] = []
@@ -64,18 +79,18 @@ class Ranking:
             key, score = self._best(pool, question, covered, taken)
             chosen.append((*key, min(score, chosen[-1][2]) if chosen else score))
             taken[key[0]] = taken.get(key[0], 0) + 1
-            for word, share in pool.cover.pop(key).items():
-                covered[word] = max(covered[word], share)
             del pool.worth[key]
-            if len(chosen) < limit:
-                self._follow(pool, question, key, min(1.0, max(0.3, score / chosen[0][2])), chosen)
+            for word, share in pool.cover[key].items():
+                covered[word] = max(covered[word], share)
+            if len(chosen) <= min(_FOLLOWED, limit - 1):
+                self._follow(pool, question, key, min(1.0, max(_TRUST, score / chosen[0][2])))
         return chosen
 
     def _question(self, query: str) -> _Question:
         found = terms(query)
         wanted = [word for word in dict.fromkeys(found) if word not in STOP_WORDS][:_WORDS]
         weights = {word: self._corpus.rarity(word) for word in wanted if self._corpus.frequency(word)}
-        return _Question(weights, f" {' '.join(found)} ", sum(weights.values()))
+        return _Question(weights, found, f" {' '.join(found)} ", sum(weights.values()))
 
     def _admit(self, pool: _Pool, question: _Question, entries: Iterable[tuple[Key, Entry]]) -> None:
         for key, entry in entries:
@@ -84,34 +99,36 @@ class Ranking:
                 worth = sum(question.weights[word] * share for word, share in cover.items())
                 if entry.phrase and f" {' '.join(entry.phrase)} " in question.joined:
                     worth += _NAMED * sum(self._corpus.rarity(word) for word in set(entry.phrase) if word not in STOP_WORDS)
-                pool.cover[key], pool.worth[key] = cover, worth / question.total
+                pool.entries[key], pool.cover[key], pool.worth[key] = entry, cover, worth / question.total
 
     def _cover(self, entry: Entry, word: str) -> float:
-        title, body = entry.title.count(word), entry.body.counts.get(word, 0)
+        title, body = entry.title.count(word), entry.counts.get(word, 0)
         if not title and not body:
             return 0.0
         mass = title / (1 - _B_TITLE + _B_TITLE * len(entry.title) / self._corpus.title_length)
-        mass += body / (1 - _B_BODY + _B_BODY * len(entry.body.terms) / self._corpus.body_length)
+        mass += body / (1 - _B_BODY + _B_BODY * entry.length / self._corpus.body_length)
         return mass / (_K1 + mass)
 
     def _best(self, pool: _Pool, question: _Question, covered: dict[str, float], taken: dict[int, int]) -> tuple[Key, float]:
         best: tuple[float, Key] | None = None
         for key, worth in pool.worth.items():
             gain = sum(question.weights[word] * (share - covered[word]) for word, share in pool.cover[key].items() if share > covered[word])
-            score = (worth + _GAIN * gain / question.total + pool.link.get(key, 0.0)) / (1 + taken.get(key[0], 0))
+            score = (worth + _GAIN * gain / question.total + pool.link(key)) / (1 + taken.get(key[0], 0))
             if best is None or (score, -abs(key[0]), -key[1]) > (best[0], -abs(best[1][0]), -best[1][1]):
                 best = score, key
         assert best is not None  # noqa: S101 - the pool is not empty
         return best[1], best[0]
 
-    def _follow(self, pool: _Pool, question: _Question, key: Key, trust: float, chosen: Sequence[tuple[int, int, float]]) -> None:
-        done = {(document, ordinal) for document, ordinal, _ in chosen}
-        strengths = {
-            target: value for target, value in self._links.of(key, question.weights, question.joined).items() if target not in done
-        }
-        linked = sorted(strengths, key=lambda target: (-strengths[target], abs(target[0]), target[1]))
-        new = [target for target in linked if target not in pool.cover][:_LINKED]
-        self._admit(pool, question, self._corpus.entries(new))
-        for target in linked:
+    def _follow(self, pool: _Pool, question: _Question, key: Key, trust: float) -> None:
+        documents, passages = self._links.of(key, pool.entries[key], question.weights, question.joined)
+        words = list(question.weights)
+        for document in nlargest(_LINKED_DOCUMENTS, documents, key=lambda found: (documents[found], -abs(found))):
+            if document not in pool.to_document:
+                self._admit(pool, question, self._corpus.within(document, words, _OF_DOCUMENT))
+            pool.to_document[document] = max(pool.to_document.get(document, 0.0), trust * documents[document])
+        new = [target for target in passages if target not in pool.cover]
+        best = nlargest(_LINKED, new, key=lambda found: (passages[found], -abs(found[0]), -found[1]))
+        self._admit(pool, question, self._corpus.entries(best))
+        for target, value in passages.items():
             if target in pool.cover:
-                pool.link[target] = max(pool.link.get(target, 0.0), trust * strengths[target])
+                pool.to_passage[target] = max(pool.to_passage.get(target, 0.0), trust * value)

@@ -23,6 +23,7 @@ __all__ = ["VERSION", "FileRow", "Store", "default_home", "index_path", "open_st
 VERSION = 1  # of the tables and of all that fills them: raise it when a file would be read differently
 _WAIT = 30.0  # seconds for another process that writes
 _ORDINALS = 1 << 20  # passages of one document: a row of the index is both numbers in one
+_LAST = (1 << 63) - 1
 _SPAN = "id >= ? AND id < ?"  # the passages of one document
 _KEPT_DAYS = 30
 _KEPT_BYTES = 4 * 1024**3
@@ -249,10 +250,12 @@ class Store:
         rows = self.query("SELECT doc FROM temp.vocabulary WHERE term = ?", (word,))
         return int(rows[0][0]) if rows else 0
 
-    def matching(self, words: Sequence[str], limit: int) -> list[tuple[int, int]]:
-        """(document, ordinal) of the passages that match best by BM25, best first."""
+    def matching(self, words: Sequence[str], limit: int, document: int | None = None) -> list[tuple[int, int]]:
+        """(document, ordinal) of the passages, of all or of one document, that match best by BM25, best first."""
         match = " OR ".join(f'"{word}"' for word in words)
-        rows = self.query("SELECT rowid FROM words WHERE words MATCH ? ORDER BY bm25(words, 2.0, 1.0) LIMIT ?", (match, limit))
+        span = (0, _LAST) if document is None else (_row(document, 0), _row(document, _ORDINALS - 1))
+        select = "SELECT rowid FROM words WHERE words MATCH ? AND rowid BETWEEN ? AND ? ORDER BY bm25(words, 2.0, 1.0) LIMIT ?"
+        rows = self.query(select, (match, *span, limit))
         return [divmod(row[0], _ORDINALS) for row in rows]
 
     def holding(self, phrase: Sequence[str], limit: int) -> list[tuple[int, int]]:
