@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 from pydantic import BaseModel
 
+from orchestrator.models.connection import LoopClient
+
 if TYPE_CHECKING:
     from langchain_openai import ChatOpenAI
 
@@ -166,12 +168,11 @@ class ModelServer:
         """A ChatOpenAI that asks this server, without retries; `options` are its own."""
         from langchain_openai import ChatOpenAI
 
-        from orchestrator.models.connection import LoopClient
-
         defaults = {"model": "test-model", "api_key": "test-key", "max_retries": 0, "stream_usage": True, "timeout": 30.0}
         return ChatOpenAI(base_url=self.base_url, http_async_client=LoopClient(), **{**defaults, **options})
 
     def __enter__(self) -> Self:
+        LoopClient()  # the HTTP library reads files the first time, which is better done before an event loop runs
         # The socket listens before the thread runs: whoever connects first waits in the backlog.
         listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self._port: int = listening.getsockname()[1]
@@ -431,8 +432,8 @@ def _blocks(request: Mapping[str, Any], tag: str) -> list[tuple[dict[str, str], 
 
 
 def _plan(request: dict[str, Any]) -> dict[str, Any]:
-    if _blocks(request, "finding"):
-        return {"questions": []}  # a further round: everything asked for was found
+    if _blocks(request, "finding") or _blocks(request, "open"):
+        return {"questions": []}  # a further round: there is nothing else to ask
     return {"questions": [html.unescape(text) for _, text in _blocks(request, "question")[-1:]]}
 
 
@@ -446,8 +447,8 @@ def _findings(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _draft(request: dict[str, Any]) -> dict[str, Any]:
-    found = [(int(attributes["id"]), _first_sentence(text)) for attributes, text in _blocks(request, "finding")]
-    return {"sentences": [{"text": sentence, "findings": [number]} for number, sentence in found]}
+    found = [(int(attributes["id"]), text.partition("\n")[0]) for attributes, text in _blocks(request, "finding")]
+    return {"sentences": [{"text": claim, "findings": [number]} for number, claim in found]}
 
 
 def _first_sentence(text: str) -> str:
