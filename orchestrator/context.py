@@ -1,6 +1,7 @@
 """RunContext: what the agents of a run share. It is LangGraph's `context_schema`, and the agents' one door to the engine."""
 
 import asyncio
+import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -38,7 +39,7 @@ _DEFAULT_LIBRARY_SECONDS = 30.0
 class RunContext:
     """Models by role (`""` is every other role), controls, the ledger, the data boundary and the document libraries of one run."""
 
-    models: Mapping[str, BaseChatModel]
+    models: dict[str, BaseChatModel] = field(default_factory=dict)
     controls: Controls = field(default_factory=Controls)
     ledger: Ledger = field(default_factory=Ledger)
     boundary: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -54,15 +55,15 @@ class RunContext:
             return runtime.context
         loop = asyncio.get_running_loop()
         if loop not in _defaults:
-            import os
-
-            model = resolve_model(choose_model(None, os.environ).spec)
-            _defaults[loop] = RunContext(models={"": model}, library_seconds=_DEFAULT_LIBRARY_SECONDS)
+            _defaults[loop] = RunContext(library_seconds=_DEFAULT_LIBRARY_SECONDS)
         return _defaults[loop]
 
-    def model(self, role: str) -> BaseChatModel:
-        """The chat model of a role."""
-        return self.models.get(role) or self.models[""]
+    async def model(self, role: str) -> BaseChatModel:
+        """The chat model of a role; the one of role `""`, else the environment's choice, serves the others. Raises ModelSpecError."""
+        chosen = self.models.get(role) or self.models.get("")
+        if chosen is None:  # in a thread: making a client reads certificates
+            chosen = self.models[""] = await asyncio.to_thread(_environments_choice)
+        return chosen
 
     async def ask(
         self,
@@ -77,7 +78,8 @@ class RunContext:
         if not self._slots:
             self._slots.append(asyncio.Semaphore(self.controls.max_concurrency))
         async with self._slots[0]:
-            return await ask(model or self.model(role), messages, schema, tools=tools, role=role, timeout=self.controls.call_timeout)
+            chat = model or await self.model(role)
+            return await ask(chat, messages, schema, tools=tools, role=role, timeout=self.controls.call_timeout)
 
     async def answer(self, role: str, messages: Sequence[BaseMessage], schema: type[T], *, model: BaseChatModel | None = None) -> T:
         """The value of `ask` without tools."""
@@ -122,6 +124,10 @@ class RunContext:
 
 
 _defaults: WeakKeyDictionary[asyncio.AbstractEventLoop, RunContext] = WeakKeyDictionary()
+
+
+def _environments_choice() -> BaseChatModel:
+    return resolve_model(choose_model(None, os.environ).spec)
 
 
 async def _open(documents: tuple[str, ...]) -> Library:

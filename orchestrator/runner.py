@@ -94,18 +94,18 @@ class _Run:
                 raise
             except TimeoutError as error:
                 if not clock.expired():
-                    return self.result("failed", _said(error))
+                    return await self.result("failed", _said(error))
                 late = DeadlineReached(f"the run took longer than its deadline of {self.controls.deadline:g} s", remedy="raise --deadline")
-                return self.result("limited", str(late))
+                return await self.result("limited", str(late))
             except Exception as error:  # noqa: BLE001 - a run that fails ends with a result that says so
                 tell("log", level="debug", message="the run failed", exception=error)
-                return self.result("failed", _said(error))
+                return await self.result("failed", _said(error))
             finally:
                 await context.aclose()
             if unknown:
                 named = ", ".join(repr(name) for name in dict.fromkeys(unknown))
-                return self.result("failed", f"the graph sent work to {named}, and it has no such node: that work was not done")
-            return self.result(*self._outcome())
+                return await self.result("failed", f"the graph sent work to {named}, and it has no such node: that work was not done")
+            return await self.result(*self._outcome())
 
     async def _follow(self, context: RunContext) -> None:
         config: RunnableConfig = {
@@ -144,7 +144,7 @@ class _Run:
     def _failures(self) -> list[Failure]:
         return [failure for failure in _listed(self.state.get("failures")) if isinstance(failure, Failure)]
 
-    def result(self, status: Status, error: str | None) -> Result:
+    async def result(self, status: Status, error: str | None) -> Result:
         """The result as it stands now."""
         output = self.graph.output_channels
         return Result(
@@ -156,7 +156,7 @@ class _Run:
                 {"task": branch.task.question, **branch.model_dump(include={"status", "error", "attempts", "seconds"})}
                 for branch in self.branches()
             ],
-            usage={**self.ledger.usage().model_dump(), "by_role": self.ledger.by_role()},
+            usage={**(await self.ledger.usage()).model_dump(), "by_role": await self.ledger.by_role()},
             seconds=round(time.monotonic() - self.began, 3),
             model=self.models.said,
             error=error,

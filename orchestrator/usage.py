@@ -1,9 +1,11 @@
 """What a run used: counted from every model call in its tree, whoever made it."""
 
+import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -19,40 +21,49 @@ from orchestrator.text import one_line
 __all__ = ["Ledger", "Observer", "price"]
 
 
+@cache
+def _prices() -> Callable[..., Any]:
+    from genai_prices import calc_price
+
+    return calc_price
+
+
 def price(model: str, input_tokens: int, output_tokens: int) -> float | None:
     """US dollars from the offline table of genai-prices; None for a model that it does not know."""
     if model == "offline":
         return 0.0
     from genai_prices import Usage as Tokens
-    from genai_prices import calc_price
 
     try:
-        cost = calc_price(Tokens(input_tokens=input_tokens, output_tokens=output_tokens), model_ref=model)
+        return float(_prices()(Tokens(input_tokens=input_tokens, output_tokens=output_tokens), model_ref=model).total_price)
     except LookupError:
         return None
-    return float(cost.total_price)
 
 
 @dataclass(slots=True)
 class _Count:
+    """Calls, and the tokens of each model."""
+
     model_calls: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost_usd: float = 0.0
-    unpriced: bool = False
+    tokens: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def add(self, model: str, input_tokens: int, output_tokens: int) -> None:
+        before = self.tokens.get(model, (0, 0))
+        self.tokens[model] = (before[0] + input_tokens, before[1] + output_tokens)
 
     def usage(self) -> Usage:
+        costs = [price(model, *tokens) for model, tokens in self.tokens.items()]
         return Usage(
             model_calls=self.model_calls,
-            input_tokens=self.input_tokens,
-            output_tokens=self.output_tokens,
-            cost_usd=None if self.unpriced else round(self.cost_usd, 6),
+            input_tokens=sum(tokens[0] for tokens in self.tokens.values()),
+            output_tokens=sum(tokens[1] for tokens in self.tokens.values()),
+            cost_usd=None if None in costs else round(sum(cost for cost in costs if cost is not None), 6),
         )
 
 
 @dataclass(slots=True)
 class Ledger:
-    """Counts of the run: in all, by role and by branch (task id)."""
+    """Counts of the run: in all, by role and by branch (task id). Asking it for a cost may read the table of prices, in a thread."""
 
     total: _Count = field(default_factory=_Count)
     roles: dict[str, _Count] = field(default_factory=lambda: defaultdict(_Count))
@@ -67,24 +78,22 @@ class Ledger:
 
     def settled(self, model: str, role: str, branch: str | None, input_tokens: int, output_tokens: int) -> None:
         """Count the tokens of an answer."""
-        cost = price(model, input_tokens, output_tokens)
         for count in self._counts(role, branch):
-            count.input_tokens += input_tokens
-            count.output_tokens += output_tokens
-            count.cost_usd += cost or 0.0
-            count.unpriced |= cost is None
+            count.add(model, input_tokens, output_tokens)
 
-    def usage(self) -> Usage:
-        """The whole run's."""
-        return self.total.usage()
+    async def usage(self, branch: str | None = None) -> Usage:
+        """The whole run's, or one branch's over all its attempts."""
+        await self._open_prices()
+        return (self.branches.get(branch, _Count()) if branch else self.total).usage()
 
-    def branch_usage(self, branch: str) -> Usage:
-        """One branch's, over all its attempts."""
-        return self.branches[branch].usage() if branch in self.branches else Usage(cost_usd=0.0)
-
-    def by_role(self) -> dict[str, dict[str, Any]]:
+    async def by_role(self) -> dict[str, dict[str, Any]]:
         """Usage by agent role, as JSON."""
+        await self._open_prices()
         return {role: count.usage().model_dump() for role, count in sorted(self.roles.items())}
+
+    async def _open_prices(self) -> None:
+        if set(self.models) - {"offline"}:
+            await asyncio.to_thread(_prices)
 
     def _counts(self, role: str, branch: str | None) -> list[_Count]:
         return [self.total, self.roles[role], *([self.branches[branch]] if branch else [])]

@@ -45,7 +45,7 @@ async def write_report(
         _listed("Not answered", [f"- {_plain(gap)}" for gap in gaps]),
         _listed("Sources", [await _source(citation, number, library) for citation, number in numbers.items()]),
         "---",
-        _colophon(context),
+        await _colophon(context),
     ]
     cited = {citation.source for citation in numbers}
     sources = {source.uri: source for result in branches for source in result.sources if source.uri in cited}
@@ -130,8 +130,8 @@ async def _source(citation: Citation, number: int, library: Library) -> str:
     return f"{number}. {_plain(citation.source)}, {where}: “{_plain(citation.quote)}”"
 
 
-def _colophon(context: RunContext) -> str:
-    usage = context.ledger.usage()
+async def _colophon(context: RunContext) -> str:
+    usage = await context.ledger.usage()
     if not usage.model_calls:
         return ""
     cost = "unknown cost" if usage.cost_usd is None else f"${usage.cost_usd:.4f}" if usage.cost_usd else "$0"

@@ -273,7 +273,7 @@ async def _run_branch(attempt: Agent, sent: BranchInput, context: RunContext, ma
         gap=branch.gap,
         attempts=branch.attempts,
         seconds=round(time.monotonic() - began, 3),
-        usage=context.ledger.branch_usage(task.id),
+        usage=await context.ledger.usage(task.id),
     )
     finished = result.model_dump(include={"status", "error", "attempts", "seconds"})
     tell("branch_finished", **finished, findings=len(result.findings))
