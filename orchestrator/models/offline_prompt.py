@@ -39,8 +39,8 @@ class Prompt:
 
 def read_prompt(messages: Sequence[BaseMessage]) -> Prompt:
     """Read the blocks of the run's boundary: what looks like a block of another boundary is text."""
-    texts = [message.text for message in messages if not isinstance(message, SystemMessage)]
-    boundary = _boundary([message.text for message in messages])
+    texts = [str(message.text) for message in messages if not isinstance(message, SystemMessage)]
+    boundary = _boundary([str(message.text) for message in messages])
     blocks: dict[str, list[Block]] = {"passage": [], "quote": [], "finding": [], "claim": [], "question": [], "feedback": []}
     plain: dict[str, str] = {}
     if boundary:

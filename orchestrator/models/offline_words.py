@@ -62,7 +62,7 @@ grew:grow grown:grow fell:fall fallen:fall rose:rise risen:rise sang:sing sung:s
 gone:go came:come became:become held:hold born:birth died:die death:die dead:die dies:die built:build taught:teach
 thought:think children:child men:man women:woman feet:foot people:person persons:person wives:wife lives:live life:live
 known:know knew:know spoke:speak spoken:speak stood:stand ran:run shot:shoot chose:choose chosen:choose drew:draw drawn:draw
-flew:fly met:meet left:leave kept:keep sent:send spent:spend lower:low higher:high fewer:few 
+flew:fly met:meet left:leave kept:keep sent:send spent:spend lower:low higher:high fewer:few
 lay:lie movie:film movies:film films:film species:species series:series
 """
 _BASES = dict(pair.split(":") for pair in _IRREGULAR.split())

@@ -1,0 +1,70 @@
+"""What a question asks for, and how well a sentence may answer it."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from orchestrator.evidence import names_of, numbers_of
+from orchestrator.models.offline_words import content, words
+
+__all__ = ["Asked", "ask_of"]
+
+_DATE = re.compile(
+    r"\b(?:when|what (?:year|date|day|month|time|decade|century)|which (?:year|date|month)|how long ago|in what year)\b", re.IGNORECASE
+)
+_NUMBER = re.compile(
+    r"\b(?:how (?:many|much|long|old|far|tall|high|large|big|deep|often|fast|heavy)|what (?:percent\w*|percentage|number|amount|share|age|size|population|rate)"
+    r"|percentage|average|what is the (?:population|length|height|area|cost|price|limit))\b",
+    re.IGNORECASE,
+)
+_NAME = re.compile(r"\b(?:who|whom|whose|where|which|name|named|called|what (?:is|was|are|were) the names?)\b", re.IGNORECASE)
+_WHY = re.compile(r"\b(?:why|what causes?|what caused|reason)\b", re.IGNORECASE)
+_BECAUSE = re.compile(
+    r"\b(?:because|due to|since|caused?|causes|so that|in order to|result(?:s|ed)? (?:of|in|from)|therefore|as a result|owing to)\b", re.I
+)
+_YEARS = re.compile(
+    r"\b(?:1[0-9]\d\d|20\d\d)\b|\b(?:january|february|march|april|may|june|july|august|september|october|november|december"
+    r"|spring|summer|autumn|winter|century)\b",
+    re.IGNORECASE,
+)
+_ASKED_NOUN = re.compile(
+    r"\b(?:what|which)\s+(?:(?:kind|type|sort|part|name)s? of\s+)?((?:[\w-]+\s+){0,2}?[\w-]+?)\s+(?:is|was|are|were|did|does|do|has|have|had|of|in|that|by|for|who|which)\b",
+    re.I,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question: the stems of its content words with their weights, and whether a sentence holds what it asks for."""
+
+    weights: Mapping[str, float]
+    holds_answer: Callable[[str], bool]
+
+    def covers(self, text: str, title: str = "") -> float:
+        """The weighted share of the question's words in `text`; words of its document's title count by half."""
+        total = sum(self.weights.values())
+        if not total:
+            return 0.0
+        have, titled = set(content(text)), set(content(title))
+        return sum(weight * (1.0 if word in have else 0.5 if word in titled else 0.0) for word, weight in self.weights.items()) / total
+
+
+def ask_of(question: str, texts: Iterable[str]) -> Asked:
+    """Read `question`; a word counts the more the fewer of `texts` hold it."""
+    seen = Counter(word for text in texts for word in set(content(text)))
+    count = max(1, seen.total() and max(seen.values()))
+    weights = {word: math.log(1 + (count + 1) / (1 + seen[word])) for word in content(question)}
+    return Asked(weights, _answer_test(question))
+
+
+def _answer_test(question: str) -> Callable[[str], bool]:
+    said = set(words(question))
+    if _DATE.search(question):
+        return lambda text: any(match.lower() not in said for match in _YEARS.findall(text))
+    if _NUMBER.search(question):
+        return lambda text: any(number.shown.lower() not in said for number in numbers_of(text))
+    if _WHY.search(question):
+        return lambda text: _BECAUSE.search(text) is not None
+    return lambda text: any(name not in said for name in names_of(text))
