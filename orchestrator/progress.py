@@ -27,6 +27,7 @@ class BranchView:
     note: str = ""
     began: float | None = None
     seconds: float | None = None
+    attempts: int = 0
 
 
 @dataclass
@@ -69,13 +70,48 @@ class RunView:
             return None
         return self.branches.setdefault(event.branch, BranchView(one_line(event.fields.get("question", ""))))
 
+    def progress(self) -> str:
+        """`4 of 9 branches done`"""
+        done = sum(branch.state not in ("waiting", "active") for branch in self.branches.values())
+        return f"{done:,} of {_count(len(self.branches), 'branch', 'branches')} done"
+
+    def ended(self, run_id: str, status: str, error: str) -> dict[str, Any]:
+        """What stands in for the result of a run that was ended from outside, in the same form; the output is empty."""
+        branches = [
+            {"task": b.question, "status": _ended(b.state), "error": _lost(b, error), "attempts": b.attempts, "seconds": b.seconds}
+            for b in self.branches.values()
+        ]
+        tokens = {"input_tokens": self.input_tokens, "output_tokens": self.output_tokens}
+        return {
+            "run_id": run_id,
+            "workflow": self.workflow,
+            "status": status,
+            "output": {},
+            "branches": branches,
+            "usage": {"model_calls": self.calls, **tokens, "cost_usd": None, "by_role": {}},
+            "seconds": round(self.seconds, 3),
+            "model": self.model,
+            "trace_url": None,
+            "error": error,
+        }
+
+
+def _ended(state: str) -> str:
+    return "skipped" if state in ("waiting", "active") else state
+
+
+def _lost(branch: BranchView, error: str) -> str | None:
+    if branch.state in ("waiting", "active"):
+        return error
+    return None if branch.state == "ok" else branch.note
+
 
 def _run_started(view: RunView, event: Event) -> None:
-    view.workflow, view.model = one_line(event.fields.get("workflow", "")), model_names(event.fields.get("model"))
+    view.workflow, view.model = one_line(event.fields.get("workflow", "")), _model_names(event.fields.get("model"))
 
 
 def _documents(view: RunView, event: Event) -> None:
-    view.documents = documents_line(event.fields)
+    view.documents = _documents_line(event.fields)
 
 
 def _plan(view: RunView, event: Event) -> None:
@@ -107,7 +143,8 @@ def _tool_started(view: RunView, event: Event) -> None:
 def _branch_finished(view: RunView, event: Event) -> None:
     branch = view.branch(event)
     if branch is not None:
-        branch.state, branch.note = one_line(event.fields.get("status", ""), 20), outcome(event.fields)
+        branch.state, branch.note = one_line(event.fields.get("status", ""), 20), _outcome(event.fields)
+        branch.attempts = int(event.fields.get("attempts") or 0)
         measured = event.fields.get("seconds")
         branch.seconds = float(measured) if measured is not None else view.now() - (branch.began or view.now())
 
@@ -164,26 +201,26 @@ def status_words(status: object) -> str:
     return one_line(status or "", 20).replace("_", " ")
 
 
-def model_names(model: object) -> str:
+def _model_names(model: object) -> str:
     """The model of a run in words: a name, or `role=name` for each role."""
     if isinstance(model, Mapping):
         return ", ".join(f"{one_line(role, 40)}={one_line(name, 80)}" if role else one_line(name, 80) for role, name in model.items())
     return one_line(model or "none", 80)
 
 
-def count(number: int, noun: str, plural: str | None = None) -> str:
+def _count(number: int, noun: str, plural: str | None = None) -> str:
     """`1 branch`, `12,345 branches`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def outcome(fields: Mapping[str, Any]) -> str:
+def _outcome(fields: Mapping[str, Any]) -> str:
     """What a finished branch brought: its findings, or why there are none."""
     if fields.get("error"):
         return one_line(fields["error"])
-    return count(int(fields.get("findings") or 0), "finding")
+    return _count(int(fields.get("findings") or 0), "finding")
 
 
-def documents_line(fields: Mapping[str, Any]) -> str:
+def _documents_line(fields: Mapping[str, Any]) -> str:
     """`read 41, skipped 3`"""
     skipped = fields.get("skipped") or ()
     return f"read {int(fields.get('read') or 0):,}, skipped {len(skipped):,}"
@@ -197,7 +234,7 @@ def plain_lines(event: Event) -> list[str]:
 
 def _run_lines(event: Event) -> list[str]:
     reason = one_line(event.fields.get("reason") or "")
-    first = f"model: {model_names(event.fields.get('model'))}{f' ({reason})' if reason else ''}"
+    first = f"model: {_model_names(event.fields.get('model'))}{f' ({reason})' if reason else ''}"
     return [first, *(f"note: {one_line(note, 300)}" for note in event.fields.get("notes") or ())]
 
 
@@ -205,19 +242,21 @@ def _documents_lines(event: Event) -> list[str]:
     skipped = event.fields.get("skipped") or ()
     named = [f"  skipped {one_line(skip['uri'], 120)}: {one_line(skip['reason'])}" for skip in skipped[:_LISTED]]
     more = [f"  and {len(skipped) - _LISTED:,} more"] if len(skipped) > _LISTED else []
-    return [f"documents: {documents_line(event.fields)}", *named, *more]
+    return [f"documents: {_documents_line(event.fields)}", *named, *more]
 
 
 def _plan_lines(event: Event) -> list[str]:
     tasks = event.fields.get("tasks") or ()
-    first = f"plan, round {int(event.fields.get('round') or 1)}: {count(len(tasks), 'question')}"
+    if not tasks:
+        return []
+    first = f"plan, round {int(event.fields.get('round') or 1)}: {_count(len(tasks), 'question')}"
     return [first, *(f"  {one_line(task['id'], 20)}: {one_line(task['question'])}" for task in tasks)]
 
 
 def _branch_lines(event: Event) -> list[str]:
     seconds = event.fields.get("seconds")
     took = f" ({float(seconds):.1f} s)" if seconds is not None else ""
-    return [f"{one_line(event.branch or 'branch', 20)} {status_words(event.fields.get('status'))}: {outcome(event.fields)}{took}"]
+    return [f"{one_line(event.branch or 'branch', 20)} {status_words(event.fields.get('status'))}: {_outcome(event.fields)}{took}"]
 
 
 def _step_lines(event: Event) -> list[str]:
@@ -241,7 +280,7 @@ def summary(result: Mapping[str, Any], *, failures: bool = False) -> list[str]:
     """The closing lines of a run; with `failures` also each branch that did not end well, and why."""
     branches = result.get("branches") or ()
     lost = [branch for branch in branches if branch.get("status") != "ok"]
-    of = f": {len(branches) - len(lost):,} of {count(len(branches), 'branch', 'branches')} ok" if branches else ""
+    of = f": {len(branches) - len(lost):,} of {_count(len(branches), 'branch', 'branches')} ok" if branches else ""
     lines = [f"{one_line(result.get('status', ''), 20)}{of}"]
     if failures:
         named = ((one_line(branch.get("task"), 60), status_words(branch.get("status")), branch.get("error")) for branch in lost[:_LISTED])
@@ -261,7 +300,7 @@ def _usage_line(result: Mapping[str, Any]) -> str:
     cost = usage.get("cost_usd")
     return ", ".join(
         (
-            count(int(usage.get("model_calls") or 0), "model call"),
+            _count(int(usage.get("model_calls") or 0), "model call"),
             f"{int(usage.get('input_tokens') or 0):,} tokens in",
             f"{int(usage.get('output_tokens') or 0):,} out",
             "cost unknown" if cost is None else f"${float(cost):.4f}" if cost else "no cost",
@@ -274,7 +313,7 @@ def _usage_line(result: Mapping[str, Any]) -> str:
 def open_progress(stream: TextIO | None = None, *, quiet: bool = False, live: bool | None = None) -> Iterator[Callable[[Event], None]]:
     """A function that shows events on `stream` (default: stderr): live on a terminal, as plain lines elsewhere.
 
-    `live` overrides what the stream says of itself. Raises OSError where the stream is closed.
+    `live` overrides what the stream says of itself.
     """
     stream = stream if stream is not None else sys.stderr
     if quiet or stream is None:  # there is no stderr at all under pythonw, or after `2>&-`
@@ -294,13 +333,16 @@ class _Plain:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._planned = False
+        self._lost = False
 
     def __call__(self, event: Event) -> None:
         self._planned = self._planned or event.kind == "plan"
         if self._planned and event.kind == "step_finished" and not event.fields.get("error"):
             return
         lines = plain_lines(event)
-        for line in lines:
-            self._stream.write(line + "\n")
-        if lines:
-            self._stream.flush()
+        if lines and not self._lost:
+            try:
+                self._stream.write("".join(line + "\n" for line in lines))
+                self._stream.flush()
+            except (OSError, ValueError):  # nobody reads this any more; the run is worth more than its narration
+                self._lost = True

@@ -1,0 +1,487 @@
+"""The command line: `python -m orchestrator`. Parsing and exit codes are here; every verb calls the module that does the work."""
+
+import contextlib
+import os
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import InputError, OrchestratorError
+from orchestrator.events import Event
+from orchestrator.options import (
+    Parser,
+    add_controls,
+    add_fields,
+    control_values,
+    field_options,
+    field_values,
+    model_specs,
+    parse,
+    read_input,
+    read_stdin,
+    run_id,
+    run_parser,
+    writable_file,
+)
+from orchestrator.output import (
+    columns,
+    describe_error,
+    description_text,
+    open_streams,
+    report_text,
+    say,
+    write_event,
+    write_file,
+    write_json,
+    write_output,
+    write_text,
+)
+from orchestrator.text import one_line
+
+if TYPE_CHECKING:
+    import argparse
+
+    from orchestrator.progress import RunView
+    from orchestrator.workflow import Workflow
+
+__all__ = ["main"]
+
+PROG = "python -m orchestrator"
+GRACE = 10.0
+"""Seconds that a cancelled run has to clean up."""
+
+LEAVING = 1.0
+"""Seconds that threads which go on after the result have to end."""
+
+_USAGE = f"""usage: {PROG} WORKFLOW [INPUT] [--FIELD VALUE ...] [options]
+       {PROG} list | describe WORKFLOW | graph WORKFLOW | doctor
+"""
+_HELP = f"""{_USAGE}
+Run a workflow: a name that `list` shows, a dotted module, or path/to/file.py[:attribute].
+
+  list [--json]                  the workflows that can be run by name
+  describe WORKFLOW [--json]     its input, agents and limits
+  graph WORKFLOW [--mermaid]     its graph, drawn
+  doctor [--json]                check the installation, the model, storage and documents
+  WORKFLOW --help                the fields and options of one workflow
+
+Exit codes: 0 complete, 1 failed, 2 bad input, 3 partial, 4 a limit was reached, 5 waiting for a person, 130/143 signal.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's own) and return the exit code; nothing is raised."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in (words[: words.index("--")] if "--" in words else words)
+    with open_streams(), _Signals() as signals:
+        try:
+            return _dispatch(words, signals)
+        except OrchestratorError as error:
+            return _failed(error, debug)
+        except BrokenPipeError:
+            return 128 + 13  # SIGPIPE: whoever read us has left; there is nobody to tell
+        except KeyboardInterrupt:
+            say(f"stopped by {signals.name} before anything was done")
+            return signals.exit_code
+        except Exception as error:  # noqa: BLE001 - the last line of defence: a fault of ours is told in one line
+            return _fault(error, debug)
+
+
+def _failed(error: OrchestratorError, debug: bool) -> int:
+    if debug:
+        _traceback(error)
+    say(*describe_error(error))
+    return error.exit_code
+
+
+def _fault(error: Exception, debug: bool) -> int:
+    if debug:
+        _traceback(error)
+    again = "" if debug else "; --debug shows the traceback"
+    say(f"error: a fault of the program itself: {type(error).__name__}: {one_line(error)}{again}")
+    return 1
+
+
+def _traceback(error: BaseException) -> None:
+    import traceback
+
+    say(*"".join(traceback.format_exception(error)).splitlines())
+
+
+class _Signals:
+    """The first SIGINT or SIGTERM cancels the run, or ends what comes before it; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.number = int(signal.SIGINT)
+        self.cancel: Callable[[], object] | None = None
+        self.received = False
+        self._before: dict[int, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """Of the signal that was received."""
+        return signal.Signals(self.number).name
+
+    @property
+    def exit_code(self) -> int:
+        """130 for SIGINT, 143 for SIGTERM."""
+        return 128 + self.number
+
+    def __enter__(self) -> "_Signals":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            os._exit(128 + number)
+        self.received, self.number = True, number
+        if self.cancel is None:
+            raise KeyboardInterrupt
+        leave_after(GRACE, 128 + number)
+        self.cancel()
+
+
+def leave_after(seconds: float, code: int) -> threading.Timer:
+    """End the process with `code` in `seconds`, whatever still holds it: a thread that runs on cannot be cancelled."""
+    timer = threading.Timer(seconds, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _dispatch(words: list[str], signals: _Signals) -> int:
+    place = _first_argument(words)
+    if place is None:
+        return _without_workflow(words)
+    first, rest = words[place], [*words[:place], *words[place + 1 :]]
+    if first in _VERBS and ({"-h", "--help"} & set(rest)):
+        write_text(_HELP)
+        return 0
+    if first in _VERBS:
+        return _VERBS[first](rest)
+    return _run(first, rest, signals)
+
+
+def _first_argument(words: list[str]) -> int | None:
+    """Where the verb or workflow stands: the first word, after options of ours at most."""
+    takes_value = {name: action.nargs != 0 for action in run_parser(PROG)._actions for name in action.option_strings}
+    place = 0
+    while place < len(words):
+        word = words[place]
+        if word == "--":
+            del words[place]
+            return place if place < len(words) else None
+        if not word.startswith("-") or word == "-":
+            return place
+        option, equals, _ = word.partition("=")
+        if option not in takes_value:
+            if option in ("--version", "-V"):
+                return None
+            what = f"unknown option {one_line(option, 80)!r} before a workflow"
+            raise InputError(what, remedy=f"the workflow comes first: {PROG} WORKFLOW [INPUT] [options]")
+        place += 2 if takes_value[option] and not equals else 1
+    return None
+
+
+def _without_workflow(words: list[str]) -> int:
+    if "--version" in words or "-V" in words:
+        from importlib.metadata import version
+
+        write_text(f"orchestrator {version('orchestrator')}")
+        return 0
+    if "-h" in words or "--help" in words:
+        write_text(_HELP)
+        return 0
+    say(*_USAGE.splitlines(), "", "error: no workflow is named; there are:", *_workflow_table().splitlines())
+    return 2
+
+
+def _workflow_table() -> str:
+    from orchestrator.loading import list_workflows, shown
+
+    rows = [(entry.name, entry.summary or entry.remark, shown(entry.path)) for entry in list_workflows()]
+    return columns([(one_line(name, 40), one_line(what, 100)) for name, what, _ in rows], indent="  ")
+
+
+def _verb_options(verb: str, words: list[str], *options: str, workflow: bool = False) -> "tuple[argparse.Namespace, str]":
+    """The options of a verb, and its WORKFLOW; raises InputError."""
+    parser = Parser(f"{PROG} {verb}")
+    for option in (*options, "--debug", "--quiet"):
+        parser.add_argument(option, action="store_true")
+    if verb == "doctor":
+        parser.add_argument("--documents", nargs="+", action="extend", default=[], metavar="PATH")
+        parser.add_argument("--model", action="append", default=[], metavar="SPEC")
+    found, rest = parse(parser, words)
+    if len(rest) != workflow:
+        what = f"{verb} takes one workflow" if workflow else f"{verb} takes no further words"
+        given = f", not {len(rest)}" if workflow else f": {one_line(rest[0], 80)!r}"
+        raise InputError(what + given, remedy=f"{PROG} {verb}{' WORKFLOW' if workflow else ''}")
+    return found, rest[0] if workflow else ""
+
+
+def _list(words: list[str]) -> int:
+    found, _ = _verb_options("list", words, "--json")
+    if found.json:
+        from orchestrator.loading import list_workflows
+
+        entries = list_workflows()
+        write_json([{"name": e.name, "path": str(e.path), "summary": e.summary, "remark": e.remark} for e in entries], indent=2)
+    else:
+        write_text(_workflow_table())
+    return 0
+
+
+def _describe(words: list[str]) -> int:
+    found, name = _verb_options("describe", words, "--json", workflow=True)
+    workflow = _loaded(name)
+
+    from orchestrator.drawing import describe
+
+    told = describe(workflow)
+    parser = run_parser(PROG)
+    add_controls(parser)
+    options = field_options(workflow.input_model, parser)
+    for field in told["input"]:
+        field["option"] = options[field["name"]] or None
+    if found.json:
+        write_json(told, indent=2)
+    else:
+        write_text(description_text(told))
+    return 0
+
+
+def _graph(words: list[str]) -> int:
+    found, name = _verb_options("graph", words, "--mermaid", workflow=True)
+    workflow = _loaded(name)
+
+    from orchestrator.drawing import draw_mermaid, draw_text
+
+    write_text(draw_mermaid(workflow) if found.mermaid else draw_text(workflow))
+    return 0
+
+
+def _loaded(name: str) -> "Workflow":
+    from orchestrator.loading import find_workflow
+
+    find_workflow(name, Path.cwd())  # an unknown name is answered before anything heavy is imported
+
+    from orchestrator.workflow import load_workflow
+
+    return load_workflow(name)
+
+
+def _doctor(words: list[str]) -> int:
+    found, _ = _verb_options("doctor", words, "--json")
+
+    from orchestrator.doctor import diagnose
+
+    findings = diagnose(os.environ, documents=found.documents, model=model_specs(found.model))
+    if found.json:
+        write_json({"ok": all(f.state != "fail" for f in findings), "checks": [asdict(f) for f in findings]}, indent=2)
+    else:
+        write_text("".join(f"{line}\n" for finding in findings for line in finding.lines()))
+    return 1 if any(finding.state == "fail" for finding in findings) else 0
+
+
+_VERBS: dict[str, Callable[[list[str]], int]] = {"list": _list, "describe": _describe, "graph": _graph, "doctor": _doctor}
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A run as the command line asks for it; everything that needs no run was checked."""
+
+    workflow: "Workflow"
+    values: dict[str, Any]
+    model: str | dict[str, str] | None
+    controls: dict[str, Any]
+    options: "argparse.Namespace"
+    output: Path | None
+    log_file: Path | None
+    run_id: str
+
+
+def _run(name: str, words: list[str], signals: _Signals) -> int:
+    """Check what can be checked without the workflow, load it, check the rest, run it."""
+    from orchestrator.loading import find_workflow
+
+    find_workflow(name, Path.cwd())  # an unknown name is answered before anything heavy is imported
+    prog = f"{PROG} {one_line(name, 80)}"
+    found, controls = _own_options(prog, words)
+    files = {option: writable_file(f"--{option.replace('_', '-')}", getattr(found, option)) for option in ("output", "log_file")}
+    model = model_specs(found.model)
+    values = read_input(found.input) if found.input is not None and not found.help else {}
+
+    from orchestrator.workflow import load_workflow
+
+    workflow = load_workflow(name)
+    parser = run_parser(prog)
+    add_controls(parser)
+    add_fields(parser, workflow.input_model, f"input of {workflow.name}")
+    if found.help:
+        write_text(f"{workflow.description}\n\n{parser.format_help()}" if workflow.description else parser.format_help())
+        return 0
+    found, rest = parse(parser, words)
+    given = field_values(found, workflow.input_model)
+    values |= given
+    values |= _bare_input(rest, workflow, values, given, stdin_used=found.input == "-")
+    identity = run_id(found.run_id) or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    return _start(_Request(workflow, values, model, controls, found, files["output"], files["log_file"], identity), signals)
+
+
+def _own_options(prog: str, words: list[str]) -> "tuple[argparse.Namespace, dict[str, Any]]":
+    """Our options and the controls, checked before the workflow is loaded; its fields are left to a later look."""
+    parser = run_parser(prog)
+    found, rest = parse(parser, words, fields_known=False)
+    controls = {}
+    if any(word.startswith("--") for word in rest):
+        add_controls(parser)
+        found, rest = parse(parser, words, fields_known=False)
+        controls = control_values(found)
+    run_id(found.run_id)
+    if found.json and found.events:
+        raise InputError("--json and --events exclude each other: each says what stdout holds", remedy="choose one")
+    return found, controls
+
+
+def _bare_input(
+    rest: list[str], workflow: "Workflow", values: dict[str, Any], given: dict[str, Any], *, stdin_used: bool
+) -> dict[str, Any]:
+    """The bare INPUT under the name of the field that it fills; raises InputError."""
+    field = workflow.text_field
+    if not rest:
+        took = next((name for name, value in given.items() if isinstance(value, list) and len(value) > 1), None)
+        if took and field and field not in values and workflow.input_model.model_fields[field].is_required():
+            option = "--" + took.replace("_", "-")
+            where = f"{option} took {len(given[took])} values, the last is {one_line(given[took][-1], 80)!r}"
+            raise InputError(f"{field!r} is missing", where=where, remedy=f"put the INPUT before {option}")
+        return {}
+    if len(rest) > 1:
+        raise InputError(f"one INPUT is taken, and {one_line(rest[1], 80)!r} is one more", remedy="put quotes around a text with spaces")
+    if field is None:
+        what = f"workflow {workflow.name!r} has no text field for the INPUT {one_line(rest[0], 80)!r}"
+        raise InputError(what, remedy=f"see {PROG} {workflow.name} --help")
+    if field in values:
+        raise InputError(f"{field!r} is given twice: as INPUT and by an option", remedy="give it once")
+    if rest[0] == "-" and stdin_used:
+        raise InputError("standard input cannot be both the INPUT and --input", remedy="give one of them another way")
+    text = read_stdin("INPUT -").rstrip("\r\n") if rest[0] == "-" else rest[0]
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError("the INPUT is not UTF-8", remedy="give the text in UTF-8") from None
+    return {field: text}
+
+
+def _start(request: _Request, signals: _Signals) -> int:
+    """Run, deliver what came of it, and leave no longer than a moment after that."""
+    import asyncio
+
+    from orchestrator.logs import open_logs
+    from orchestrator.progress import RunView
+
+    options, view = request.options, RunView()
+    logs = open_logs(
+        log_file=request.log_file, log_format=options.log_format, debug=options.debug, quiet=options.quiet, run_id=request.run_id
+    )
+    with logs, asyncio.Runner(debug=options.debug) as runner:
+        try:
+            code = _deliver(request, runner.run(_drive(request, view, signals)))
+        except InputError as error:
+            if view.workflow:  # found only once the run had begun, as documents of which none can be read
+                _deliver_json(request, view.ended(request.run_id, "failed", str(error)))
+            raise
+        except asyncio.CancelledError:
+            if not signals.received:
+                raise
+            said = f"stopped by {signals.name} after {view.seconds:.1f} s"
+            say(f"{said}: {view.progress()}" if view.branches else said)
+            _deliver_json(request, view.ended(request.run_id, "cancelled", said))
+            code = signals.exit_code
+        leaving = leave_after(LEAVING, code)
+    leaving.cancel()
+    return code
+
+
+async def _drive(request: _Request, view: "RunView", signals: _Signals) -> Mapping[str, Any]:
+    """Follow the run to its result; raises InputError, and BrokenPipeError where nobody reads the events any more."""
+    import asyncio
+
+    from orchestrator.logs import log_event
+    from orchestrator.progress import open_progress
+    from orchestrator.runner import stream
+
+    options, show = request.options, None
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    signals.cancel = lambda: loop.call_soon_threadsafe(task.cancel) if task else None
+    events = stream(request.workflow, request.values, model=request.model, controls=request.controls, run_id=request.run_id)
+    try:
+        with contextlib.ExitStack() as screen:
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    if show is None:  # the first event comes when everything was found good
+                        live = False if options.events and sys.stdout is not None and sys.stdout.isatty() else None
+                        show = screen.enter_context(open_progress(quiet=options.quiet, live=live))
+                    view.add(event)
+                    log_event(event)
+                    if options.events:
+                        write_event(event, request.run_id)
+                    show(event)
+    finally:
+        signals.cancel = None
+    if view.result is None:
+        raise OrchestratorError("the run ended without a result")
+    return view.result
+
+
+def _deliver(request: _Request, result: Mapping[str, Any]) -> int:
+    """Write the result to where it was asked for; the run's own exit code, or 1 where its report could not be written."""
+    from orchestrator.runner import EXIT_CODES
+
+    options, code = request.options, EXIT_CODES[result["status"]]
+    if options.quiet and result.get("error"):
+        say(f"error: {result['status']}: {one_line(result['error'], 400)}")
+    with contextlib.suppress(BrokenPipeError):  # the run itself is over, and its code says how
+        text = report_text(result)
+        if request.output is not None and text is not None:
+            code = _write_report(request, request.output, text) or code
+        elif not options.json and not options.events:
+            write_output(result)
+        if options.json:
+            write_json(result)
+    return code
+
+
+def _write_report(request: _Request, path: Path, text: str) -> int:
+    """Write the report's file; 1 where that failed, and then stdout has the report."""
+    options = request.options
+    try:
+        write_file(path, text)
+    except OSError as error:
+        say(f"error: --output cannot be written: {error.strerror}", f"  {path}")
+        if not options.json and not options.events:
+            write_text(text)  # it was paid for
+        return 1
+    if not options.quiet:
+        say(f"report: {path}")
+    return 0
+
+
+def _deliver_json(request: _Request, result: Mapping[str, Any]) -> None:
+    """A result that only stands in for one: for those who read JSON."""
+    with contextlib.suppress(BrokenPipeError):
+        if request.options.json:
+            write_json(result)
+        elif request.options.events:
+            write_event(Event("result", result), request.run_id)

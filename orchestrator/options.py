@@ -1,0 +1,342 @@
+"""From words on the command line to values: our options, those of a workflow's input schema, and the whole input at once."""
+
+import argparse
+import difflib
+import json
+import math
+import os
+import re
+import stat
+import sys
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
+
+from orchestrator.errors import InputError
+from orchestrator.text import one_line
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+__all__ = [
+    "Parser",
+    "add_controls",
+    "add_fields",
+    "control_values",
+    "field_options",
+    "field_values",
+    "model_specs",
+    "parse",
+    "read_input",
+    "read_stdin",
+    "run_id",
+    "run_parser",
+    "writable_file",
+]
+
+MAX_INPUT = 10 * 1024 * 1024
+"""Bytes that `--input` and standard input may have."""
+
+_RUN_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}\Z")
+_OPTION = re.compile(r"--[A-Za-z][\w-]*(=|\Z)|-[A-Za-z]\Z")
+_ROLE = re.compile(r"([A-Za-z_][\w-]*)=(.*)\Z", re.DOTALL)
+_LISTS = (list, set, frozenset, tuple, Sequence, Iterable)
+_FIELD, _CONTROL = "field ", "control "  # no option of ours has a space in its name
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises InputError instead of ending the process, and takes no abbreviations."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog=prog, add_help=False, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """What argparse found wrong, as an InputError."""
+        option, _, what = message.removeprefix("argument ").partition(": ")
+        told = f"{option.split('/')[0]} {what}" if message.startswith("argument ") else message
+        raise InputError(told, remedy=f"see {self.prog} --help")
+
+
+def run_parser(prog: str) -> Parser:
+    """The options that every run has, without controls and fields."""
+    parser = Parser(prog, usage=f"{prog} [INPUT] [--FIELD VALUE ...] [options]", formatter_class=_Help)
+    group = parser.add_argument_group("options")
+    model = "offline, or provider:model; ROLE=SPEC for one role; repeatable"
+    group.add_argument("--model", action="append", default=[], metavar="SPEC", help=model)
+    group.add_argument("--input", metavar="JSON|@FILE|-", help="the whole input as a JSON object")
+    group.add_argument("--json", action="store_true", help="stdout holds one JSON object: the result")
+    group.add_argument("--events", action="store_true", help="stdout holds one JSON event a line; the last is the result")
+    group.add_argument("--output", metavar="FILE", help="write the report to FILE instead of stdout")
+    group.add_argument("--run-id", metavar="ID", help="1 to 128 letters, digits, '_', '.' and '-'")
+    group.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
+    group.add_argument("--debug", action="store_true", help="tracebacks, all logs, asyncio's debug mode")
+    group.add_argument("--log-file", metavar="FILE", help="append logs to FILE instead of stderr")
+    group.add_argument("--log-format", choices=("console", "json"), default="console", help="how a log line looks (default: console)")
+    group.add_argument("-h", "--help", action="store_true", help="show this")
+    return parser
+
+
+class _Help(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+
+def parse(parser: Parser, words: Sequence[str], *, fields_known: bool = True) -> tuple[argparse.Namespace, list[str]]:
+    """The options of `words`, and what remains: the INPUT. Without `fields_known` unknown options are left to a later look."""
+    head, tail = (list(words), [])
+    if "--" in head:
+        place = head.index("--")
+        head, tail = head[:place], head[place + 1 :]
+    found, rest = parser.parse_known_args(head)
+    if fields_known:
+        for word in rest:
+            if _OPTION.match(word):
+                _refuse_option(parser, word.partition("=")[0])
+    return found, [*rest, *tail]
+
+
+def _refuse_option(parser: Parser, option: str) -> NoReturn:
+    known = [name for action in parser._actions for name in action.option_strings]  # argparse has no public list
+    near = difflib.get_close_matches(option, known, 1, 0.6)
+    raise InputError(f"unknown option {option!r}", remedy=f"did you mean {near[0]}?" if near else f"see {parser.prog} --help")
+
+
+def field_options(model: "type[BaseModel]", parser: Parser) -> dict[str, str]:
+    """The option of each input field; "" where an option of ours has that name and the field is reached by --input alone."""
+    taken = {name for action in parser._actions if not action.dest.startswith(_FIELD) for name in action.option_strings}
+    options = {}
+    for name, info in model.model_fields.items():
+        option = "--" + name.replace("_", "-")
+        clashes = {option, "--no" + option[1:]} if _is_flag(info.annotation) else {option}
+        options[name] = "" if clashes & taken else option
+        taken |= clashes
+    return options
+
+
+def add_fields(parser: Parser, model: "type[BaseModel]", title: str) -> None:
+    """An option for each field of a workflow's input."""
+    group = parser.add_argument_group(title)
+    for name, option in field_options(model, parser).items():
+        info = model.model_fields[name]
+        if not option:
+            continue
+        shared: dict[str, Any] = {"dest": _FIELD + name, "default": argparse.SUPPRESS, "help": _help(info)}
+        if _is_flag(info.annotation):
+            group.add_argument(option, action=argparse.BooleanOptionalAction, **shared)
+        elif _is_list(info.annotation):
+            group.add_argument(option, nargs="+", action="extend", metavar=name.upper(), **shared)
+        else:
+            group.add_argument(option, metavar=name.upper(), **shared)
+
+
+def _help(info: Any) -> str:
+    from orchestrator.drawing import type_name
+
+    default = "" if info.is_required() or info.default in (None, [], "") or info.default_factory else f" (default: {info.default})"
+    text = one_line(f"{info.description or type_name(info.annotation)}{' (required)' if info.is_required() else default}", 300)
+    return text.replace("%", "%%")
+
+
+def add_controls(parser: Parser) -> None:
+    """An option for each field of Controls."""
+    from orchestrator.controls import Controls
+
+    group = parser.add_argument_group("limits")
+    for name, info in Controls.model_fields.items():
+        text = f"{info.description}, {_range(info)} (default: {'none' if info.default is None else f'{info.default:g}'})"
+        group.add_argument("--" + name.replace("_", "-"), dest=_CONTROL + name, default=argparse.SUPPRESS, metavar="N", help=text)
+
+
+def control_values(found: argparse.Namespace) -> dict[str, Any]:
+    """The controls that were given; raises InputError that names the range."""
+    from pydantic import ValidationError
+
+    from orchestrator.controls import Controls
+
+    given = {key.removeprefix(_CONTROL): value for key, value in vars(found).items() if key.startswith(_CONTROL)}
+    if not given:
+        return {}
+    try:
+        return Controls.model_validate(given).model_dump(include=set(given))
+    except ValidationError as error:
+        name = str(error.errors()[0]["loc"][0])
+        option = "--" + name.replace("_", "-")
+        raise InputError(f"{option} is {_range(Controls.model_fields[name])}, not {one_line(given[name], 80)!r}") from None
+
+
+def _range(info: Any) -> str:
+    """`a whole number from 1 to 10,000`, `a number above 0 and up to 86,400`."""
+    limits = {name: getattr(item, name) for item in info.metadata for name in ("ge", "gt", "le") if hasattr(item, name)}
+    kind = "a whole number" if info.annotation is int else "a number"
+    low = f"from {limits['ge']:,} to" if "ge" in limits else f"above {limits.get('gt', 0):,} and up to"
+    return f"{kind} {low} {limits['le']:,}"
+
+
+def field_values(found: argparse.Namespace, model: "type[BaseModel]") -> dict[str, Any]:
+    """The fields that were given as options, nested ones read as JSON; raises InputError."""
+    values = {}
+    for key, value in vars(found).items():
+        if key.startswith(_FIELD):
+            name = key.removeprefix(_FIELD)
+            values[name] = _field_value("--" + name.replace("_", "-"), value, model.model_fields[name].annotation)
+    return values
+
+
+def _field_value(option: str, value: Any, annotation: Any) -> Any:
+    if isinstance(value, list):
+        items = get_args(_bare(annotation))
+        if not items or not _is_nested(items[0]):
+            return value
+        read = [_json(text, option) for text in value]
+        return read[0] if len(read) == 1 and isinstance(read[0], list) else read
+    if isinstance(value, str) and (_is_nested(annotation) or (_bare(annotation) is Any and value[:1] in ("{", "["))):
+        return _json(value, option)
+    return value
+
+
+def _bare(annotation: Any) -> Any:
+    """An annotation without Annotated and None."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) in (Union, types.UnionType):
+        rest = [item for item in get_args(annotation) if item is not types.NoneType]
+        if len(rest) == 1:
+            return _bare(rest[0])
+    return annotation
+
+
+def _is_flag(annotation: Any) -> bool:
+    return _bare(annotation) is bool
+
+
+def _is_list(annotation: Any) -> bool:
+    bare = _bare(annotation)
+    return (get_origin(bare) or bare) in {*_LISTS, *(get_origin(kind[Any]) for kind in (Sequence, Iterable))}
+
+
+def _is_nested(annotation: Any) -> bool:
+    """Whether a value can only be written as JSON: an object, a list in a list, or a choice between such."""
+    bare = _bare(annotation)
+    if get_origin(bare) in (Union, types.UnionType):
+        return all(_is_nested(item) for item in get_args(bare) if item is not types.NoneType)
+    if get_origin(bare) is Literal or bare is Any:
+        return False
+    kind = get_origin(bare) or bare
+    if _is_list(bare) or (isinstance(kind, type) and issubclass(kind, Mapping)):
+        return True
+    return any(hasattr(kind, mark) for mark in ("model_fields", "__required_keys__", "__dataclass_fields__"))
+
+
+def model_specs(given: Sequence[str]) -> str | dict[str, str] | None:
+    """`--model SPEC` and `--model ROLE=SPEC` as the runner takes them; the last one of a role counts."""
+    specs: dict[str, str] = {}
+    for word in given:
+        match = _ROLE.match(word)
+        role, spec = (match[1], match[2]) if match else ("", word)
+        if not spec.strip():
+            raise InputError("--model is empty", remedy="give offline or provider:model, such as openai:gpt-5-mini")
+        specs[role] = spec
+    return specs.get("") if set(specs) <= {""} else specs
+
+
+def run_id(given: str | None) -> str | None:
+    """A run id that may name a row or a file; raises InputError."""
+    if given is not None and not _RUN_ID.match(given):
+        raise InputError(f"--run-id is not usable: {one_line(given, 80)!r}", remedy="use 1 to 128 letters, digits, '_', '.' and '-'")
+    return given
+
+
+def writable_file(option: str, given: str | None) -> Path | None:
+    """The path of a file that can be written to; raises InputError where it cannot, and writes nothing."""
+    if given is None:
+        return None
+    path = Path(given).expanduser()
+    if not given.strip() or "\0" in given:
+        raise InputError(f"{option} names no file", remedy=f"give {option} FILE")
+    folder = path.parent
+    try:
+        mode = path.stat().st_mode if path.exists() else None
+        usable = folder.is_dir()
+    except OSError as error:
+        raise InputError(f"{option} cannot be used: {error.strerror}", where=given) from error
+    if mode is not None and stat.S_ISDIR(mode):
+        raise InputError(f"{option} is a folder, not a file", where=given, remedy=f"name a file in it: {Path(given) / 'report.md'}")
+    if not usable:
+        what = "is no folder" if folder.exists() else "does not exist"
+        raise InputError(f"{option}: the folder {str(folder)!r} {what}", where=given, remedy="make the folder first")
+    if not os.access(path if mode is not None and not stat.S_ISREG(mode) else folder, os.W_OK):
+        raise InputError(f"{option} cannot be written: no permission", where=given, remedy="choose a folder that you may write to")
+    return path
+
+
+def read_input(given: str) -> dict[str, Any]:
+    """The value of --input: JSON itself, `@FILE`, or `-` for standard input; raises InputError."""
+    if given == "-":
+        text, source = read_stdin("--input -"), "standard input"
+    elif given.startswith("@"):
+        text, source = _read_file(given[1:]), given[1:]
+    else:
+        text, source = given, "--input"
+    value = _json(text, source)
+    if not isinstance(value, dict):
+        kind = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}.get(type(value), "a number")
+        raise InputError(f"the input is {kind}, not a JSON object", where=f"in {source}", remedy='write {"field": value, ...}')
+    return value
+
+
+def _read_file(name: str) -> str:
+    path = Path(name).expanduser()
+    try:
+        mode = path.stat().st_mode
+        # A shell's <(...) is a pipe under /dev/fd; any other pipe could keep us waiting for ever.
+        if not stat.S_ISREG(mode) and not (stat.S_ISFIFO(mode) and name.startswith(("/dev/fd/", "/proc/self/fd/", "/dev/stdin"))):
+            raise InputError(f"--input @{name} is not a regular file", remedy="give a file that holds one JSON object")
+        with path.open("rb") as file:
+            return _decoded(file.read(MAX_INPUT + 1), name)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"--input @{name} cannot be read: {reason}", remedy="give a file that holds one JSON object") from error
+
+
+def read_stdin(what: str) -> str:
+    """Standard input, whole; raises InputError where it is closed, too long or not UTF-8."""
+    if sys.stdin is None or sys.stdin.closed:
+        raise InputError(f"{what}: standard input is closed", remedy="give the text itself, or --input @FILE")
+    return _decoded(sys.stdin.buffer.read(MAX_INPUT + 1), "standard input")
+
+
+def _decoded(content: bytes, source: str) -> str:
+    if len(content) > MAX_INPUT:
+        raise InputError(f"the input is longer than {MAX_INPUT // 1024 // 1024} MB", where=f"in {source}", remedy="give documents as files")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        what = f"the input is not UTF-8: byte 0x{content[error.start]:02x}"
+        raise InputError(what, where=f"at byte {error.start} of {source}") from error
+
+
+def _json(text: str, source: str) -> Any:
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise InputError(f"the input is not valid JSON: {error.msg}", where=f"at {source}:{error.lineno}:{error.colno}") from error
+    except RecursionError as error:
+        raise InputError("the input is not usable JSON: it is nested too deeply", where=f"in {source}") from error
+    except UnicodeEncodeError as error:
+        raise InputError("the input holds half a surrogate pair, which is no character", where=f"in {source}") from error
+    except ValueError as error:
+        raise InputError(f"the input is not valid JSON: {error}", where=f"in {source}") from error
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{one_line(digits, 40)} is too large a number")
+    return value

@@ -1,0 +1,190 @@
+"""Results on their way out: stdout, the report's file, and what `list`, `describe` and errors look like."""
+
+import json
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from orchestrator.errors import OrchestratorError
+from orchestrator.events import Event
+from orchestrator.text import one_line, printable
+
+__all__ = [
+    "columns",
+    "describe_error",
+    "description_text",
+    "open_streams",
+    "report_text",
+    "say",
+    "write_event",
+    "write_file",
+    "write_json",
+    "write_output",
+    "write_text",
+]
+
+
+@contextmanager
+def open_streams() -> Iterator[None]:
+    """Make stdout and stderr take every character; a reader that leaves early ends the block quietly."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            _flush(stream)
+
+
+def _flush(stream: TextIO | None) -> None:
+    """Flush now; where nobody reads any more, what is left goes nowhere, so that the interpreter's own flush finds no fault."""
+    if stream is None or stream.closed:
+        return
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
+
+
+def say(*lines: str) -> None:
+    """Lines on stderr; where there is none, they are lost and no more than that."""
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
+            sys.stderr.flush()
+
+
+def describe_error(error: OrchestratorError) -> list[str]:
+    """`error: what`, where, and `do: remedy`, a line each."""
+    lines = error.lines()
+    remedy = [f"  do: {error.remedy}"] if error.remedy else []
+    middle = lines[1 : len(lines) - len(remedy)]
+    return [f"error: {error.what}", *(f"  {line}" for line in middle), *remedy]
+
+
+def write_text(text: str) -> None:
+    """Text on stdout; raises BrokenPipeError where nobody reads any more."""
+    if sys.stdout is not None:
+        sys.stdout.write(text if text.endswith("\n") or not text else text + "\n")
+        sys.stdout.flush()
+
+
+def write_json(value: object, *, indent: int | None = None) -> None:
+    """One JSON value on stdout: on one line unless `indent`; ASCII where stdout takes no more."""
+    write_text(_dumped(value, indent, getattr(sys.stdout, "encoding", None)))
+
+
+def _dumped(value: object, indent: int | None, encoding: str | None) -> str:
+    text = json.dumps(value, ensure_ascii=(encoding or "").lower().replace("-", "") != "utf8", indent=indent, default=_plain)
+    # Half a surrogate pair, from a file name that is no UTF-8, cannot be encoded; as an escape it is still valid JSON.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _plain(value: object) -> object:
+    dump = getattr(value, "model_dump", None)
+    return dump(mode="json") if callable(dump) else one_line(value, 2000)
+
+
+def write_event(event: Event, run_id: str) -> None:
+    """An event as one line of JSON on stdout."""
+    write_json(event.to_json(run_id))
+
+
+def report_text(result: Mapping[str, Any]) -> str | None:
+    """What a run was for: the report's markdown, else the output as JSON; None where there is neither."""
+    output = result.get("output") or {}
+    report = output.get("report")
+    if isinstance(report, str):
+        return printable(report) or None
+    return _dumped(output, 2, "utf-8") if output else None
+
+
+def write_output(result: Mapping[str, Any]) -> None:
+    """The output on stdout: a report rendered where a terminal reads it, plain markdown or JSON elsewhere."""
+    text = report_text(result)
+    if text is None:
+        return
+    is_report = isinstance((result.get("output") or {}).get("report"), str)
+    if not is_report:
+        write_json(result["output"], indent=2)
+    elif sys.stdout is not None and sys.stdout.isatty():
+        _render(text)
+    else:
+        write_text(text)
+
+
+def _render(markdown: str) -> None:
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    # No hyperlinks: they are escape sequences whose target the reader does not see.
+    Console(file=sys.stdout, highlight=False).print(Markdown(markdown, hyperlinks=False))
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write `text` to `path` at once or not at all; what is no regular file is written straight to. Raises OSError."""
+    content = (text if text.endswith("\n") else text + "\n").encode("utf-8", "backslashreplace")
+    path = path.resolve()
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        path.write_bytes(content)
+        return
+    mask = os.umask(0)
+    os.umask(mask)
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~mask
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, mode)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def columns(rows: Sequence[Sequence[str]], indent: str = "") -> str:
+    """Rows as text in columns two spaces apart; the last column is as wide as it is."""
+    widths = [max((len(row[place]) for row in rows), default=0) for place in range(len(rows[0]) if rows else 0)]
+    padded = (indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "".join(line.rstrip() + "\n" for line in padded)
+
+
+def description_text(told: Mapping[str, Any]) -> str:
+    """What `describe` says of a workflow, for people."""
+    parts = [f"{told['name']}: {told['description']}\n" if told["description"] else f"{told['name']}\n"]
+    if told["path"]:
+        parts.append(f"{told['path']}\n")
+    fields = [_field_row(field, told["text_field"]) for field in told["input"]]
+    nodes = [(node["name"] + (" ×N" if node["many"] else ""), "-> " + (", ".join(node["to"]) or "END")) for node in told["nodes"]]
+    agents = [(agent["name"], f"{_names(agent['input'])} -> {_names(agent['output'])}") for agent in told["agents"]]
+    limits = [("--" + name.replace("_", "-"), "none" if value is None else f"{value:,g}") for name, value in told["controls"].items()]
+    output = [(field["name"], field["type"]) for field in told["output"]]
+    for title, rows in (("input", fields), ("output", output), ("nodes", nodes), ("agents", agents), ("limits", limits)):
+        if rows:
+            parts.append(f"\n{title}\n{columns(rows, indent='  ')}")
+    if told["notes"]:
+        parts.append("\nnotes\n" + "".join(f"  {one_line(note, 300)}\n" for note in told["notes"]))
+    return printable("".join(parts))
+
+
+def _field_row(field: Mapping[str, Any], text_field: str | None) -> tuple[str, str, str, str]:
+    default = "required" if field["required"] else f"default {json.dumps(field.get('default'), ensure_ascii=False)}"
+    ways = [field["option"] or "by --input only: an option of every run has this name"]
+    if field["name"] == text_field:
+        ways.insert(0, "INPUT or")
+    return " ".join(ways), one_line(field["type"], 60), one_line(default, 60), one_line(field["description"], 200)
+
+
+def _names(fields: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(one_line(field["name"], 40) for field in fields)
