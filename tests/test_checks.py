@@ -89,7 +89,7 @@ def send_past_the_path_map() -> Graph:
     def each(state: State) -> list[Send]:
         sends = []
         for item in state["items"]:
-            sends.append(Send("wrok", {"item": item}))
+            sends.append(Send("wrok", {"item": item}))  # noqa: PERF401 - this way of writing it is what is tested
         return sends
 
     return builder(start, work).add_conditional_edges("start", each, ["work"]).compile()
@@ -118,7 +118,7 @@ def command_to_unknown() -> Graph:
 
 def annotated_command_to_unknown() -> Graph:
     async def decide(state: State) -> Command[Literal["wrok"]]:
-        return Command(goto=state["result"])
+        return Command(goto="wrok")
 
     return builder(decide, work)
 
@@ -334,7 +334,7 @@ def react_agent() -> Graph:
 
 
 def agent_as_node() -> Graph:
-    agent = react_agent()
+    agent: Any = react_agent()
     return StateGraph(MessagesState).add_node("agent", agent).add_edge(START, "agent").compile()
 
 
@@ -379,14 +379,14 @@ def router_without_path_map() -> Graph:
 def router_by_constant() -> Graph:
     async def route(state: State) -> str:
         target = END if state["items"] else WORK
-        return target
+        return target  # noqa: RET504 - this way of writing it is what is tested
 
     return builder(start, work).add_conditional_edges("start", route).compile()
 
 
 def same_name_in_a_comprehension() -> Graph:
     def route(state: State) -> list[Send]:
-        return [Send(WORK, {}) for WORK in state["items"]]  # noqa: N806 - it hides the module's own WORK
+        return [Send(WORK, {}) for WORK in state["items"]]
 
     return builder(start, finish).add_conditional_edges("start", route, ["finish"]).compile()
 
@@ -610,7 +610,8 @@ def test_a_plain_graph_needs_what_its_nodes_do_not_write() -> None:
 
 def test_a_node_of_unknown_returns_leaves_only_what_is_read_at_first() -> None:
     async def anything(state: State) -> Any:
-        if "result" in state and state["result"]:
+        result = state["result"] if "result" in state else ""  # noqa: SIM401 - this way of writing it is what is tested
+        if result:
             return None
         return await start(state) if state["items"] else None
 
