@@ -14,33 +14,30 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import InputError, OrchestratorError
-from orchestrator.events import Event
 from orchestrator.options import (
     Parser,
     add_controls,
     add_fields,
-    control_values,
+    bare_input,
     field_options,
     field_values,
     model_specs,
+    own_options,
     parse,
     read_input,
-    read_stdin,
-    run_id,
     run_parser,
     writable_file,
 )
 from orchestrator.output import (
     columns,
+    deliver,
+    deliver_json,
     describe_error,
     description_text,
     open_streams,
-    report_text,
     say,
     write_event,
-    write_file,
     write_json,
-    write_output,
     write_text,
 )
 from orchestrator.text import one_line
@@ -318,7 +315,7 @@ def _run(name: str, words: list[str], signals: _Signals) -> int:
 
     find_workflow(name, Path.cwd())  # an unknown name is answered before anything heavy is imported
     prog = f"{PROG} {one_line(name, 80)}"
-    found, controls = _own_options(prog, words)
+    found, controls = own_options(prog, words)
     files = {option: writable_file(f"--{option.replace('_', '-')}", getattr(found, option)) for option in ("output", "log_file")}
     model = model_specs(found.model)
     values = read_input(found.input) if found.input is not None and not found.help else {}
@@ -335,53 +332,9 @@ def _run(name: str, words: list[str], signals: _Signals) -> int:
     found, rest = parse(parser, words)
     given = field_values(found, workflow.input_model)
     values |= given
-    values |= _bare_input(rest, workflow, values, given, stdin_used=found.input == "-")
-    identity = run_id(found.run_id) or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    values |= bare_input(rest, workflow, values, given, stdin_used=found.input == "-")
+    identity = found.run_id or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     return _start(_Request(workflow, values, model, controls, found, files["output"], files["log_file"], identity), signals)
-
-
-def _own_options(prog: str, words: list[str]) -> "tuple[argparse.Namespace, dict[str, Any]]":
-    """Our options and the controls, checked before the workflow is loaded; its fields are left to a later look."""
-    parser = run_parser(prog)
-    found, rest = parse(parser, words, fields_known=False)
-    controls = {}
-    if any(word.startswith("--") for word in rest):
-        add_controls(parser)
-        found, rest = parse(parser, words, fields_known=False)
-        controls = control_values(found)
-    run_id(found.run_id)
-    if found.json and found.events:
-        raise InputError("--json and --events exclude each other: each says what stdout holds", remedy="choose one")
-    return found, controls
-
-
-def _bare_input(
-    rest: list[str], workflow: "Workflow", values: dict[str, Any], given: dict[str, Any], *, stdin_used: bool
-) -> dict[str, Any]:
-    """The bare INPUT under the name of the field that it fills; raises InputError."""
-    field = workflow.text_field
-    if not rest:
-        took = next((name for name, value in given.items() if isinstance(value, list) and len(value) > 1), None)
-        if took and field and field not in values and workflow.input_model.model_fields[field].is_required():
-            option = "--" + took.replace("_", "-")
-            where = f"{option} took {len(given[took])} values, the last is {one_line(given[took][-1], 80)!r}"
-            raise InputError(f"{field!r} is missing", where=where, remedy=f"put the INPUT before {option}")
-        return {}
-    if len(rest) > 1:
-        raise InputError(f"one INPUT is taken, and {one_line(rest[1], 80)!r} is one more", remedy="put quotes around a text with spaces")
-    if field is None:
-        what = f"workflow {workflow.name!r} has no text field for the INPUT {one_line(rest[0], 80)!r}"
-        raise InputError(what, remedy=f"see {PROG} {workflow.name} --help")
-    if field in values:
-        raise InputError(f"{field!r} is given twice: as INPUT and by an option", remedy="give it once")
-    if rest[0] == "-" and stdin_used:
-        raise InputError("standard input cannot be both the INPUT and --input", remedy="give one of them another way")
-    text = read_stdin("INPUT -").rstrip("\r\n") if rest[0] == "-" else rest[0]
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InputError("the INPUT is not UTF-8", remedy="give the text in UTF-8") from None
-    return {field: text}
 
 
 def _start(request: _Request, signals: _Signals) -> int:
@@ -397,17 +350,17 @@ def _start(request: _Request, signals: _Signals) -> int:
     )
     with logs, asyncio.Runner(debug=options.debug) as runner:
         try:
-            code = _deliver(request, runner.run(_drive(request, view, signals)))
+            code = deliver(options, request.output, runner.run(_drive(request, view, signals)))
         except InputError as error:
             if view.workflow:  # found only once the run had begun, as documents of which none can be read
-                _deliver_json(request, view.ended(request.run_id, "failed", str(error)))
+                deliver_json(options, request.run_id, view.ended(request.run_id, "failed", str(error)))
             raise
         except asyncio.CancelledError:
             if not signals.received:
                 raise
             said = f"stopped by {signals.name} after {view.seconds:.1f} s"
             say(f"{said}: {view.progress()}" if view.branches else said)
-            _deliver_json(request, view.ended(request.run_id, "cancelled", said))
+            deliver_json(options, request.run_id, view.ended(request.run_id, "cancelled", said))
             code = signals.exit_code
         leaving = leave_after(LEAVING, code)
     leaving.cancel()
@@ -443,45 +396,3 @@ async def _drive(request: _Request, view: "RunView", signals: _Signals) -> Mappi
     if view.result is None:
         raise OrchestratorError("the run ended without a result")
     return view.result
-
-
-def _deliver(request: _Request, result: Mapping[str, Any]) -> int:
-    """Write the result to where it was asked for; the run's own exit code, or 1 where its report could not be written."""
-    from orchestrator.runner import EXIT_CODES
-
-    options, code = request.options, EXIT_CODES[result["status"]]
-    if options.quiet and result.get("error"):
-        say(f"error: {result['status']}: {one_line(result['error'], 400)}")
-    with contextlib.suppress(BrokenPipeError):  # the run itself is over, and its code says how
-        text = report_text(result)
-        if request.output is not None and text is not None:
-            code = _write_report(request, request.output, text) or code
-        elif not options.json and not options.events:
-            write_output(result)
-        if options.json:
-            write_json(result)
-    return code
-
-
-def _write_report(request: _Request, path: Path, text: str) -> int:
-    """Write the report's file; 1 where that failed, and then stdout has the report."""
-    options = request.options
-    try:
-        write_file(path, text)
-    except OSError as error:
-        say(f"error: --output cannot be written: {error.strerror}", f"  {path}")
-        if not options.json and not options.events:
-            write_text(text)  # it was paid for
-        return 1
-    if not options.quiet:
-        say(f"report: {path}")
-    return 0
-
-
-def _deliver_json(request: _Request, result: Mapping[str, Any]) -> None:
-    """A result that only stands in for one: for those who read JSON."""
-    with contextlib.suppress(BrokenPipeError):
-        if request.options.json:
-            write_json(result)
-        elif request.options.events:
-            write_event(Event("result", result), request.run_id)

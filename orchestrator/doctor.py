@@ -65,11 +65,7 @@ def diagnose(
 
 
 def _python() -> Iterator[Finding]:
-    found = sys.version.split()[0]
-    if sys.version_info < (3, 11):
-        yield Finding("python", "fail", f"{found}, 3.11 or newer is needed", "make a virtual environment with a newer Python")
-    else:
-        yield Finding("python", "ok", f"{found} at {sys.executable}")
+    yield Finding("python", "ok", f"{sys.version.split()[0]} at {sys.executable}")  # an older one could not have read this far
 
 
 def _packages() -> Iterator[Finding]:
@@ -81,7 +77,7 @@ def _packages() -> Iterator[Finding]:
     except PackageNotFoundError:
         yield Finding("packages", "warn", "orchestrator itself is not installed here", "pip install . in its folder, or make install")
         return
-    wrong, right = [], []
+    wrong, right = list[str](), list[str]()
     for requirement in needed:
         if requirement.marker is not None and not requirement.marker.evaluate():
             continue
@@ -193,11 +189,12 @@ def _storage() -> Iterator[Finding]:
             usable = os.access(nearest, os.W_OK | os.X_OK)
     except OSError:
         usable = False
-    mode = stat.S_IMODE(nearest.stat().st_mode)
+    index = home / "index"  # what is kept of documents; its mode is the one that counts
+    mode = stat.S_IMODE((index if index.is_dir() else nearest).stat().st_mode)
     if not usable:
         yield Finding("storage", "fail", f"{nearest} cannot be written to", remedy)
     elif nearest == home and mode & 0o077:
-        yield Finding("storage", "warn", f"{home} is open to others (mode {mode:o})", f"chmod 700 {home}")
+        yield Finding("storage", "warn", f"{home} is open to others (mode {mode:o})", f"chmod -R go= {home}")
     else:
         yield Finding("storage", "ok", f"{home}" + ("" if nearest == home else ", made at the first run"))
 
@@ -219,7 +216,9 @@ def _documents(documents: Sequence[str], folder: Path) -> Iterator[Finding]:
     try:
         library = asyncio.run(count())
     except OrchestratorError as error:
-        yield Finding("documents", "fail", "; ".join(part for part in (error.what, error.where) if part), error.remedy)
+        yield Finding(
+            "documents", "fail" if documents else "warn", "; ".join(part for part in (error.what, error.where) if part), error.remedy
+        )
         return
     told = f"{', '.join(paths)}: read {library.read:,}, skipped {len(library.skipped):,}"
     first = "; ".join(f"{skip.uri}: {skip.reason}" for skip in library.skipped[:3])

@@ -19,18 +19,19 @@ from orchestrator.text import one_line
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from orchestrator.workflow import Workflow
+
 __all__ = [
     "Parser",
     "add_controls",
     "add_fields",
-    "control_values",
+    "bare_input",
     "field_options",
     "field_values",
     "model_specs",
+    "own_options",
     "parse",
     "read_input",
-    "read_stdin",
-    "run_id",
     "run_parser",
     "writable_file",
 ]
@@ -148,7 +149,7 @@ def add_controls(parser: Parser) -> None:
         group.add_argument("--" + name.replace("_", "-"), dest=_CONTROL + name, default=argparse.SUPPRESS, metavar="N", help=text)
 
 
-def control_values(found: argparse.Namespace) -> dict[str, Any]:
+def _control_values(found: argparse.Namespace) -> dict[str, Any]:
     """The controls that were given; raises InputError that names the range."""
     from pydantic import ValidationError
 
@@ -240,11 +241,24 @@ def model_specs(given: Sequence[str]) -> str | dict[str, str] | None:
     return specs.get("") if set(specs) <= {""} else specs
 
 
-def run_id(given: str | None) -> str | None:
-    """A run id that may name a row or a file; raises InputError."""
+def own_options(prog: str, words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """Our options and the controls, checked before the workflow is loaded; its fields are left to a later look."""
+    parser = run_parser(prog)
+    found, rest = parse(parser, words, fields_known=False)
+    controls = {}
+    if any(word.startswith("--") for word in rest):
+        add_controls(parser)
+        found, rest = parse(parser, words, fields_known=False)
+        controls = _control_values(found)
+    _check_run_id(found.run_id)
+    if found.json and found.events:
+        raise InputError("--json and --events exclude each other: each says what stdout holds", remedy="choose one")
+    return found, controls
+
+
+def _check_run_id(given: str | None) -> None:
     if given is not None and not _RUN_ID.match(given):
         raise InputError(f"--run-id is not usable: {one_line(given, 80)!r}", remedy="use 1 to 128 letters, digits, '_', '.' and '-'")
-    return given
 
 
 def writable_file(option: str, given: str | None) -> Path | None:
@@ -273,7 +287,7 @@ def writable_file(option: str, given: str | None) -> Path | None:
 def read_input(given: str) -> dict[str, Any]:
     """The value of --input: JSON itself, `@FILE`, or `-` for standard input; raises InputError."""
     if given == "-":
-        text, source = read_stdin("--input -"), "standard input"
+        text, source = _read_stdin("--input -"), "standard input"
     elif given.startswith("@"):
         text, source = _read_file(given[1:]), given[1:]
     else:
@@ -299,7 +313,34 @@ def _read_file(name: str) -> str:
         raise InputError(f"--input @{name} cannot be read: {reason}", remedy="give a file that holds one JSON object") from error
 
 
-def read_stdin(what: str) -> str:
+def bare_input(rest: list[str], workflow: "Workflow", values: dict[str, Any], given: dict[str, Any], *, stdin_used: bool) -> dict[str, Any]:
+    """The bare INPUT under the name of the field that it fills; raises InputError."""
+    field = workflow.text_field
+    if not rest:
+        took = next((name for name, value in given.items() if isinstance(value, list) and len(value) > 1), None)
+        if took and field and field not in values and workflow.input_model.model_fields[field].is_required():
+            option = "--" + took.replace("_", "-")
+            where = f"{option} took {len(given[took])} values, the last is {one_line(given[took][-1], 80)!r}"
+            raise InputError(f"{field!r} is missing", where=where, remedy=f"put the INPUT before {option}")
+        return {}
+    if len(rest) > 1:
+        raise InputError(f"one INPUT is taken, and {one_line(rest[1], 80)!r} is one more", remedy="put quotes around a text with spaces")
+    if field is None:
+        what = f"workflow {workflow.name!r} has no text field for the INPUT {one_line(rest[0], 80)!r}"
+        raise InputError(what, remedy="see --help")
+    if field in values:
+        raise InputError(f"{field!r} is given twice: as INPUT and by an option", remedy="give it once")
+    if rest[0] == "-" and stdin_used:
+        raise InputError("standard input cannot be both the INPUT and --input", remedy="give one of them another way")
+    text = _read_stdin("INPUT -").rstrip("\r\n") if rest[0] == "-" else rest[0]
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError("the INPUT is not UTF-8", remedy="give the text in UTF-8") from None
+    return {field: text}
+
+
+def _read_stdin(what: str) -> str:
     """Standard input, whole; raises InputError where it is closed, too long or not UTF-8."""
     if sys.stdin is None or sys.stdin.closed:
         raise InputError(f"{what}: standard input is closed", remedy="give the text itself, or --input @FILE")

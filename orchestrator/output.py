@@ -4,18 +4,22 @@ import json
 import os
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.events import Event
 from orchestrator.text import one_line, printable
 
+if TYPE_CHECKING:
+    import argparse
+
 __all__ = [
     "columns",
+    "deliver",
+    "deliver_json",
     "describe_error",
     "description_text",
     "open_streams",
@@ -137,6 +141,8 @@ def write_file(path: Path, text: str) -> None:
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         path.write_bytes(content)
         return
+    import tempfile
+
     mask = os.umask(0)
     os.umask(mask)
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~mask
@@ -151,6 +157,47 @@ def write_file(path: Path, text: str) -> None:
     except BaseException:
         os.unlink(name)
         raise
+
+
+def deliver(options: "argparse.Namespace", output: Path | None, result: Mapping[str, Any]) -> int:
+    """Write the result to where it was asked for; the run's own exit code, or 1 where its report could not be written."""
+    from orchestrator.runner import EXIT_CODES
+
+    code = EXIT_CODES[result["status"]]
+    if options.quiet and result.get("error"):
+        say(f"error: {result['status']}: {one_line(result['error'], 400)}")
+    with suppress(BrokenPipeError):  # the run itself is over, and its code says how
+        text = report_text(result)
+        if output is not None and text is not None:
+            code = _write_report(options, output, text) or code
+        elif not options.json and not options.events:
+            write_output(result)
+        if options.json:
+            write_json(result)
+    return code
+
+
+def _write_report(options: "argparse.Namespace", path: Path, text: str) -> int:
+    """Write the report's file; 1 where that failed, and then stdout has the report."""
+    try:
+        write_file(path, text)
+    except OSError as error:
+        say(f"error: --output cannot be written: {error.strerror}", f"  {path}")
+        if not options.json and not options.events:
+            write_text(text)  # it was paid for
+        return 1
+    if not options.quiet:
+        say(f"report: {path}")
+    return 0
+
+
+def deliver_json(options: "argparse.Namespace", run_id: str, result: Mapping[str, Any]) -> None:
+    """What stands in for a result, for those who read JSON: nothing where nobody asked for it."""
+    with suppress(BrokenPipeError):
+        if options.json:
+            write_json(result)
+        elif options.events:
+            write_event(Event("result", result), run_id)
 
 
 def columns(rows: Sequence[Sequence[str]], indent: str = "") -> str:
