@@ -96,7 +96,7 @@ def create_researcher(
     graph.add_node("call_tools", call_tools)
     graph.add_edge(START, "search")
     graph.add_edge("search", "research")
-    graph.add_conditional_edges("research", _after_research, ["call_tools", END])
+    graph.add_conditional_edges("research", after_research, ["call_tools", END])
     graph.add_edge("call_tools", "research")
     return graph.compile(name="researcher")
 
@@ -126,7 +126,8 @@ async def _research(
     return {"messages": [answer.message], "findings": findings, "sources": sources, "missing": answer.value.missing}
 
 
-def _after_research(state: ResearcherState) -> str:
+def after_research(state: ResearcherState) -> str:
+    """Findings end the loop, tool calls go round it. Its name stands in traces."""
     return END if "missing" in state else "call_tools"
 
 

@@ -131,7 +131,7 @@ def create_supervisor(
     graph.add_node("join", _join, input_schema=SupervisorState, defer=True)
     graph.add_node("write", write, input_schema=SupervisorState)
     graph.add_edge(START, "plan")
-    graph.add_conditional_edges("plan", _fan_out, ["branch", "write"])
+    graph.add_conditional_edges("plan", fan_out, ["branch", "write"])
     graph.add_edge("branch", "join")
     graph.add_conditional_edges("join", after_join, ["plan", "write"])
     graph.add_edge("write", END)
@@ -157,7 +157,8 @@ async def _plan(planner: Agent, state: SupervisorState, context: RunContext) -> 
     return {"tasks": tasks, "round": number, "branches": skipped, "documents": documents}
 
 
-def _fan_out(state: SupervisorState) -> list[Send] | str:
+def fan_out(state: SupervisorState) -> list[Send] | str:
+    """A branch a task; without a task the report is written. Its name stands in traces."""
     shared = {"documents": state["documents"], "allow_hosts": state.get("allow_hosts", [])}
     return [Send("branch", {"task": task, **shared}) for task in state["tasks"]] or "write"
 
