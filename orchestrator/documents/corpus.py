@@ -1,9 +1,13 @@
 """The passages that a search ranks: those of the store and those of the pages added in this run, with what is counted about them."""
 
 import math
+import posixpath
+import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from urllib.parse import unquote
 
 from orchestrator.documents.mentions import bare_title, mentioned
 from orchestrator.documents.store import Store
@@ -14,6 +18,7 @@ __all__ = ["Corpus", "Entry", "Key", "Page"]
 Key = tuple[int, int]  # document and ordinal; the documents of pages are negative
 Phrase = tuple[str, ...]
 
+_REFERENCE = re.compile(r"[\w%+~./-]+\.[A-Za-z]{1,8}\b")  # a path with an ending
 _KEPT = 4000  # analysed passages
 _KEPT_PHRASES = 20_000
 
@@ -39,11 +44,13 @@ class Entry:
 
 
 class Corpus:
-    """Passages by key; for one thread at a time. Documents are given by id with their title."""
+    """Passages by key; for one thread at a time. Documents are given by id with their title, and by uri with their id."""
 
-    def __init__(self, store: Store, titles: dict[int, str]) -> None:
+    def __init__(self, store: Store, titles: dict[int, str], uris: dict[str, int]) -> None:
         self._store = store
         self._titles = titles
+        self._documents = {posixpath.normpath(uri): document for uri, document in uris.items()}
+        self._uris = {document: uri for uri, document in reversed(self._documents.items())}
         self._pages: dict[int, Page] = {}
         self._page_entries: dict[Key, Entry] = {}
         self._entries: OrderedDict[Key, Entry] = OrderedDict()
@@ -111,6 +118,13 @@ class Corpus:
     def titled(self, phrase: Sequence[str]) -> list[tuple[int, int, Phrase]]:
         """The longest titles that occur among these terms, as (start, end, title)."""
         return list(mentioned(phrase, self.by_phrase, self._starts, self._longest))
+
+    def referred(self, document: int, text: str) -> list[int]:
+        """The documents that a passage refers to by their file's name, and those that the markup of its document links to."""
+        folder = posixpath.dirname(self._uris.get(document, ""))
+        named = chain(_REFERENCE.findall(text), self._store.links(document) if document >= 0 else ())
+        places = (posixpath.normpath(posixpath.join(folder, unquote(name.partition("#")[0]))) for name in named)
+        return [found for found in dict.fromkeys(map(self._documents.get, places)) if found is not None and found != document]
 
     def holding(self, phrase: Phrase, limit: int) -> list[Key]:
         """Passages, `limit` at most, that have these terms in this order in their title or body."""

@@ -96,9 +96,9 @@ def _expand(path: str) -> list[tuple[str, str]]:
 
 
 def _named(uri: str, location: str) -> Listed | Skipped:
-    """A file that the user named: links are followed, hidden names allowed."""
+    """A file that the user named: links are followed, hidden names allowed, and unknown endings read as text."""
     try:
-        return _listed(uri, os.path.realpath(location), os.stat(location))
+        return _listed(uri, os.path.realpath(location), os.stat(location), otherwise=".txt")
     except OSError as error:
         return Skipped(uri, _reason(error))
 
@@ -142,10 +142,10 @@ def _entry(uri: str, entry: os.DirEntry[str], root: str) -> Listed | Skipped | N
         return Skipped(uri, _reason(error))
 
 
-def _listed(uri: str, path: str, status: os.stat_result) -> Listed | Skipped:
+def _listed(uri: str, path: str, status: os.stat_result, otherwise: str | None = None) -> Listed | Skipped:
     if not stat.S_ISREG(status.st_mode):
         return Skipped(uri, f"not a file but a {_special(status.st_mode)}")
-    kind = kind_of(path)
+    kind = kind_of(path) or otherwise
     if kind is None:
         return Skipped(uri, f"not a kind of file that is read ({os.path.splitext(path)[1].lower() or 'no ending'})")
     if status.st_size == 0:
@@ -166,7 +166,7 @@ def _join(uri: str, relative: str) -> str:
 
 def _showable(uri: str) -> str:
     """Names whose bytes are no UTF-8 could not be written to a report."""
-    return os.fsencode(uri).decode("utf-8", "replace")
+    return os.fsencode(uri).decode("utf-8", "backslashreplace")
 
 
 def _reason(error: OSError) -> str:

@@ -15,14 +15,14 @@ MARKUP = frozenset({".html", ".htm", ".xhtml"})
 _CODE = frozenset(
     f".{ending}"
     for line in (
-        "py pyi ipynb js jsx mjs ts tsx java kt kts scala go rs c h cc cpp cxx hpp cs swift m rb php pl lua r jl sh bash zsh ps1 sql proto",
+        "py pyi js jsx mjs ts tsx java kt kts scala go rs c h cc cpp cxx hpp cs swift m rb php pl lua r jl sh bash zsh ps1 sql proto",
         "graphql css scss vue svelte hs ml ex exs erl clj dart zig nim toml yaml yml ini cfg xml tf",
     )
     for ending in line.split()
 )
 _NAMED = frozenset({"readme", "license", "licence", "copying", "changelog", "changes", "authors", "contributing", "notice", "makefile"})
 _TABLES = frozenset({".csv", ".tsv"})
-_DATA = frozenset({".json", ".jsonl", ".ndjson"})
+_DATA = frozenset({".json", ".jsonl", ".ndjson", ".ipynb"})
 _TITLE_LIMIT = 200
 
 
@@ -32,11 +32,13 @@ class NotText(ValueError):  # noqa: N818 - it says why a file is skipped and nev
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """A document's text, its title ("" when it has none) and, for paged documents, where each page starts."""
+    """A document's text, its title ("" when it has none), where each page starts, the files it links to, and what could not be read."""
 
     text: str
     title: str = ""
     pages: tuple[int, ...] = ()
+    links: tuple[str, ...] = ()
+    note: str = ""
 
 
 def kind_of(path: str) -> str | None:
@@ -61,7 +63,7 @@ def extract_text(content: bytes, kind: str) -> Extracted:
 
         return extract_html(text)
     if kind in _DATA:
-        return _json(text) if kind == ".json" else _json_lines(text)
+        return _json_lines(text) if kind in (".jsonl", ".ndjson") else _json(text, kind)
     if kind in PROSE:
         return Extracted(text, _heading(text, kind))
     return Extracted(text)
@@ -108,6 +110,8 @@ def _strict(content: bytes, encoding: str) -> str:
 
 def tidy(text: str) -> str:
     """`text` with newlines as Python reads them and without what no encoding can write."""
+    if "\0" in text:
+        text = text.replace("\0", "")
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     return text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
@@ -139,7 +143,7 @@ def _first_line(head: str) -> str:
     if len(lines) < 3 or not (lines[1] + lines[2]).strip():
         return ""
     line = lines[0].strip()
-    alone = not lines[1].strip() or len(lines[1]) > 2 * len(line)
+    alone = not lines[1].strip("=-~ \t") or len(lines[1]) > 2 * len(line)
     return _title(line) if alone and 0 < len(line) <= 120 and not (line.endswith((".", ":", ";", ",")) and len(line.split()) > 6) else ""
 
 
@@ -151,11 +155,16 @@ def _title(line: str) -> str:
     return one_line(line, _TITLE_LIMIT)
 
 
-def _json(text: str) -> Extracted:
+def _json(text: str, kind: str) -> Extracted:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return Extracted(text)  # broken or bottomless: its characters are still text
+    if kind == ".ipynb" and isinstance(value, dict) and isinstance(cells := value.get("cells"), list):
+        # What was written, not what it printed: outputs hold pictures.
+        sources = [cell.get("source", "") for cell in cells if isinstance(cell, dict)]
+        text = tidy("\n\n".join("".join(map(str, source)) for source in sources))
+        return Extracted(text, _heading(text, ".md"))
     return Extracted(tidy("\n".join(_leaves(value))), _named(value))
 
 

@@ -49,7 +49,8 @@ def extract_html(markup: str) -> Extracted:
             stack.append(border)
             children = list(item.iter(include_text=True))  # type: ignore[attr-defined]  # as above
             stack.extend(reversed(children))
-    return Extracted(_lines("".join(parts)), title)
+    links = tuple(dict.fromkeys(href for link in tree.css("a[href]") if (href := link.attributes.get("href"))))
+    return Extracted(_lines("".join(parts)), title, links=links)
 
 
 def _lines(text: str) -> str:

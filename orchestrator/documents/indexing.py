@@ -8,9 +8,10 @@ from pathlib import Path
 
 from orchestrator.documents.files import Listed, Listing, Skipped, Unreadable, list_files, read_bytes, sha256
 from orchestrator.documents.formats import Extracted, name_as_title
-from orchestrator.documents.parsing import Parser
+from orchestrator.documents.parsing import Abandoned, Parser
 from orchestrator.documents.store import FileRow, Store, default_home, index_path, open_store, prune
 from orchestrator.errors import DocumentsError
+from orchestrator.text import one_line
 
 __all__ = ["Indexed", "open_index"]
 
@@ -24,50 +25,58 @@ class Indexed:
     def __init__(self, store: Store, notes: list[str]) -> None:
         self.store = store
         self.notes = notes
+        self.remarks: list[str] = []  # on files of which a part could not be read
         self.documents: dict[str, int] = {}  # by uri
         self.paths: dict[str, FileRow] = {}  # by uri
         self.skipped: list[Skipped] = []
         self.opened = 0
 
 
-def open_index(paths: Sequence[str], home: Path | None) -> Indexed:
+def open_index(paths: Sequence[str], home: Path | None, parser: Parser) -> Indexed:
     """The index of the documents at `paths`; raises DocumentsError when a path is missing or nothing can be read."""
     listing = list_files(paths)
     if not listing.files:
         raise _nothing(paths, listing.skipped)
-    indexed = _open(paths, home)
     try:
-        _update(indexed, listing)
-        indexed.store.freeze()
-    except BaseException:
-        indexed.store.close()
-        raise
+        place = _place(paths, home)
+        indexed = _fill(place, listing, parser)
+        prune(place.parent, place)
+    except (OSError, sqlite3.Error) as error:
+        indexed = _fill(None, listing, parser)
+        indexed.notes.append(f"the index of these documents is not kept between runs: {one_line(error)}")
     if not indexed.documents:
         indexed.store.close()
         raise _nothing(paths, indexed.skipped)
     return indexed
 
 
-def _open(paths: Sequence[str], home: Path | None) -> Indexed:
+def _place(paths: Sequence[str], home: Path | None) -> Path:
     named = "\0".join(sorted({os.path.abspath(os.path.expanduser(path)) for path in paths}))
+    place = index_path(home or default_home(), hashlib.sha256(os.fsencode(named)).hexdigest()[:24])
+    if place.exists():
+        os.utime(place)  # in use: `prune` goes by this
+    return place
+
+
+def _fill(place: Path | None, listing: Listing, parser: Parser) -> Indexed:
+    store, note = open_store(place)
+    indexed = Indexed(store, [note] if note else [])
     try:
-        place = index_path(home or default_home(), hashlib.sha256(os.fsencode(named)).hexdigest()[:24])
-        store, note = open_store(place)
-        prune(place.parent, place)
-        place.touch()
-    except (OSError, sqlite3.Error) as error:
-        store, _ = open_store(None)
-        note = f"the index of these documents is not kept between runs: {error}"
-    return Indexed(store, [note] if note else [])
+        _update(indexed, listing, parser)
+        store.freeze()
+    except BaseException:
+        store.close()
+        raise
+    return indexed
 
 
-def _update(indexed: Indexed, listing: Listing) -> None:
+def _update(indexed: Indexed, listing: Listing, parser: Parser) -> None:
     store = indexed.store
     for _ in range(3):  # another process may change the set between reading and the last look
         before = store.files()
         changed = [file for file in listing.files if not _unchanged(before.get(file.path), file)]
         transient: dict[str, str] = {}
-        for batch in _read(changed, indexed, transient):
+        for batch in _read(changed, indexed, parser, transient):
             with store.writing():
                 store.record([_keep(store, row, file, extracted) for row, file, extracted in batch])
         gone = before.keys() - {file.path for file in listing.files} | transient.keys() & before.keys()
@@ -86,24 +95,25 @@ def _unchanged(row: FileRow | None, file: Listed) -> bool:
 _Read = tuple[FileRow, Listed, tuple[str, Extracted] | None]
 
 
-def _read(files: list[Listed], indexed: Indexed, transient: dict[str, str]) -> Iterator[list[_Read]]:
+def _read(files: list[Listed], indexed: Indexed, parser: Parser, transient: dict[str, str]) -> Iterator[list[_Read]]:
     """The files with their hash and text, in batches that are worth a transaction."""
     batch: list[_Read] = []
     characters = 0
-    with Parser() as parser:
-        for file in files:
-            try:
-                found = _one(file, indexed, parser)
-            except Unreadable as refusal:
-                if not refusal.lasting:
-                    transient[file.path] = refusal.reason
-                    continue
-                found = (FileRow(file.path, file.size, file.mtime_ns, None, refusal.reason), file, None)
-            batch.append(found)
-            characters += len(found[2][1].text) if found[2] else 0
-            if len(batch) >= _BATCH_FILES or characters >= _BATCH_CHARACTERS:
-                yield batch
-                batch, characters = [], 0
+    for file in files:
+        if parser.cancelled:
+            raise Abandoned
+        try:
+            found = _one(file, indexed, parser)
+        except Unreadable as refusal:
+            if not refusal.lasting:
+                transient[file.path] = refusal.reason
+                continue
+            found = (FileRow(file.path, file.size, file.mtime_ns, None, refusal.reason), file, None)
+        batch.append(found)
+        characters += len(found[2][1].text) if found[2] else 0
+        if len(batch) >= _BATCH_FILES or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
     if batch:
         yield batch
 
@@ -127,17 +137,18 @@ def _keep(store: Store, row: FileRow, file: Listed, read: tuple[str, Extracted] 
         return row
     digest, extracted = read
     document = store.keep(digest, file.kind, extracted.title or name_as_title(file.path), extracted)
-    return FileRow(row.path, row.size, row.mtime_ns, document, None)
+    return FileRow(row.path, row.size, row.mtime_ns, document, extracted.note or None)
 
 
 def _settle(indexed: Indexed, listing: Listing, rows: dict[str, FileRow], transient: dict[str, str]) -> None:
-    indexed.documents, indexed.paths = {}, {}
+    indexed.documents, indexed.paths, indexed.remarks = {}, {}, []
     indexed.skipped = list(listing.skipped)
     for file in listing.files:
         row = rows.get(file.path)
         if row is not None and row.document is not None:
             indexed.documents[file.uri] = row.document
             indexed.paths[file.uri] = row
+            indexed.remarks.extend([f"{file.uri}: {row.reason}"] if row.reason else [])
         elif reason := transient.get(file.path) or (row.reason if row else None):
             indexed.skipped.append(Skipped(file.uri, reason))
 

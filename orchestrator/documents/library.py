@@ -12,6 +12,7 @@ from typing import TypeVar
 from orchestrator.documents.corpus import Corpus, Page
 from orchestrator.documents.files import Unreadable, read_bytes, sha256
 from orchestrator.documents.indexing import Indexed, open_index
+from orchestrator.documents.parsing import Parser
 from orchestrator.documents.passages import split
 from orchestrator.documents.ranking import Ranking
 from orchestrator.state import Source
@@ -54,12 +55,12 @@ class Library:
         }
         self._pages: dict[int, Page] = {}  # by negative ids
         self._page_sources: dict[int, Source] = {}
-        self._corpus = Corpus(self._store, {document: source.title for document, source in self._sources.items()})
+        self._corpus = Corpus(self._store, {document: source.title for document, source in self._sources.items()}, self._by_uri)
         self._ranking = Ranking(self._corpus)
         self.read = len(indexed.documents)
         self.opened = indexed.opened
         self.skipped = indexed.skipped
-        self.notes = indexed.notes
+        self.notes = [*indexed.notes, *indexed.remarks]
         self.passages = self._corpus.passages
 
     async def search(self, query: str, limit: int = 8) -> list[Passage]:
@@ -94,21 +95,28 @@ class Library:
 
     def add(self, uri: str, title: str, text: str, sha256: str) -> list[Passage]:
         """Adds a page for this run only, in place of an earlier one of this uri; its passages in order."""
+        earlier = self._by_uri.get(uri)
+        if earlier is not None and earlier in self._pages and self._pages[earlier].text == text:
+            return [self._of_page(earlier, ordinal) for ordinal in range(1, len(self._pages[earlier].spans) + 1)]
         document = -1 - len(self._page_sources)
         source = Source(uri=uri, title=title, sha256=sha256)
         spans = tuple(split(text))
         self._page_sources[document] = source
-        earlier = self._by_uri.get(uri)
         if earlier is not None and earlier < 0:
             self._pages.pop(earlier)
         self._by_uri[uri] = document
         self._pages[document] = Page(title, text, spans)
         self.passages += len(spans)
-        return [Passage(_name(document, n), source, text[start:end], start, end) for n, (start, end) in enumerate(spans, 1)]
+        return [self._of_page(document, ordinal) for ordinal in range(1, len(spans) + 1)]
+
+    def _of_page(self, document: int, ordinal: int) -> Passage:
+        page = self._pages[document]
+        start, end = page.spans[ordinal - 1]
+        return Passage(_name(document, ordinal), self._page_sources[document], page.text[start:end], start, end)
 
     async def aclose(self) -> None:
         """Closes the index; the library cannot be used afterwards. Twice is once."""
-        if self._executor is not None and not self._closed:
+        if not self._closed:
             self._closed = True
             await asyncio.get_running_loop().run_in_executor(self._executor, self._store.close)
             self._executor.shutdown(wait=False)
@@ -214,8 +222,15 @@ async def open_library(paths: Sequence[str], *, home: Path | None = None) -> Lib
     The index is kept in `home`, by default ORCHESTRATOR_HOME or the user's data folder.
     """
     executor = ThreadPoolExecutor(1, thread_name_prefix="documents")
+    parser = Parser()
+
+    def work() -> Library:
+        with parser:
+            return Library(open_index(paths, home, parser), executor)
+
     try:
-        return await asyncio.get_running_loop().run_in_executor(executor, lambda: Library(open_index(paths, home), executor))
+        return await asyncio.get_running_loop().run_in_executor(executor, work)
     except BaseException:
+        parser.cancel()
         executor.shutdown(wait=False)
         raise

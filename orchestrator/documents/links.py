@@ -1,4 +1,4 @@
-"""From one passage to others: by the titles and names it mentions, and by its own title."""
+"""From one passage to others: by the titles and names it mentions, by its own title, and by the files it refers to."""
 
 import math
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ T = TypeVar("T")
 Phrase = tuple[str, ...]
 
 _FORWARD = 0.7  # to the document whose title is mentioned
+_REFERRED = 0.35  # to the document whose file is referred to or linked to
 _SHARED = 0.4  # to a passage that has the same name in it
 _BACKWARD = 0.5  # to a passage that mentions the title
 _ASKED = 0.3  # what is left of a backward link when the question itself names the title
@@ -47,6 +48,9 @@ class Links:
             if len(holders) < _CAP and f" {' '.join(phrase)} " not in joined:
                 for target in holders:
                     _raise(passages, target, _SHARED * value / _crowd(holders))
+        referred = self._corpus.referred(key[0], entry.text)
+        for document in referred:
+            _raise(documents, document, _REFERRED / _crowd(referred))
         self._backward(passages, entry, joined)
         documents.pop(key[0], None)
         return documents, {target: value for target, value in passages.items() if target[0] != key[0]}
@@ -95,7 +99,7 @@ def _start(word: str) -> str:
     return word[:5] if len(word) >= 5 else f"{word} "
 
 
-def _crowd(holders: Sequence[Key]) -> float:
+def _crowd(holders: Sequence[object]) -> float:
     """What a link loses for being one of several."""
     return float(max(1, len(holders) - 1) ** 0.3)
 

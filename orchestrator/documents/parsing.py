@@ -14,24 +14,38 @@ from orchestrator.documents.files import Unreadable
 from orchestrator.documents.formats import Extracted, NotText, extract_text, tidy
 from orchestrator.text import one_line
 
-__all__ = ["SECONDS", "Parser"]
+__all__ = ["SECONDS", "Abandoned", "Parser"]
 
-SECONDS = 60.0  # for one PDF or Word file
+SECONDS = 30.0  # for one PDF or Word file
 _PASSED_ON = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "SYSTEMROOT", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 
+class Abandoned(Exception):  # noqa: N818 - it says what happened and never leaves the package
+    """Nobody waits for the text any more."""
+
+
 class Parser:
-    """Turns bytes into text; holds at most one worker process, for one thread at a time."""
+    """Turns bytes into text; holds at most one worker process, for one thread at a time.
+
+    `cancel` may be called from another thread: what is being read ends, and `cancelled` is True from then on.
+    """
 
     def __init__(self, seconds: float = SECONDS) -> None:
         self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
+        self.cancelled = False
 
     def __enter__(self) -> "Parser":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop()
+
+    def cancel(self) -> None:
+        """Ends what is being read."""
+        self.cancelled = True
+        if (process := self._process) is not None:
+            process.kill()
 
     def parse(self, content: bytes, kind: str) -> Extracted:
         """The text of a file of this kind; raises Unreadable where there is none."""
@@ -57,14 +71,16 @@ class Parser:
             answer = _exchange(process, kind, content)
         except (OSError, struct.error, ValueError) as error:
             self._stop()
+            if self.cancelled:
+                raise Abandoned from error
             if timed_out.is_set():
                 raise Unreadable(f"took longer than {self._seconds:g} seconds to read", lasting=False) from error
-            raise Unreadable("its reader crashed or ran out of memory") from error
+            raise Unreadable("its reader crashed or ran out of memory", lasting=False) from error
         finally:
             timer.cancel()
         if "reason" in answer:
             raise Unreadable(one_line(answer["reason"], 300))
-        return Extracted(tidy(answer["text"]), one_line(answer["title"]), tuple(answer["pages"]))
+        return Extracted(tidy(answer["text"]), one_line(answer["title"]), tuple(answer["pages"]), note=one_line(answer["note"]))
 
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-P", str(Path(__file__).with_name("worker.py"))]

@@ -16,6 +16,7 @@ from orchestrator.documents.words import STOP_WORDS, terms
 
 __all__ = ["Ranking"]
 
+_QUERY = 4000  # characters that are read of a query
 _WORDS = 64  # of a query
 _CANDIDATES = 80  # passages by words
 _LINKED = 24  # passages by links from one passage
@@ -25,7 +26,6 @@ _FOLLOWED = 6  # chosen passages whose links are followed
 _K1 = 1.5  # BM25F, Robertson and Zaragoza 2009
 _B_TITLE = 0.5
 _B_BODY = 0.5
-_TRUST = 0.3  # at least, in the links of a passage that is worth less than the first
 _NAMED = 0.6  # share of a title's weight for being named in the question
 _GAIN = 0.75  # share of the weight of newly covered words
 
@@ -83,13 +83,13 @@ class Ranking:
             for word, share in pool.cover[key].items():
                 covered[word] = max(covered[word], share)
             if len(chosen) <= min(_FOLLOWED, limit - 1):
-                self._follow(pool, question, key, min(1.0, max(_TRUST, score / chosen[0][2])))
+                self._follow(pool, question, key, min(1.0, score / chosen[0][2]))
         return chosen
 
     def _question(self, query: str) -> _Question:
-        found = terms(query)
-        wanted = [word for word in dict.fromkeys(found) if word not in STOP_WORDS][:_WORDS]
-        weights = {word: self._corpus.rarity(word) for word in wanted if self._corpus.frequency(word)}
+        found = terms(query[:_QUERY])
+        wanted = [word for word in dict.fromkeys(found) if word not in STOP_WORDS] or list(dict.fromkeys(found))
+        weights = {word: self._corpus.rarity(word) for word in wanted[:_WORDS] if self._corpus.frequency(word)}
         return _Question(weights, found, f" {' '.join(found)} ", sum(weights.values()))
 
     def _admit(self, pool: _Pool, question: _Question, entries: Iterable[tuple[Key, Entry]]) -> None:

@@ -25,12 +25,13 @@ _WAIT = 30.0  # seconds for another process that writes
 _ORDINALS = 1 << 20  # passages of one document: a row of the index is both numbers in one
 _LAST = (1 << 63) - 1
 _SPAN = "id >= ? AND id < ?"  # the passages of one document
+_CHECKED = 256 * 1024**2  # bytes of an index that is read through for damage when it is opened
 _KEPT_DAYS = 30
 _KEPT_BYTES = 4 * 1024**3
 _SCHEMA = f"""
 CREATE TABLE files(path BLOB PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, document INTEGER, reason TEXT) WITHOUT ROWID;
-CREATE TABLE documents(id INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, kind TEXT NOT NULL, title TEXT NOT NULL, pages TEXT NOT NULL,
-    UNIQUE(sha256, kind, title));
+CREATE TABLE documents(id INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, kind TEXT NOT NULL, title TEXT NOT NULL,
+    pages TEXT NOT NULL, links TEXT NOT NULL, UNIQUE(sha256, kind, title));
 CREATE TABLE passages(id INTEGER PRIMARY KEY, start INTEGER NOT NULL, text TEXT NOT NULL, rest TEXT NOT NULL);
 CREATE VIRTUAL TABLE words USING fts5(title, body, content='', tokenize="unicode61 remove_diacritics 0 categories 'L* N* Co'");
 PRAGMA user_version = {VERSION};
@@ -39,7 +40,7 @@ PRAGMA user_version = {VERSION};
 
 @dataclass(frozen=True, slots=True)
 class FileRow:
-    """What became of a file: the document it holds, or why it was skipped."""
+    """What became of a file: the document it holds, or why it was skipped; both where a part of it could not be read."""
 
     path: str
     size: int
@@ -63,7 +64,7 @@ def index_path(home: Path, key: str) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_mode & 0o077:
         folder.chmod(0o700)
-    return folder / f"{key}.sqlite"
+    return folder / f"{key}-{VERSION}.sqlite"
 
 
 def open_store(path: Path | None) -> tuple["Store", str]:
@@ -73,8 +74,8 @@ def open_store(path: Path | None) -> tuple["Store", str]:
     try:
         return Store(_file(path)), ""
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode not in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT):
-            raise
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT):
+            raise  # not its content is at fault: no room, no right, somebody else's lock
         note = str(error)
     except (sqlite3.DatabaseError, _OtherVersionError) as error:
         note = str(error)
@@ -99,7 +100,8 @@ def _file(path: Path) -> sqlite3.Connection:
 
 
 def _check(connection: sqlite3.Connection) -> None:
-    if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+    size = connection.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size").fetchone()[0]
+    if size <= _CHECKED and connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
         raise sqlite3.DatabaseError("it was damaged")
 
 
@@ -187,8 +189,10 @@ class Store:
         found = self.query("SELECT id FROM documents WHERE sha256 = ? AND kind = ? AND title = ?", (sha256, kind, title))
         if found:
             return int(found[0][0])
-        values = (sha256, kind, title, json.dumps(extracted.pages))
-        document = self._connection.execute("INSERT INTO documents(sha256, kind, title, pages) VALUES(?, ?, ?, ?)", values).lastrowid
+        values = (sha256, kind, title, json.dumps(extracted.pages), json.dumps(extracted.links))
+        document = self._connection.execute(
+            "INSERT INTO documents(sha256, kind, title, pages, links) VALUES(?, ?, ?, ?, ?)", values
+        ).lastrowid
         assert document is not None  # noqa: S101 - an INSERT that did not fail has a row
         heading = " ".join(terms(title))
         rows, indexed = [], []
@@ -224,6 +228,11 @@ class Store:
         """Where each page of a document starts; empty for what has no pages."""
         rows = self.query("SELECT pages FROM documents WHERE id = ?", (document,))
         return [int(start) for start in json.loads(rows[0][0])] if rows else []
+
+    def links(self, document: int) -> list[str]:
+        """What a document's markup links to, as it is written there."""
+        rows = self.query("SELECT links FROM documents WHERE id = ?", (document,))
+        return [str(link) for link in json.loads(rows[0][0])] if rows else []
 
     def text(self, document: int) -> str:
         """The whole text of a document."""

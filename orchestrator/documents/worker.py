@@ -1,7 +1,8 @@
 """A process of its own that reads PDF and Word files: one that hangs or swells ends here and not in the run.
 
-Started by `parsing.py` as a script. Frames on stdin: four bytes of kind (`.pdf` or `docx`), eight bytes of length, the file's bytes. Frames
-on stdout: eight bytes of length and a JSON object with `text`, `title` and `pages`, or with `reason`. Imports nothing of the package.
+Started by `parsing.py` as a script; imports nothing of the package. Frames on stdin: four bytes of kind (`.pdf` or `docx`), eight
+bytes of length, the file's bytes. Frames on stdout: eight bytes of length and a JSON object with `text`, `title`, `pages` and `note`,
+or with `reason`.
 """
 
 import io
@@ -87,7 +88,8 @@ def _pdf(stream: BinaryIO) -> dict[str, Any]:
     if not text and failed:
         raise Refused(f"no page could be read: {failed[0]}")
     title = str((reader.metadata.title if reader.metadata else "") or "")
-    return {"text": text.rstrip(), "title": _named(title) or _heading(text), "pages": pages}
+    note = f"{len(failed)} of {count} pages could not be read: {failed[0]}" if failed else ""
+    return {"text": text.rstrip(), "title": _named(title) or _heading(text), "pages": pages, "note": note}
 
 
 def _page(page: Any, number: int, failed: list[str]) -> str:
@@ -95,7 +97,7 @@ def _page(page: Any, number: int, failed: list[str]) -> str:
     from pypdf.errors import LimitReachedError, PyPdfError
 
     try:
-        body = str(page.extract_text())
+        body = str(page.extract_text()).replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
         if not body and (contents := page.get_contents()) is not None:
             contents.get_data()
     except LimitReachedError:
@@ -142,7 +144,7 @@ def _docx(stream: BinaryIO) -> dict[str, Any]:
         parts.append(body)
     text = "\n\n".join(part for part in parts if part)
     _within(text)
-    return {"text": text, "title": (heading or _named(title))[:200], "pages": []}
+    return {"text": text, "title": (heading or _named(title))[:200], "pages": [], "note": ""}
 
 
 def _unpacks(stream: BinaryIO) -> None:
