@@ -349,10 +349,8 @@ def _message(request: Mapping[str, Any], reply: Reply) -> tuple[dict[str, Any], 
     reason: str | None = reply.finish_reason or ("tool_calls" if calls else "stop")
     refusal = None
     if reply.fault == "invalid_tool_json":
-        calls, reason = (
-            [(name, args[: len(args) // 2]) for name, args in calls] or [(answer_for(request) or "tool", '{"a": [')],
-            "tool_calls",
-        )
+        cut = [(name, args[: len(args) // 2]) for name, args in calls]
+        text, calls, reason = None, cut or [(answer_for(request) or "tool", '{"a": [')], "tool_calls"
     elif reply.fault in ("null_content", "refusal", "content_filter"):
         text, calls, reason = None, [], "content_filter" if reply.fault == "content_filter" else "stop"
         refusal = "I cannot help with that." if reply.fault == "refusal" else None

@@ -51,7 +51,7 @@ async def _keep(options: dict[str, Any], by_loop: _ByLoop, loop: asyncio.Abstrac
 
 def _close_all(by_loop: _ByLoop) -> None:
     for loop, (_, keeper) in list(by_loop.items()):
-        if loop.is_running():
+        if not loop.is_closed():
             asyncio.run_coroutine_threadsafe(_closed(keeper), loop)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Generic, Literal, TypeVar
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, InvalidToolCall, SystemMessage, ToolMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_function
@@ -27,6 +27,7 @@ Way = Literal["tools_required", "tools", "json_schema", "function_calling", "jso
 _log = logging.getLogger(__name__)
 _REPAIRS = 2
 _WITH_TOOLS: tuple[Way, ...] = ("tools_required", "tools")
+_CALLING: tuple[Way, ...] = (*_WITH_TOOLS, "function_calling")
 _OPENAI_WAYS: tuple[Way, ...] = ("json_schema", "function_calling", "json_mode", "prompt")
 _OTHER_WAYS: tuple[Way, ...] = ("function_calling", "prompt")
 
@@ -78,9 +79,13 @@ class Exchange(Generic[T]):
                     raise
                 if way != ways[-1] and is_rejection(error):
                     continue
-                raise failure(error, self._call) from error
+                unreadable = _unreadable_calls(error)
+                if unreadable is None:
+                    raise failure(error, self._call) from error
+                message = unreadable
             self._remember(key, way)
-            return message
+            # Calls that were not asked for are nothing to go by; cut ones look whole in a stream.
+            return message if way in _CALLING else message.model_copy(update={"tool_calls": [], "invalid_tool_calls": []})
         raise AssertionError("the last way never continues")
 
     def _remember(self, key: tuple[str, str, bool], way: Way) -> None:
@@ -92,7 +97,9 @@ class Exchange(Generic[T]):
         runnable = self._bound(way)
         if way in ("json_mode", "prompt"):
             messages = _with_schema(messages, self._schema)
-        options = {"timeout": self._call.timeout} if self._call.openai_like else {}
+        options: dict[str, Any] = {"timeout": self._call.timeout} if self._call.openai_like else {}
+        if self._call.openai_like and way in _CALLING:
+            options["stream"] = False  # from a stream, LangChain reads arguments that were cut as if they were whole
         try:
             async with asyncio.timeout(self._call.timeout) as clock:
                 return await runnable.ainvoke(messages, self._config, **options)
@@ -103,7 +110,7 @@ class Exchange(Generic[T]):
 
     def _bound(self, way: Way) -> "Runnable[Any, AIMessage]":
         name = self._schema.__name__
-        if way in ("tools_required", "tools"):
+        if way in _WITH_TOOLS:
             choice = {"tool_choice": "any"} if way == "tools_required" else {}
             return self._model.bind_tools([*self._tools, _tool(self._schema)], **choice)
         if way == "function_calling":
@@ -151,7 +158,9 @@ class Exchange(Generic[T]):
             if number in calls:
                 continue
             if not isinstance(args, dict):
-                wrong[number] = f"the arguments of {name!r} are not a JSON object: {self._call.shown(str(args))}"
+                wrong[number] = (
+                    f"the arguments of {self._call.shown(name, 80) or 'a call'} are not a JSON object: {self._call.shown(str(args))}"
+                )
             elif name not in known:
                 wrong[number] = f"there is no tool {self._call.shown(name, 80)!r}, only {', '.join(known)}"
             usable = args if isinstance(args, dict) else {}
@@ -161,6 +170,17 @@ class Exchange(Generic[T]):
     def _complaint(self, problem: str) -> str:
         ending = f"Call {self._schema.__name__} or another tool." if self._tools else "Give the whole answer again, as one JSON object."
         return f"That is no valid {self._schema.__name__}: {problem}. {ending}"
+
+
+def _unreadable_calls(error: Exception) -> AIMessage | None:
+    """The message whose calls LangChain would not take, because their arguments are JSON but no object."""
+    if not isinstance(error, ValidationError) or error.title != "AIMessage":
+        return None
+    given = [item["input"] for item in error.errors(include_url=False) if item["loc"][0] == "tool_calls"]
+    calls = [
+        InvalidToolCall(name=None, args=json.dumps(args, default=str), id=None, error=None, type="invalid_tool_call") for args in given
+    ]
+    return AIMessage("", invalid_tool_calls=calls, response_metadata={"finish_reason": "tool_calls"}) if calls else None
 
 
 def _tool(schema: type[BaseModel]) -> dict[str, Any]:

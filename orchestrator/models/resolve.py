@@ -74,7 +74,9 @@ def warnings_for(spec: str, environ: Mapping[str, str]) -> list[str]:
 
 def _parts(spec: str) -> tuple[str, str]:
     """Provider and model name; the provider is "" where only a name was given."""
-    if not spec.strip() or re.search(r"\s|[^\x21-\x7e]", spec.strip()) or len(spec) > 200:
+    if not spec.strip():
+        raise ModelSpecError("the model string is blank", remedy=_FORM)
+    if re.search(r"\s|[^\x21-\x7e]", spec.strip()) or len(spec) > 200:
         raise ModelSpecError(f"{spec!r} is not a model", remedy=_FORM)
     spec = spec.strip()
     if spec.lower() == "offline":

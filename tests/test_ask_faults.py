@@ -1,0 +1,222 @@
+"""Whatever an endpoint does, it is never taken for an answer, and the error says what, where and what to do."""
+
+import asyncio
+import json
+import re
+import threading
+from typing import Any, get_args
+
+import pytest
+from langchain_core.language_models import FakeListChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.tools import BaseTool, tool
+from pydantic import BaseModel, Field
+
+from orchestrator.errors import (
+    CallFailedError,
+    CallTimeoutError,
+    EmptyAnswerError,
+    InvalidAnswerError,
+    ModelCallError,
+    RefusedError,
+    TruncatedError,
+)
+from orchestrator.models import Answer, ask
+from orchestrator.testing import Fault, ModelServer, Reply, model_server
+
+KEY = "sk-planted-0123456789"
+
+
+class Plan(BaseModel):
+    """The sub-questions."""
+
+    questions: list[str] = Field(max_length=3)
+    note: str | None = None
+
+
+@tool
+async def search(query: str) -> str:
+    """Search the documents."""
+    return query
+
+
+QUESTION: list[BaseMessage] = [HumanMessage("What is asked?")]
+GOOD = {"questions": ["What is asked?"], "note": None}
+
+
+async def asked(server: ModelServer, *, tools: tuple[BaseTool, ...] = (), timeout: float = 20, **options: Any) -> Answer[Plan]:  # noqa: ASYNC109
+    """One `ask` of a fresh model."""
+    return await ask(server.chat_model(api_key=KEY, **options), QUESTION, Plan, tools=tools, role="planner", timeout=timeout)
+
+
+BROKEN = "the connection to 127.0.0.1:PORT broke before the answer was whole: "
+STRANGE = "endpoint is not OpenAI-compatible: "
+NO_STREAM = STRANGE + "No generations found in stream."
+NO_REASON = "the answer ended without a finish_reason, so it may be cut"
+EMPTY = "the answer is empty: no content and no tool call"
+# fault: the error without streaming, the error with streaming
+FAULTS: dict[Fault, tuple[type[ModelCallError], str, type[ModelCallError], str]] = {
+    "hang": (CallTimeoutError, "no answer within 0.4 s", CallTimeoutError, "no answer within 0.4 s"),
+    "stall": (CallTimeoutError, "no answer within 0.4 s", CallTimeoutError, "no answer within 0.4 s"),
+    "drip": (CallTimeoutError, "no answer within 0.4 s", CallTimeoutError, "no answer within 0.4 s"),
+    "reset": (CallFailedError, BROKEN, CallFailedError, BROKEN),
+    "cut": (CallFailedError, BROKEN, CallFailedError, BROKEN),
+    "eof": (TruncatedError, NO_REASON, TruncatedError, NO_REASON),
+    "truncated_json": (CallFailedError, STRANGE + '{"id": "chatcmpl-test"', CallFailedError, STRANGE + '{"id": "chatcmpl-test"'),
+    "empty_body": (CallFailedError, STRANGE + "the body is empty", CallFailedError, NO_STREAM),
+    "invalid_utf8": (CallFailedError, STRANGE + '{"id": "chatcmpl-test"', CallFailedError, STRANGE + 'data: {"choices": "\ufffd\ufffd"}'),
+    "html": (CallFailedError, STRANGE, CallFailedError, NO_STREAM),
+    "list": (CallFailedError, STRANGE, CallFailedError, NO_STREAM),
+    "wrong_schema": (CallFailedError, STRANGE, CallFailedError, NO_STREAM),
+    "null_choices": (CallFailedError, STRANGE + "Received response with null value for 'choices'", TruncatedError, NO_REASON),
+    "no_choices": (CallFailedError, STRANGE + "list index out of range", TruncatedError, NO_REASON),
+    "null_content": (EmptyAnswerError, EMPTY, EmptyAnswerError, EMPTY),
+    # LangChain drops the refusal of a stream: what is left is an empty answer.
+    "refusal": (RefusedError, "the model refused to answer: I cannot help with that.", EmptyAnswerError, EMPTY),
+    "content_filter": (RefusedError, "the model refused to answer: stopped with 'content_filter'", RefusedError, "the model refused"),
+    "length": (TruncatedError, "the answer was cut: 'length'", TruncatedError, "the answer was cut: 'length'"),
+    "invalid_tool_json": (EmptyAnswerError, EMPTY, EmptyAnswerError, EMPTY),  # a call where no tool was offered
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("tools", [(), (search,)], ids=["plain", "tools"])
+@pytest.mark.parametrize("fault", get_args(Fault))
+async def test_a_fault_is_never_an_answer(fault: Fault, tools: tuple[BaseTool, ...], streaming: bool) -> None:
+    async with model_server(lambda _: Reply(value=GOOD, fault=fault)) as server:
+        with pytest.raises(ModelCallError) as caught:
+            await asked(server, tools=tools, streaming=streaming, timeout=0.4 if fault in ("hang", "stall", "drip") else 20)
+        port = re.findall(r":(\d+)/", server.base_url)[0]
+    error = caught.value
+    kind, what = FAULTS[fault][2:] if streaming and not tools else FAULTS[fault][:2]
+    if fault == "invalid_tool_json" and tools:
+        kind, what = InvalidAnswerError, "the answer does not fit Plan after 2 repairs: the arguments of Plan are not a JSON object"
+    assert (type(error), error.what[: len(what.replace("PORT", port))]) == (kind, what.replace("PORT", port))
+    assert error.where == f"planner model 'test-model' at 127.0.0.1:{port}"
+    assert KEY not in str(error)
+    assert len(error.what) < 300
+    assert len(server.requests) == (3 if isinstance(error, InvalidAnswerError) else 1)
+
+
+ERRORS: list[tuple[str, Reply, str, str]] = [
+    (
+        "401",
+        Reply.error(401, f"Incorrect API key provided: {KEY}"),
+        "the key was refused (401): Incorrect API key provided: [key]",
+        "check OPENAI_API_KEY",
+    ),
+    ("403", Reply.error(403, "no access"), "the key may not do this (403): no access", "check what OPENAI_API_KEY has access to"),
+    (
+        "404",
+        Reply.error(404, "The model `test-model` does not exist", code="model_not_found"),
+        "there is no model 'test-model' (404): The model `test-model` does not exist",
+        "check the model string, and the base URL if you set one",
+    ),
+    ("429", Reply.error(429, "slow down", retry_after="300"), "too many requests (429): slow down", "the server asks to wait 300 s"),
+    ("429 without a time", Reply.error(429, "slow down"), "too many requests (429): slow down", "lower --max-concurrency, or wait"),
+    (
+        "quota",
+        Reply.error(429, "You exceeded your current quota", code="insufficient_quota"),
+        "quota exhausted: You exceeded your current quota",
+        "add credit to the account that OPENAI_API_KEY belongs to, or use another model",
+    ),
+    (
+        "context",
+        Reply.error(400, "This model's maximum context length is 8192 tokens", code="context_length_exceeded"),
+        "the prompt is longer than the model's context: This model's maximum context length is 8192 tokens",
+        "use a model with a longer context, or fewer documents",
+    ),
+    ("400", Reply.error(400, "bad request"), "the request was refused (400): bad request", ""),
+    ("500", Reply.error(500, "boom"), "the provider failed (500): boom", "run it again later"),
+    (
+        "502 in HTML",
+        Reply(status=502, body="<h1>Bad\x1b[2J Gateway</h1>"),
+        "the provider failed (502): <h1>Bad Gateway</h1>",
+        "run it again later",
+    ),
+]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("name", "reply", "what", "remedy"), ERRORS, ids=[case[0] for case in ERRORS])
+async def test_a_refused_call_says_what_where_and_what_to_do(name: str, reply: Reply, what: str, remedy: str, streaming: bool) -> None:
+    async with model_server([reply]) as server:
+        with pytest.raises(CallFailedError) as caught:
+            await asked(server, streaming=streaming)
+    assert (caught.value.what, caught.value.remedy) == (what, remedy)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("echo", [KEY, f"Bearer {KEY}", "sk-other-abcdef0123", "from-the-environment-9"])
+async def test_a_key_in_an_answer_is_not_shown(echo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTHER_API_KEY", "from-the-environment-9")
+    async with model_server([Reply.error(400, f"you sent {echo}")]) as server:
+        with pytest.raises(CallFailedError) as caught:
+            await asked(server)
+    assert "[key]" in caught.value.what
+    assert echo.split()[-1] not in str(caught.value)
+
+
+async def test_a_server_that_is_not_there_is_named_with_its_address() -> None:
+    async with model_server() as server:
+        port = re.findall(r":(\d+)/", server.base_url)[0]
+    with pytest.raises(CallFailedError) as caught:
+        await asked(server)
+    assert caught.value.what.startswith(f"no connection to 127.0.0.1:{port}: ")
+    assert caught.value.remedy == f"check that a server runs at 127.0.0.1:{port} and that the base URL is right"
+
+
+async def test_the_clock_names_its_role_and_its_setting() -> None:
+    async with model_server(lambda _: Reply(fault="hang")) as server:
+        with pytest.raises(CallTimeoutError) as caught:
+            await asked(server, timeout=0.2)
+    assert caught.value.lines()[0] == "no answer within 0.2 s"
+    assert caught.value.where.startswith("planner model 'test-model'")
+    assert caught.value.remedy == "raise call_timeout (--call-timeout)"
+    assert caught.value.status == "timed_out"
+
+
+async def test_cancelling_the_caller_cancels_the_call() -> None:
+    arrived = threading.Event()
+
+    def hang(_: dict[str, Any]) -> Reply:
+        arrived.set()
+        return Reply(fault="hang")
+
+    async with model_server(hang) as server:
+        task = asyncio.create_task(asked(server))
+        await asyncio.to_thread(arrived.wait, 20)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+REASONS = [
+    ({"finish_reason": "stopstop"}, None),
+    ({"stop_reason": "end_turn"}, None),
+    ({"done_reason": "stop"}, None),
+    ({"finish_reason": "STOP"}, None),
+    ({"status": "completed"}, None),
+    ({}, None),  # only an OpenAI-like server must send one
+    ({"stop_reason": "max_tokens"}, TruncatedError),
+    ({"finish_reason": "MAX_TOKENS"}, TruncatedError),
+    ({"done_reason": "length"}, TruncatedError),
+    ({"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}, TruncatedError),
+    ({"status": "incomplete", "incomplete_details": {"reason": "content_filter"}}, RefusedError),
+    ({"stop_reason": "refusal"}, RefusedError),
+    ({"finish_reason": "SAFETY"}, RefusedError),
+]
+
+
+@pytest.mark.parametrize(("metadata", "error"), REASONS, ids=[str(metadata) for metadata, _ in REASONS])
+async def test_every_providers_way_of_ending_is_understood(metadata: dict[str, Any], error: type[ModelCallError] | None) -> None:
+    class Ending(FakeListChatModel):
+        async def ainvoke(self, *_: Any, **__: Any) -> AIMessage:
+            return AIMessage(json.dumps(GOOD), response_metadata=metadata)
+
+    model = Ending(responses=[""])
+    if error is None:
+        assert (await ask(model, QUESTION, Plan, role="planner", timeout=5)).value == Plan.model_validate(GOOD)
+    else:
+        with pytest.raises(error):
+            await ask(model, QUESTION, Plan, role="planner", timeout=5)
