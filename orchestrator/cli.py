@@ -343,27 +343,29 @@ def _start(request: _Request, signals: _Signals) -> int:
 
     from orchestrator.logs import open_logs
     from orchestrator.progress import RunView
+    from orchestrator.tracing import langsmith_tracing
 
     options, view = request.options, RunView()
     logs = open_logs(
         log_file=request.log_file, log_format=options.log_format, debug=options.debug, quiet=options.quiet, run_id=request.run_id
     )
-    with logs, asyncio.Runner(debug=options.debug) as runner:
-        try:
-            code = deliver(options, request.output, runner.run(_drive(request, view, signals)))
-        except InputError as error:
-            if view.workflow:  # found only once the run had begun, as documents of which none can be read
-                deliver_json(options, request.run_id, view.ended(request.run_id, "failed", str(error)))
-            raise
-        except asyncio.CancelledError:
-            if not signals.received:
+    with logs, langsmith_tracing():
+        with asyncio.Runner(debug=options.debug) as runner:
+            try:
+                code = deliver(options, request.output, runner.run(_drive(request, view, signals)))
+            except InputError as error:
+                if view.workflow:  # found only once the run had begun, as documents of which none can be read
+                    deliver_json(options, request.run_id, view.ended(request.run_id, "failed", str(error)))
                 raise
-            said = f"stopped by {signals.name} after {view.seconds:.1f} s"
-            say(f"{said}: {view.progress()}" if view.branches else said)
-            deliver_json(options, request.run_id, view.ended(request.run_id, "cancelled", said))
-            code = signals.exit_code
-        leaving = leave_after(LEAVING, code)
-    leaving.cancel()
+            except asyncio.CancelledError:
+                if not signals.received:
+                    raise
+                said = f"stopped by {signals.name} after {view.seconds:.1f} s"
+                say(f"{said}: {view.progress()}" if view.branches else said)
+                deliver_json(options, request.run_id, view.ended(request.run_id, "cancelled", said))
+                code = signals.exit_code
+            leaving = leave_after(LEAVING, code)
+        leaving.cancel()
     return code
 
 

@@ -13,6 +13,14 @@ from pathlib import Path
 from typing import Any
 
 QUESTION = "What limits the depth of a resume?"
+INGESTION = {
+    "use_multipart_endpoint": True,
+    "size_limit": 100,
+    "size_limit_bytes": 20_971_520,
+    "scale_up_nthreads_limit": 16,
+    "scale_up_qsize_trigger": 1_000,
+    "scale_down_nempty_trigger": 4,
+}
 Spans = dict[str, dict[str, Any]]
 
 
@@ -23,7 +31,7 @@ def receiver() -> Iterator[tuple[str, Spans]]:
 
     class Ingestion(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.answer({"version": "0.13.0", "batch_ingest_config": {"use_multipart_endpoint": True, "size_limit": 100}})
+            self.answer({"version": "0.13.0", "batch_ingest_config": INGESTION})
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
