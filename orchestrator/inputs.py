@@ -187,5 +187,6 @@ def _problem(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
         near = difflib.get_close_matches(head, model.model_fields, 1, 0.5) if len(detail["loc"]) == 1 else []
         fields = "The fields are: " + ", ".join(model.model_fields)
         return f"{path!r} is no field of the input", f"Did you mean {near[0]!r}?" if near else fields
-    message = detail["msg"][:1].lower() + detail["msg"][1:]
+    message = detail["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
     return f"{path!r}: {message}, got {one_line(repr(detail['input']), 80)}", ""

@@ -15,7 +15,7 @@ from typing import NoReturn
 from orchestrator.errors import InputError, WorkflowNotFoundError
 from orchestrator.text import one_line
 
-__all__ = ["SHIPPED", "Place", "WorkflowEntry", "find_workflow", "list_workflows", "shown"]
+__all__ = ["Place", "WorkflowEntry", "find_workflow", "list_workflows", "shown"]
 
 SHIPPED = Path(__file__).resolve().parent.parent / "workflows"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,127}\Z")
@@ -110,7 +110,7 @@ def _named(name: str, folder: Path) -> Place:
     near = difflib.get_close_matches(name, names, 1, 0.6)
     searched = [shown(folder / "workflows") + "/", *(["langgraph.json"] if configured else []), "the shipped workflows"]
     raise WorkflowNotFoundError(
-        f"No workflow {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""),
+        f"No workflow {name!r}" + (f". Did you mean {near[0]!r}?" if near else ""),
         where="Searched: " + ", ".join(searched),
         remedy="There are: " + ", ".join(names),
     )

@@ -8,19 +8,25 @@ from langgraph.types import Send
 
 
 class State(TypedDict):
+    """The texts that are given, and how many words each has."""
+
     texts: list[str]
     counts: Annotated[list[int], operator.add]
 
 
 class Text(TypedDict):
+    """What one branch is sent."""
+
     text: str
 
 
 async def count(state: Text) -> dict[str, list[int]]:
+    """The words of one text."""
     return {"counts": [len(state["text"].split())]}
 
 
 def each_text(state: State) -> list[Send]:
+    """A branch for every text."""
     return [Send("count", {"text": text}) for text in state["texts"]]
 
 
