@@ -13,8 +13,9 @@ __all__ = ["findings"]
 
 _DOCUMENTS = 5
 _EACH = 2
-_SHORTEST, _FEWEST_WORDS, _LONGEST = 12, 3, 500
+_SHORTEST, _FEWEST_WORDS, _LONGEST = 12, 3, 300
 _WORD = re.compile(r"\w+")
+_MARKER = re.compile(r"^(?:[-*•>|]|\d{1,2}[.)])\s+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ def _best(passages: Sequence[Block], asked: Asked, documents: dict[str, list[Blo
     others = [rows[0].title for source, rows in documents.items() if source != passages[0].source]
     found: dict[str, _Candidate] = {}
     for passage in passages:
-        for place, text in enumerate(_quotes(passage.text)):
+        for place, text in enumerate(text for text in _quotes(passage.text) if text != passage.title):
             score = asked.covers(text, passage.title)
             score += 0.25 * asked.holds_answer(text) + 0.1 * (place == 0)
             score += 0.15 * any(len(title) > 3 and title.split(" (")[0] in text for title in others)
@@ -58,7 +59,9 @@ def _best(passages: Sequence[Block], asked: Asked, documents: dict[str, list[Blo
 def _quotes(text: str) -> Iterator[str]:
     """What may be quoted of a passage: its sentences, a long one in clauses."""
     for start, end in sentences(text):
-        piece = text[start:end]
+        piece = _MARKER.sub("", text[start:end])
+        if piece.startswith("#"):
+            continue  # a heading says nothing
         for part in [piece] if len(piece) <= _LONGEST else _clauses(piece):
             if len(part) >= _SHORTEST and len(_WORD.findall(part)) >= _FEWEST_WORDS:
                 yield part
