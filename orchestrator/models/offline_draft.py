@@ -13,7 +13,8 @@ _ROOM = 1_200  # characters of the answer
 _HOLDS = 0.3  # what holding a date, number or name that may be asked for is worth, beside the share of the question covered
 _RANK = 0.05  # what a place further down in the list of findings costs
 _BACK = re.compile(
-    r"(?:[^,.]{0,30},\s+)?(?:he|she|it|they|his|her|its|their|this|these|the (?:film|song|album|book|novel|band|series|show|company|city))\b",
+    r"(?:[^,.]{0,30},\s+)?"
+    r"(?:he|she|it|they|his|her|its|their|this|these|the (?:film|song|album|book|novel|band|series|show|company|city))\b",
     re.IGNORECASE,
 )
 

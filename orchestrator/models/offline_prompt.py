@@ -10,7 +10,7 @@ from langchain_core.messages import BaseMessage, SystemMessage, ToolMessage
 __all__ = ["Block", "Prompt", "read_prompt"]
 
 _BOUNDARY = re.compile(r"tag ends in -([0-9A-Za-z]+)")
-_FIRST_BLOCK = re.compile(r"<(?:passage|quote|finding|feedback|claim)-([0-9A-Za-z]+)[ >]")
+_FIRST_BLOCK = re.compile(r"<(?:passage|quote|finding|feedback|claim|open)-([0-9A-Za-z]+)[ >]")
 _ATTRIBUTE = re.compile(r'([\w-]+)="([^"]*)"')
 _PLAIN = re.compile(r"<(question|claim)>\n?(.*?)\n?</\1>", re.DOTALL)
 
@@ -34,6 +34,7 @@ class Prompt:
     passages: tuple[Block, ...] = ()
     quotes: tuple[Block, ...] = ()
     findings: tuple[Block, ...] = ()
+    open_questions: tuple[Block, ...] = ()
     searched: bool = False
 
 
@@ -41,7 +42,7 @@ def read_prompt(messages: Sequence[BaseMessage]) -> Prompt:
     """Read the blocks of the run's boundary: what looks like a block of another boundary is text."""
     texts = [str(message.text) for message in messages if not isinstance(message, SystemMessage)]
     boundary = _boundary([str(message.text) for message in messages])
-    blocks: dict[str, list[Block]] = {"passage": [], "quote": [], "finding": [], "claim": [], "question": [], "feedback": []}
+    blocks: dict[str, list[Block]] = {"passage": [], "quote": [], "finding": [], "claim": [], "question": [], "feedback": [], "open": []}
     plain: dict[str, str] = {}
     if boundary:
         pattern = re.compile(rf"<({'|'.join(blocks)})-{boundary}((?: [\w-]+=\"[^\"]*\")*)>\n?(.*?)\n?</\1-{boundary}>", re.DOTALL)
@@ -59,6 +60,7 @@ def read_prompt(messages: Sequence[BaseMessage]) -> Prompt:
         passages=_once(blocks["passage"]),
         quotes=tuple(blocks["quote"]),
         findings=tuple(blocks["finding"]),
+        open_questions=tuple(blocks["open"]),
         searched=any(isinstance(message, ToolMessage) for message in messages),
     )
 

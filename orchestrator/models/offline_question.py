@@ -12,14 +12,14 @@ from orchestrator.models.offline_words import content, words
 __all__ = ["Asked", "ask_of"]
 
 _DATE = re.compile(
-    r"\b(?:when|what (?:year|date|day|month|time|decade|century)|which (?:year|date|month)|how long ago|in what year)\b", re.IGNORECASE
-)
-_NUMBER = re.compile(
-    r"\b(?:how (?:many|much|long|old|far|tall|high|large|big|deep|often|fast|heavy)|what (?:percent\w*|percentage|number|amount|share|age|size|population|rate)"
-    r"|percentage|average|what is the (?:population|length|height|area|cost|price|limit))\b",
+    r"\b(?:when|(?:what|which) (?:year|date|day|month|time|decade|century)|how long ago)\b",
     re.IGNORECASE,
 )
-_NAME = re.compile(r"\b(?:who|whom|whose|where|which|name|named|called|what (?:is|was|are|were) the names?)\b", re.IGNORECASE)
+_NUMBER = re.compile(
+    r"\b(?:how (?:many|much|long|old|far|tall|high|large|big|deep|often|fast|heavy)|percentage|average"
+    r"|what (?:is the |was the )?(?:percent\w*|number|amount|share|age|size|population|rate|length|height|area|cost|price|limit))\b",
+    re.IGNORECASE,
+)
 _WHY = re.compile(r"\b(?:why|what causes?|what caused|reason)\b", re.IGNORECASE)
 _BECAUSE = re.compile(
     r"\b(?:because|due to|since|caused?|causes|so that|in order to|result(?:s|ed)? (?:of|in|from)|therefore|as a result|owing to)\b", re.I
@@ -28,10 +28,6 @@ _YEARS = re.compile(
     r"\b(?:1[0-9]\d\d|20\d\d)\b|\b(?:january|february|march|april|may|june|july|august|september|october|november|december"
     r"|spring|summer|autumn|winter|century)\b",
     re.IGNORECASE,
-)
-_ASKED_NOUN = re.compile(
-    r"\b(?:what|which)\s+(?:(?:kind|type|sort|part|name)s? of\s+)?((?:[\w-]+\s+){0,2}?[\w-]+?)\s+(?:is|was|are|were|did|does|do|has|have|had|of|in|that|by|for|who|which)\b",
-    re.I,
 )
 
 
@@ -54,8 +50,8 @@ class Asked:
 def ask_of(question: str, texts: Iterable[str]) -> Asked:
     """Read `question`; a word counts the more the fewer of `texts` hold it."""
     seen = Counter(word for text in texts for word in set(content(text)))
-    count = max(1, seen.total() and max(seen.values()))
-    weights = {word: math.log(1 + (count + 1) / (1 + seen[word])) for word in content(question)}
+    most = max(seen.values(), default=1)
+    weights = {word: math.log(1 + (most + 1) / (1 + seen[word])) for word in content(question)}
     return Asked(weights, _answer_test(question))
 
 
