@@ -37,7 +37,10 @@ _DEFAULT_LIBRARY_SECONDS = 30.0
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunContext:
-    """Models by role (`""` is every other role), controls, the ledger, the data boundary and the document libraries of one run."""
+    """Models by role (`""` is every other role), controls, the ledger, the data boundary and the document libraries of one run.
+
+    `asked` holds the kinds of model (`_llm_type`) that were asked so far.
+    """
 
     models: dict[str, BaseChatModel] = field(default_factory=dict)
     controls: Controls = field(default_factory=Controls)
@@ -45,6 +48,7 @@ class RunContext:
     boundary: str = field(default_factory=lambda: secrets.token_hex(8))
     began: float = field(default_factory=time.monotonic)
     library_seconds: float = float("inf")
+    asked: set[str] = field(default_factory=set)
     _slots: list[asyncio.Semaphore] = field(default_factory=list, repr=False)
     _libraries: dict[tuple[str, ...], tuple[float, "asyncio.Task[Library]"]] = field(default_factory=dict, repr=False)
 
@@ -79,6 +83,7 @@ class RunContext:
             self._slots.append(asyncio.Semaphore(self.controls.max_concurrency))
         async with self._slots[0]:
             chat = model or await self.model(role)
+            self.asked.add(chat._llm_type)
             return await ask(chat, messages, schema, tools=tools, role=role, timeout=self.controls.call_timeout)
 
     async def answer(self, role: str, messages: Sequence[BaseMessage], schema: type[T], *, model: BaseChatModel | None = None) -> T:

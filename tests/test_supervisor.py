@@ -1,5 +1,6 @@
 """The supervisor with agents of the user's own: plain graphs, no model, so that every path can be taken at will."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from langgraph.graph import END, START, StateGraph
 from typing_extensions import TypedDict
 
-from orchestrator import Result, Workflow, create_supervisor, run
+from orchestrator import Result, Workflow, create_supervisor, load_workflow, run
 from orchestrator.errors import GraphError, RefusedError
 from orchestrator.state import Citation, Finding, Sentence, Verdict
 
@@ -248,3 +249,10 @@ def test_an_agent_that_does_not_answer_its_key_is_named(documents: Path) -> None
     with pytest.raises(GraphError) as caught:
         create_supervisor(planner(), writer(), verifier(), writer(), max_rounds=0)
     assert caught.value.problems == ["the researcher's output has no 'findings'", "max_rounds is 0: it must be 1 or more"]
+
+
+async def test_without_the_runner_an_offline_report_still_says_so(documents: Path) -> None:
+    workflow = await asyncio.to_thread(load_workflow, "research")
+    answer = await workflow.compile().ainvoke({"question": "What limits a resume?", "documents": [str(documents)]})
+    assert answer["report"].splitlines()[2].startswith("> No language model was used")
+    assert set(answer) == {"report", "findings", "gaps", "sources"}

@@ -38,7 +38,7 @@ async def write_report(
     gaps += [f"the {failure.role}: {failure.error}" for failure in failures]
     parts = [
         f"# {_plain(question)}",
-        _OFFLINE if _offline(context) else "",
+        _OFFLINE if context.asked == {"offline"} else "",
         _partial(branches, failures),
         " ".join(told) or "No finding is supported by the documents.",
         *_by_question(branches, findings, numbers),
@@ -97,10 +97,6 @@ def _marks(findings: Sequence[Finding], numbers: Mapping[Citation, int]) -> str:
 def _plain(text: str) -> str:
     """`text` on one line, with what Markdown or HTML would read as markup escaped: it came from documents and models."""
     return _MARKUP.sub(r"\\\1", one_line(text, 4_000))
-
-
-def _offline(context: RunContext) -> bool:
-    return bool(context.ledger.models) and set(context.ledger.models) == {"offline"}
 
 
 def _partial(branches: Sequence[BranchResult], failures: Sequence[Failure]) -> str:
