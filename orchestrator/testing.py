@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 from pydantic import BaseModel
 
-from orchestrator.models.connection import LoopClient
+from orchestrator.models.connection import LazyClient, LoopClient
 
 if TYPE_CHECKING:
     from langchain_openai import ChatOpenAI
@@ -168,12 +168,11 @@ class ModelServer:
     def chat_model(self, **options: Any) -> "ChatOpenAI":
         """A ChatOpenAI that asks this server, without retries; `options` are its own."""
         from langchain_openai import ChatOpenAI
-        from openai import DefaultHttpxClient
 
         # Plain HTTP on this machine: no certificates, which take longer to load than an answer, and no proxy.
         plain: dict[str, Any] = {"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "trust_env": False}
         defaults = {"model": "test-model", "api_key": "test-key", "max_retries": 0, "stream_usage": True, "timeout": 30.0}
-        clients: dict[str, Any] = {"http_async_client": LoopClient(**plain), "http_client": DefaultHttpxClient(**plain)}
+        clients: dict[str, Any] = {"http_async_client": LoopClient(**plain), "http_client": LazyClient(**plain)}
         return ChatOpenAI(base_url=self.base_url, **{**defaults, **clients, **options})
 
     def __enter__(self) -> Self:

@@ -115,6 +115,13 @@ def test_an_openai_model_has_our_settings_and_is_made_once(monkeypatch: pytest.M
     assert resolve_model("openai:gpt-5-mini") is not model
 
 
+def test_a_model_answers_blocking_calls_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with model_server(["one", "two"]) as server:
+        for name, value in server.environ.items():
+            monkeypatch.setenv(name, value)
+        assert [resolve_model("openai:blocking").invoke("hello").text for _ in range(2)] == ["one", "two"]
+
+
 @pytest.mark.parametrize(
     "host", ["127.0.0.1:11434", "localhost:8000", "[::1]:8000", "192.168.1.5", "10.0.0.3:80", "ollama:11434", "gpu.local"]
 )

@@ -4,11 +4,12 @@ import asyncio
 import ssl
 import weakref
 from collections.abc import AsyncGenerator
+from functools import cached_property
 from typing import Any
 
 import openai
 
-__all__ = ["LoopClient"]
+__all__ = ["LazyClient", "LoopClient"]
 
 _Client = openai.DefaultAsyncHttpxClient
 _Keeper = AsyncGenerator[_Client, None]
@@ -24,8 +25,7 @@ class LoopClient(_Client):
     """
 
     def __init__(self, **options: Any) -> None:
-        # It builds requests and never sends one itself: the certificates, 20 ms to load, are for the clients that do.
-        super().__init__(**{**options, "verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "trust_env": False})
+        super().__init__(**_without_certificates(options))
         self._options = options
         self._by_loop: _ByLoop = {}
         weakref.finalize(self, _close_all, self._by_loop).atexit = False
@@ -37,6 +37,29 @@ class LoopClient(_Client):
             keeper = _keep(self._options, self._by_loop, loop)
             self._by_loop[loop] = (await anext(keeper), keeper)
         return await self._by_loop[loop][0].send(request, **options)
+
+
+class LazyClient(openai.DefaultHttpxClient):
+    """The blocking client that every ChatOpenAI must have: its certificates are loaded with its first request, if there is one."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**_without_certificates(options))
+        self._options = options
+
+    def send(self, request: Any, **options: Any) -> Any:
+        """Send `request` over connections that are opened with the first one."""
+        return self._client.send(request, **options)
+
+    @cached_property
+    def _client(self) -> openai.DefaultHttpxClient:
+        client = openai.DefaultHttpxClient(**self._options)
+        weakref.finalize(self, client.close)
+        return client
+
+
+def _without_certificates(options: dict[str, Any]) -> dict[str, Any]:
+    # Both clients build requests and never send one themselves: the certificates, 20 ms to load, are for those that do.
+    return {**options, "verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "trust_env": False}
 
 
 async def _keep(options: dict[str, Any], by_loop: _ByLoop, loop: asyncio.AbstractEventLoop) -> _Keeper:

@@ -159,7 +159,7 @@ def _openai(name: str, base_url: str | None, key: str) -> "BaseChatModel":
     from langchain_openai import ChatOpenAI
     from pydantic import SecretStr
 
-    from orchestrator.models.connection import LoopClient
+    from orchestrator.models.connection import LazyClient, LoopClient
 
     return ChatOpenAI(
         model=name,
@@ -167,6 +167,7 @@ def _openai(name: str, base_url: str | None, key: str) -> "BaseChatModel":
         api_key=SecretStr(key),
         timeout=_CLIENT_TIMEOUT,
         stream_usage=True,  # off by default where the base URL is not OpenAI's
+        http_client=LazyClient(timeout=_CLIENT_TIMEOUT),
         http_async_client=LoopClient(timeout=_CLIENT_TIMEOUT),
     )
 
