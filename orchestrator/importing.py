@@ -17,14 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, ModuleType
 
-from orchestrator.errors import WorkflowLoadError
+from orchestrator.errors import InputError, WorkflowLoadError
 from orchestrator.loading import SHIPPED, Place, shown
 from orchestrator.text import one_line
 
-__all__ = ["file_notes", "import_place"]
+__all__ = ["file_notes", "import_place", "users_code"]
 
 _NAMESPACE = "orchestrator_workflows"
 _AGENTS = SHIPPED.parent / "agents"
+_lock = threading.RLock()  # one import at a time: what `agents` means is the whole process's
 
 
 class _TooLong(BaseException):
@@ -33,21 +34,28 @@ class _TooLong(BaseException):
 
 def import_place(place: Place, folder: Path, *, limit: float) -> ModuleType:
     """The module at `place`; raises WorkflowLoadError with the user's own line where it cannot be imported in `limit` seconds."""
-    _add_to_path(folder, place)
-    with _own_agents(place):
-        try:
-            with _clock(limit):
-                return importlib.import_module(place.module) if place.path is None else _import_file(place.name, place.path)
-        except _TooLong as error:
-            what = f"{place.label} took longer than {limit:g} s to import"
-            raise WorkflowLoadError(what, where=_user_line(error, place, folder), remedy="Move slow work into the nodes") from error
-        except SystemExit as error:
-            what = f"{place.label} ends the program when it is imported (sys.exit)"
-            remedy = "Put it under: if __name__ == '__main__'"
-            raise WorkflowLoadError(what, where=_user_line(error, place, folder), remedy=remedy) from error
-        except Exception as error:
-            what = f"{place.label} cannot be imported: {type(error).__name__}: {one_line(error, 250)}"
-            raise WorkflowLoadError(what, where=_user_line(error, place, folder), remedy=_remedy(error, place)) from error
+    with _lock, _own_agents(place, folder), users_code(place, folder, limit=limit):
+        return importlib.import_module(place.module) if place.path is None else _import_file(place.name, place.path)
+
+
+@contextlib.contextmanager
+def users_code(place: Place, folder: Path, *, limit: float) -> Iterator[None]:
+    """Runs code of the user's module; whatever it raises becomes a WorkflowLoadError, or stays the InputError that it is."""
+    try:
+        with _clock(limit):
+            yield
+    except _TooLong as error:
+        what = f"{place.label} took longer than {limit:g} s to import"
+        raise WorkflowLoadError(what, where=_user_line(error, place, folder), remedy="Move slow work into the nodes") from error
+    except SystemExit as error:
+        what = f"{place.label} ends the program when it is imported (sys.exit)"
+        raise WorkflowLoadError(what, where=_user_line(error, place, folder), remedy="Put it under: if __name__ == '__main__'") from error
+    except InputError as error:
+        error.where = error.where or _user_line(error, place, folder)
+        raise
+    except Exception as error:
+        what = f"{place.label} cannot be imported: {type(error).__name__}: {one_line(error, 250)}"
+        raise WorkflowLoadError(what, where=_user_line(error, place, folder), remedy=_remedy(error, place)) from error
 
 
 def _add_to_path(folder: Path, place: Place) -> None:
@@ -113,8 +121,9 @@ def _clock(limit: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _own_agents(place: Place) -> Iterator[None]:
+def _own_agents(place: Place, folder: Path) -> Iterator[None]:
     """`import agents` means this project's package for shipped modules, and for the user's whatever their path says."""
+    _add_to_path(folder, place)
     current = sys.modules.get("agents")
     wanted = _AGENTS / "__init__.py" if place.shipped else _origin("agents")
     if wanted is None or (current is None and wanted == _origin("agents")) or (current is not None and _file_of(current) == wanted):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["build_input_model", "text_field", "validate_input"]
 
-_CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+_CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=(), populate_by_name=True)
 
 
 def build_input_model(graph: "Graph", name: str) -> type[BaseModel]:
@@ -35,6 +35,9 @@ def build_input_model(graph: "Graph", name: str) -> type[BaseModel]:
     """
     builder = GraphView(graph).builder
     schema = builder.input_schema
+    if "__root__" in builder.schemas[schema]:
+        what = f"Workflow {name!r} takes one value without a name" if name else "The workflow takes one value without a name"
+        raise InputError(what, remedy="Give its graph a state with named fields: a TypedDict, a dataclass or a pydantic model")
     needed = needed_keys(graph) if schema is builder.state_schema else None
     hints = get_type_hints(schema, include_extras=True)
     fields: dict[str, Any] = {}
@@ -139,11 +142,13 @@ def _takes_messages(info: FieldInfo) -> bool:
     return any(isinstance(item, BeforeValidator) and item.func is _messages for item in metadata)
 
 
-def validate_input(model: type[BaseModel], values: Mapping[str, Any], name: str) -> dict[str, Any]:
+def validate_input(model: type[BaseModel], values: Mapping[str, Any] | BaseModel, name: str) -> dict[str, Any]:
     """`values` checked and converted; raises InputError that names each field's path, what is wrong and the remedy.
 
     The result holds what was given, and the defaults that the schema declares; a key that was left out is left out.
     """
+    if isinstance(values, BaseModel):
+        values = {key: getattr(values, key) for key in values.model_fields_set}
     values = {key: _structured(value, model.model_fields.get(key)) for key, value in values.items()}
     try:
         checked = model.model_validate(values)

@@ -7,7 +7,8 @@ import ast
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -60,12 +61,17 @@ def shown(path: Path) -> str:
 
 
 def list_workflows(folder: Path | None = None) -> list[WorkflowEntry]:
-    """Every workflow that can be run by name from `folder` (default: the working directory), sorted; nothing is imported."""
+    """Every workflow that can be run by name from `folder` (default: the working directory), sorted; nothing is imported.
+
+    A module of the shipped folder without a workflow is left out: another distribution may put modules into a package of its name.
+    """
     folder = folder or Path.cwd()
     entries: dict[str, WorkflowEntry] = {}
     for place in (*_modules(folder / "workflows"), *_configured(folder, strict=False).values(), *_modules(SHIPPED)):
         if place.name not in entries and place.path is not None:
-            entries[place.name] = _entry(place.name, place.path)
+            entry = _entry(place.name, place.path, place.attribute)
+            if not (place.shipped and entry.remark):
+                entries[place.name] = entry
     return sorted(entries.values(), key=lambda entry: entry.name)
 
 
@@ -160,12 +166,30 @@ def _configured_place(name: str, value: object, path: Path) -> Place:
     return Place(name, (path.parent / head).resolve(), attribute=attribute)
 
 
-def _entry(name: str, path: Path) -> WorkflowEntry:
+def _entry(name: str, path: Path, attribute: str) -> WorkflowEntry:
     try:
-        tree = ast.parse(path.read_bytes(), filename=str(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the user's source: listing is not the place to tell them
+            tree = ast.parse(path.read_bytes(), filename=str(path))
     except SyntaxError as error:
         return WorkflowEntry(name, path, remark=f"syntax error at line {error.lineno}: {one_line(error.msg)}")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
         return WorkflowEntry(name, path, remark=f"cannot be read: {one_line(error)}")
     doc = ast.get_docstring(tree) or ""
-    return WorkflowEntry(name, path, summary=one_line(doc.splitlines()[0] if doc else ""))
+    wanted = {attribute} if attribute else {"workflow", "graph"}
+    remark = "" if wanted & _top_level(tree.body) or "*" in _top_level(tree.body) else f"defines no `{attribute or 'workflow'}`"
+    return WorkflowEntry(name, path, "" if remark else one_line(doc.partition("\n")[0]), remark)
+
+
+def _top_level(body: Sequence[ast.stmt]) -> set[str]:
+    """The names that a module's own statements bind, those under `if`, `try` and `with` included."""
+    names: set[str] = set()
+    for statement in body:
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(statement.name)
+        elif isinstance(statement, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in statement.names}
+        else:
+            names |= {item.id for item in ast.walk(statement) if isinstance(item, ast.Name) and isinstance(item.ctx, ast.Store)}
+            names |= _top_level([item for item in ast.walk(statement) if isinstance(item, ast.Import | ast.ImportFrom | ast.FunctionDef)])
+    return names

@@ -8,6 +8,7 @@ import ast
 import functools
 import inspect
 import linecache
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType
@@ -111,7 +112,10 @@ def _environment(function: FunctionType) -> Mapping[str, Any]:
 def _parsed(source: str) -> dict[int, list[_Scope]]:
     """Function definitions of a source by the line at which their code object says they begin."""
     found: dict[int, list[_Scope]] = {}
-    for node in ast.walk(ast.parse(source)):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they were told when the module was compiled
+        tree = ast.parse(source)
+    for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             decorators = getattr(node, "decorator_list", [])
             found.setdefault(decorators[0].lineno if decorators else node.lineno, []).append(node)

@@ -1,9 +1,9 @@
 """A workflow: a LangGraph graph with a name and controls, loaded from a module of the user or of this project."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from inspect import getdoc, signature
+from inspect import Parameter, getdoc, isasyncgenfunction, iscoroutinefunction, isfunction, isgeneratorfunction, signature
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ _ATTRIBUTES = {
     "interrupt_after": "interrupt_after_nodes",
     "transformers": "stream_transformers",
 }
+_VARIABLE = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
 def _controls() -> "Controls":
@@ -92,7 +93,7 @@ class Workflow:
 
         return text_field(self.input_model)
 
-    def validate_input(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def validate_input(self, values: "Mapping[str, Any] | BaseModel") -> dict[str, Any]:
         """The input checked and converted, texts of a command line too; raises InputError with the path of the field."""
         from orchestrator.inputs import validate_input
 
@@ -109,12 +110,14 @@ def load_workflow(spec: str, *, folder: Path | None = None, limit: float = IMPOR
     import langgraph.graph  # noqa: F401 - outside the time limit of the module
 
     from orchestrator.checks import check_graph
-    from orchestrator.importing import file_notes, import_place
+    from orchestrator.importing import file_notes, import_place, users_code
 
     folder = (folder or Path.cwd()).resolve()
     place = find_workflow(spec, folder)
     module = import_place(place, folder, limit=limit)
-    workflow = _as_workflow(_offered(module, place), place)
+    offered = _offered(module, place)
+    with users_code(place, folder, limit=limit):
+        workflow = _as_workflow(_built(offered, place), place)
     name = workflow.name or place.name
     checked = check_graph(workflow.graph, name)
     path = place.path or (Path(module.__file__) if module.__file__ else None)
@@ -132,7 +135,7 @@ def _offered(module: ModuleType, place: Place) -> Any:
     """What the module offers: the attribute asked for, else `workflow`, else `graph`."""
     for name in (place.attribute,) if place.attribute else ("workflow", "graph"):
         if hasattr(module, name):
-            return _built(getattr(module, name), name, place) if place.attribute else getattr(module, name)
+            return getattr(module, name)
     wanted = place.attribute or "workflow"
     found = [f"{name} ({_kind(value)})" for name, value in vars(module).items() if not name.startswith("_") and _is_own(value, module)]
     raise WorkflowLoadError(
@@ -145,19 +148,15 @@ def _is_own(value: Any, module: ModuleType) -> bool:
     return _is_graph(value) or isinstance(value, Workflow) or getattr(value, "__module__", None) == module.__name__
 
 
-def _built(value: Any, name: str, place: Place) -> Any:
-    """The value, or what it returns where it is a function without arguments that builds the graph."""
-    if isinstance(value, Workflow) or _is_graph(value) or isinstance(value, type) or not callable(value):
+def _built(value: Any, place: Place) -> Any:
+    """The value, or what it returns where a function that builds the graph was asked for by name."""
+    if not place.attribute or not isfunction(value):
         return value
-    function: Callable[..., Any] = value
-    if any(
-        item.default is item.empty and item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)
-        for item in signature(function).parameters.values()
-    ):
-        raise WorkflowLoadError(
-            f"{place.label}: `{name}` takes arguments", remedy="Name a graph, or a function without arguments that returns one"
-        )
-    return function()
+    needed = [item for item in signature(value).parameters.values() if item.default is item.empty and item.kind not in _VARIABLE]
+    if needed or iscoroutinefunction(value) or isgeneratorfunction(value) or isasyncgenfunction(value):
+        what = f"{place.label}: `{place.attribute}` is no plain function without arguments"
+        raise WorkflowLoadError(what, remedy="Name a graph, or a function that takes nothing and returns one")
+    return value()
 
 
 def _as_workflow(value: Any, place: Place) -> Workflow:

@@ -201,3 +201,30 @@ def test_messages_are_given_as_a_text_or_as_a_list() -> None:
         "messages": [HumanMessage("a"), AIMessage("b")]
     }
     assert "messages" in input_error(workflow, messages=[{"role": "nobody", "content": "a"}])[0]
+
+
+def test_an_agent_of_langchain_takes_a_bare_text() -> None:
+    from langchain.agents import create_agent
+    from langchain_core.language_models import FakeListChatModel
+
+    workflow = Workflow(create_agent(FakeListChatModel(responses=["x"]), []))
+    assert workflow.text_field == "messages"
+    assert workflow.validate_input({"messages": "hello"}) == {"messages": [HumanMessage("hello")]}
+
+
+def test_a_model_is_an_input_too() -> None:
+    workflow = graph_of(Typed, input_schema=TypedInput)
+    given = workflow.input_model(question="why?", count=1, verbose=False, tags=[])
+    assert workflow.validate_input(given) == {"question": "why?", "count": 1, "verbose": False, "tags": [], "limit": 5}
+
+
+def test_a_state_without_fields_is_refused() -> None:
+    async def grow(state: Any) -> list[str]:
+        return ["x"]
+
+    root: Any = Annotated[list[str], operator.add]
+    workflow = Workflow(StateGraph(root).add_node("grow", grow).add_edge(START, "grow"), name="w")
+    assert input_error(workflow) == [
+        "Workflow 'w' takes one value without a name",
+        "Give its graph a state with named fields: a TypedDict, a dataclass or a pydantic model",
+    ]

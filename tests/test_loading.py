@@ -70,14 +70,15 @@ async def say(workflow: Workflow, text: str) -> str:
 
 
 def test_the_shipped_workflows_and_those_of_the_folder_are_listed_without_importing(folder: Path) -> None:
-    write(folder, "workflows/mine.py", '"""My own\n\nMore."""\nraise RuntimeError("imported")')
-    write(folder, "workflows/wordcount.py", '"""Mine goes before the shipped one."""')
+    write(folder, "workflows/mine.py", '"""My own\n\nMore."""\nfrom somewhere import graph\nraise RuntimeError("imported")')
+    write(folder, "workflows/wordcount.py", '"""Mine goes before the shipped one."""\nworkflow = 1')
     write(folder, "workflows/broken.py", "def f(:")
     write(folder, "workflows/binary.py", "a = '\0'")
     write(folder, "workflows/_private.py", "")
     write(folder, "workflows/__init__.py", "")
     write(folder, "workflows/notes.txt", "")
-    write(folder, "app/flow.py", '"""From langgraph.json."""')
+    write(folder, "workflows/helping.py", '"""No workflow."""\nPATTERN = "\\d"')
+    write(folder, "app/flow.py", '"""From langgraph.json."""\nif True:\n    graph = None')
     write(folder, "langgraph.json", '{"graphs": {"served": "./app/flow.py:graph", "mine": "./app/flow.py:graph"}}')
     entries = {entry.name: entry for entry in list_workflows(folder)}
     own = folder / "workflows"
@@ -85,6 +86,7 @@ def test_the_shipped_workflows_and_those_of_the_folder_are_listed_without_import
     assert {name: entry for name, entry in entries.items() if folder in entry.path.parents} == {
         "binary": WorkflowEntry("binary", own / "binary.py", remark=entries["binary"].remark),
         "broken": WorkflowEntry("broken", own / "broken.py", remark="syntax error at line 1: invalid syntax"),
+        "helping": WorkflowEntry("helping", own / "helping.py", remark="defines no `workflow`"),
         "mine": WorkflowEntry("mine", own / "mine.py", "My own"),
         "served": WorkflowEntry("served", folder / "app/flow.py", "From langgraph.json."),
         "wordcount": WorkflowEntry("wordcount", own / "wordcount.py", "Mine goes before the shipped one."),
@@ -157,7 +159,10 @@ async def test_langgraph_json_names_graphs_of_any_kind(folder: Path) -> None:
         ' "dotted": "app.flow:graph", "configured": "./app/flow.py:configured", "my graph": "./app/flow.py:graph"}}',
     )
     assert [await say(await load(name), "a") for name in ("served", "made", "dotted")] == ["a!"] * 3
-    assert (await asyncio.to_thread(refused, "configured")).what == "app/flow.py: `configured` takes arguments"
+    assert (await asyncio.to_thread(refused, "configured")).what == ("app/flow.py: `configured` is no plain function without arguments")
+    write(folder, "app/failing.py", "def make():\n    return 1 / 0\n")
+    error = await asyncio.to_thread(refused, "app/failing.py:make")
+    assert (error.what, error.where) == ("app/failing.py cannot be imported: ZeroDivisionError: division by zero", "app/failing.py:2")
     assert "is not a valid workflow name" in (await asyncio.to_thread(refused, "my graph")).what
 
 
@@ -228,6 +233,15 @@ def test_what_fails_at_import_points_at_the_users_line(folder: Path, text: str, 
     assert error.where.startswith(where)
     assert error.remedy.startswith(remedy)
     assert "orchestrator_workflows.bad" not in sys.modules
+
+
+def test_an_error_of_ours_in_a_module_stays_what_it_is_and_says_where(folder: Path) -> None:
+    write(folder, "workflows/bad.py", "from orchestrator.workflow import Workflow\nworkflow = Workflow(3)")
+    assert refused("bad").lines() == [
+        "A Workflow takes a StateGraph or a compiled one, not int",
+        "workflows/bad.py:2",
+        "Write `workflow = Workflow(graph)` with a StateGraph, compiled or not",
+    ]
 
 
 def test_a_module_that_is_interrupted_is_interrupted(folder: Path) -> None:
