@@ -38,6 +38,7 @@ Fault = Literal[
     "truncated_json",
     "empty_body",
     "invalid_utf8",
+    "error",  # an error under status 200, in the middle of a stream
     "html",
     "list",  # JSON, but of another API
     "wrong_schema",
@@ -51,6 +52,7 @@ Fault = Literal[
 ]
 _BODIES: dict[str, tuple[bytes, str]] = {
     "empty_body": (b"", "application/json"),
+    "error": (b'{"error": {"message": "overloaded", "type": "server_error", "code": 502}}', "application/json"),
     "html": (b"<!DOCTYPE html><html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>", "text/html"),
     "list": (b'[{"generated_text": "hello"}]', "application/json"),
     "wrong_schema": (b'{"ok": true, "result": "hello"}', "application/json"),
@@ -275,7 +277,7 @@ async def _answer(writer: asyncio.StreamWriter, request: dict[str, Any], reply: 
         await asyncio.Event().wait()
     if reply.fault == "reset":
         _reset(writer)
-    fixed = _fixed_body(reply)
+    fixed = None if reply.fault == "error" and request.get("stream") else _fixed_body(reply)
     if reply.fault == "drip":
         await _send_chunked(writer, _drip(), "application/json")
     elif fixed is None and request.get("stream"):
@@ -399,6 +401,8 @@ def _events(request: Mapping[str, Any], reply: Reply) -> list[bytes]:
     if reply.usage and (request.get("stream_options") or {}).get("include_usage"):
         parts.append({**envelope, "choices": [], "usage": _usage(reply)})
     events = [f"data: {json.dumps(part)}\n\n".encode() for part in parts]
+    if reply.fault == "error":
+        events.insert(1, b"data: " + _BODIES["error"][0] + b"\n\n")
     if reply.fault == "invalid_utf8":
         events.insert(1, b'data: {"choices": "\xff\xfe"}\n\n')
     return events if reply.fault == "eof" else [*events, b"data: [DONE]\n\n"]

@@ -65,6 +65,7 @@ FAULTS: dict[Fault, tuple[type[ModelCallError], str, type[ModelCallError], str]]
     "truncated_json": (CallFailedError, STRANGE + '{"id": "chatcmpl-test"', CallFailedError, STRANGE + '{"id": "chatcmpl-test"'),
     "empty_body": (CallFailedError, STRANGE + "the body is empty", CallFailedError, NO_STREAM),
     "invalid_utf8": (CallFailedError, STRANGE + '{"id": "chatcmpl-test"', CallFailedError, STRANGE + 'data: {"choices": "\ufffd\ufffd"}'),
+    "error": (CallFailedError, "the provider failed: overloaded", CallFailedError, "the provider failed: overloaded"),
     "html": (CallFailedError, STRANGE, CallFailedError, NO_STREAM),
     "list": (CallFailedError, STRANGE, CallFailedError, NO_STREAM),
     "wrong_schema": (CallFailedError, STRANGE, CallFailedError, NO_STREAM),

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Generic, Literal, TypeVar
 
 from langchain_core.language_models import BaseChatModel
@@ -18,6 +19,7 @@ from orchestrator.errors import InvalidAnswerError, OrchestratorError
 from orchestrator.models.answers import check_whole, cleaned, explain, read_answer, validated
 from orchestrator.models.ask import Answer
 from orchestrator.models.failures import Call, failure, is_rejection, timed_out
+from orchestrator.models.resolve import CLIENT_TIMEOUT
 
 __all__ = ["Exchange"]
 
@@ -72,8 +74,6 @@ class Exchange(Generic[T]):
         for way in ways[start:]:
             try:
                 message = await self._send(way, messages)
-            except NotImplementedError:  # bind_tools of models that have no tools
-                continue
             except Exception as error:
                 if isinstance(error, (OrchestratorError, GraphBubbleUp)):
                     raise
@@ -97,7 +97,9 @@ class Exchange(Generic[T]):
         runnable = self._bound(way)
         if way in ("json_mode", "prompt"):
             messages = _with_schema(messages, self._schema)
-        options: dict[str, Any] = {"timeout": self._call.timeout} if self._call.openai_like else {}
+        options: dict[str, Any] = {}
+        if self._call.openai_like and getattr(self._model, "request_timeout", None) in (None, CLIENT_TIMEOUT):
+            options["timeout"] = self._call.timeout
         if self._call.openai_like and way in _CALLING:
             options["stream"] = False  # from a stream, LangChain reads arguments that were cut as if they were whole
         try:
@@ -116,9 +118,7 @@ class Exchange(Generic[T]):
         if way == "function_calling":
             return self._model.bind_tools([_tool(self._schema)], tool_choice=name)
         if way == "json_schema":
-            parameters = convert_to_openai_function(self._schema, strict=True)["parameters"]
-            schema = {"name": name, "schema": _without_defaults(parameters), "strict": True}
-            return self._formatted({"type": "json_schema", "json_schema": schema})
+            return self._formatted({"type": "json_schema", "json_schema": _strict(self._schema)})
         return self._formatted({"type": "json_object"}) if way == "json_mode" else self._model
 
     def _formatted(self, response_format: dict[str, Any]) -> "Runnable[Any, AIMessage]":
@@ -183,6 +183,13 @@ def _unreadable_calls(error: Exception) -> AIMessage | None:
     return AIMessage("", invalid_tool_calls=calls, response_metadata={"finish_reason": "tool_calls"}) if calls else None
 
 
+@lru_cache(maxsize=256)
+def _strict(schema: type[BaseModel]) -> dict[str, Any]:
+    parameters = convert_to_openai_function(schema, strict=True)["parameters"]
+    return {"name": schema.__name__, "schema": _without_defaults(parameters), "strict": True}
+
+
+@lru_cache(maxsize=256)
 def _tool(schema: type[BaseModel]) -> dict[str, Any]:
     function = {**convert_to_openai_function(schema), "name": schema.__name__}
     return {"type": "function", "function": {"description": f"Give the answer as {schema.__name__}.", **function}}

@@ -18,7 +18,7 @@ from orchestrator.text import one_line
 __all__ = ["Call", "failure", "is_rejection"]
 
 _SECRET_NAMES = re.compile(r"(_KEY|_TOKEN|_SECRET|_PASSWORD)$")
-_KEY_SHAPED = re.compile(r"\b(sk|pk|lsv2|xai|gsk|AIza)[-_][\w\-*.]{6,}|(?<=Bearer )\S+", re.IGNORECASE)
+_KEY_SHAPED = re.compile(r"\b(?:(?:sk|pk|lsv2|xai|gsk)[-_][\w\-*.]{6,}|AIza[\w\-]{20,})|(?<=Bearer )\S+", re.IGNORECASE)
 # What endpoints raise out of the client when their answer is no chat completion: the status was 200, so the SDK read on.
 _MALFORMED = (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError, ValueError)
 _METHOD_WORDS = re.compile(
@@ -87,6 +87,8 @@ def failure(error: Exception, call: Call) -> ModelCallError:
         return CallFailedError(what, where=call.where, remedy=remedy)
     if _is_transport(error):
         return _broken(error, call)
+    if told := _told(error):
+        return CallFailedError(f"the provider failed: {call.shown(told)}", where=call.where, remedy="run it again later")
     if call.openai_like and isinstance(error, _MALFORMED):
         remedy = f"check the base URL: {call.host} must answer as /v1/chat/completions does"
         return CallFailedError(f"endpoint is not OpenAI-compatible: {_seen(error, call)}", where=call.where, remedy=remedy)
@@ -100,6 +102,8 @@ def timed_out(call: Call) -> CallTimeoutError:
 
 def is_rejection(error: Exception) -> bool:
     """Whether the server will not take this way of asking (response_format, tools), so that another may do."""
+    if isinstance(error, NotImplementedError):  # bind_tools of a model that has no tools
+        return True
     status = getattr(error, "status_code", None)
     if status not in (400, 404, 422, 501) or isinstance(error, ContextOverflowError):
         return False
@@ -126,6 +130,13 @@ def _by_status(status: int, error: Exception, call: Call) -> tuple[str, str]:
     if status >= 500:
         return f"the provider failed ({status}): {said}", "run it again later"
     return f"the request was refused ({status}): {said}", ""
+
+
+def _told(error: Exception) -> str:
+    """The sentence of an error that a provider sent with status 200, as the whole answer or in the middle of a stream."""
+    sent = error.args[0] if error.args and isinstance(error.args[0], dict) else getattr(error, "body", None)
+    sent = sent.get("error", sent) if isinstance(sent, dict) else None
+    return str(sent["message"]) if isinstance(sent, dict) and sent.get("message") else ""
 
 
 def _message(error: Exception) -> str:

@@ -15,14 +15,14 @@ from orchestrator.errors import ModelSpecError
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
 
-__all__ = ["ModelChoice", "choose_model", "resolve_model", "warnings_for"]
+__all__ = ["CLIENT_TIMEOUT", "DEFAULT_OPENAI", "ModelChoice", "choose_model", "resolve_model", "warnings_for"]
 
 DEFAULT_OPENAI = "openai:gpt-5-mini"
 _FORM = "a model is `offline` or `provider:model`, such as `openai:gpt-5-mini` or `ollama:llama3.2`"
 _OPENAI_NAMES = re.compile(r"(gpt-|chatgpt|o\d)")  # names that need no provider in front
 _BASE_URLS = ("OPENAI_API_BASE", "OPENAI_BASE_URL")  # in the order in which langchain-openai reads them
 _NO_KEY = "not-needed"  # what servers without keys are sent: the client insists on one
-_CLIENT_TIMEOUT = 600.0  # seconds; the OpenAI SDK's own default. `ask` sets a clock of its own on every request
+CLIENT_TIMEOUT = 600.0  # seconds; the OpenAI SDK's own default. `ask` sets a clock of its own on every request
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,10 @@ def _openai(name: str, base_url: str | None, key: str) -> "BaseChatModel":
         model=name,
         base_url=base_url,
         api_key=SecretStr(key),
-        timeout=_CLIENT_TIMEOUT,
+        timeout=CLIENT_TIMEOUT,
         stream_usage=True,  # off by default where the base URL is not OpenAI's
-        http_client=LazyClient(timeout=_CLIENT_TIMEOUT),
-        http_async_client=LoopClient(timeout=_CLIENT_TIMEOUT),
+        http_client=LazyClient(timeout=CLIENT_TIMEOUT),
+        http_async_client=LoopClient(timeout=CLIENT_TIMEOUT),
     )
 
 
