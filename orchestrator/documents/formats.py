@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from orchestrator.text import one_line
 
-__all__ = ["MARKUP", "PROSE", "Extracted", "NotText", "decode", "extract_text", "kind_of", "name_as_title", "tidy"]
+__all__ = ["Extracted", "NotText", "decode", "extract_text", "kind_of", "name_as_title", "tidy"]
 
 PROSE = frozenset({".txt", ".text", ".log", ".md", ".markdown", ".mdx", ".rst", ".org", ".adoc", ".tex"})
 MARKUP = frozenset({".html", ".htm", ".xhtml"})

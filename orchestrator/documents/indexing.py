@@ -80,7 +80,7 @@ def _update(indexed: Indexed, listing: Listing, parser: Parser) -> None:
             with store.writing():
                 store.record([_keep(store, row, file, extracted) for row, file, extracted in batch])
         gone = before.keys() - {file.path for file in listing.files} | transient.keys() & before.keys()
-        if gone:
+        if gone or changed:
             with store.writing():
                 store.forget(gone)
         _settle(indexed, listing, store.files() if changed or gone else before, transient)

@@ -103,7 +103,7 @@ class Library:
         spans = tuple(split(text))
         self._page_sources[document] = source
         if earlier is not None and earlier < 0:
-            self._pages.pop(earlier)
+            self.passages -= len(self._pages.pop(earlier).spans)
         self._by_uri[uri] = document
         self._pages[document] = Page(title, text, spans)
         self.passages += len(spans)

@@ -14,7 +14,7 @@ from orchestrator.documents.files import Unreadable
 from orchestrator.documents.formats import Extracted, NotText, extract_text, tidy
 from orchestrator.text import one_line
 
-__all__ = ["SECONDS", "Abandoned", "Parser"]
+__all__ = ["Abandoned", "Parser"]
 
 SECONDS = 30.0  # for one PDF or Word file
 _PASSED_ON = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "SYSTEMROOT", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")

@@ -18,7 +18,7 @@ from orchestrator.documents.formats import Extracted
 from orchestrator.documents.passages import split
 from orchestrator.documents.words import terms
 
-__all__ = ["VERSION", "FileRow", "Store", "default_home", "index_path", "open_store", "prune"]
+__all__ = ["FileRow", "Store", "default_home", "index_path", "open_store", "prune"]
 
 VERSION = 1  # of the tables and of all that fills them: raise it when a file would be read differently
 _WAIT = 30.0  # seconds for another process that writes
@@ -123,7 +123,11 @@ def _bring_tables(connection: sqlite3.Connection) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version == 0:
         _create(connection)
-    elif version != VERSION:
+    elif version == VERSION:
+        names = connection.execute("SELECT count(*) FROM sqlite_master WHERE name IN ('files', 'documents', 'passages', 'words')")
+        if names.fetchone()[0] != 4:
+            raise sqlite3.DatabaseError("tables are missing")
+    else:
         raise _OtherVersionError(f"it was of version {version}, this is {VERSION}")
 
 
