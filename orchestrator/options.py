@@ -43,6 +43,7 @@ _RUN_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}\Z")
 _OPTION = re.compile(r"--[A-Za-z][\w-]*(=|\Z)|-[A-Za-z]\Z")
 _ROLE = re.compile(r"([A-Za-z_][\w-]*)=(.*)\Z", re.DOTALL)
 _LISTS = (list, set, frozenset, tuple, Sequence, Iterable)
+_JSON_REMEDY = 'write JSON, such as {"field": "value"}; in a shell between single quotes'
 _FIELD, _CONTROL = "field ", "control "  # no option of ours has a space in its name
 
 
@@ -163,7 +164,8 @@ def _control_values(found: argparse.Namespace) -> dict[str, Any]:
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0])
         option = "--" + name.replace("_", "-")
-        raise InputError(f"{option} is {_range(Controls.model_fields[name])}, not {one_line(given[name], 80)!r}") from None
+        what = f"{option} is {_range(Controls.model_fields[name])}, not {one_line(given[name], 80)!r}"
+        raise InputError(what, remedy="give a number in this range, or leave the option out") from None
 
 
 def _range(info: Any) -> str:
@@ -332,12 +334,15 @@ def bare_input(rest: list[str], workflow: "Workflow", values: dict[str, Any], gi
         raise InputError(f"{field!r} is given twice: as INPUT and by an option", remedy="give it once")
     if rest[0] == "-" and stdin_used:
         raise InputError("standard input cannot be both the INPUT and --input", remedy="give one of them another way")
-    text = _read_stdin("INPUT -").rstrip("\r\n") if rest[0] == "-" else rest[0]
+    return {field: _read_stdin("INPUT -").rstrip("\r\n") if rest[0] == "-" else _whole_text(rest[0])}
+
+
+def _whole_text(word: str) -> str:
+    """A word of the command line as text: in the C locale its UTF-8 arrives byte by byte, as halves of surrogate pairs."""
     try:
-        text.encode()
-    except UnicodeEncodeError:
+        return os.fsencode(word).decode("utf-8")
+    except UnicodeError:
         raise InputError("the INPUT is not UTF-8", remedy="give the text in UTF-8") from None
-    return {field: text}
 
 
 def _read_stdin(what: str) -> str:
@@ -354,7 +359,7 @@ def _decoded(content: bytes, source: str) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         what = f"the input is not UTF-8: byte 0x{content[error.start]:02x}"
-        raise InputError(what, where=f"at byte {error.start} of {source}") from error
+        raise InputError(what, where=f"at byte {error.start} of {source}", remedy="save it as UTF-8") from error
 
 
 def _json(text: str, source: str) -> Any:
@@ -362,13 +367,15 @@ def _json(text: str, source: str) -> Any:
         value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
         json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise InputError(f"the input is not valid JSON: {error.msg}", where=f"at {source}:{error.lineno}:{error.colno}") from error
+        where = f"at {source}:{error.lineno}:{error.colno}"
+        raise InputError(f"the input is not valid JSON: {error.msg}", where=where, remedy=_JSON_REMEDY) from error
     except RecursionError as error:
-        raise InputError("the input is not usable JSON: it is nested too deeply", where=f"in {source}") from error
+        raise InputError("the input is nested too deeply", where=f"in {source}", remedy="give it flatter") from error
     except UnicodeEncodeError as error:
-        raise InputError("the input holds half a surrogate pair, which is no character", where=f"in {source}") from error
+        what = "the input holds half a surrogate pair, which is no character"
+        raise InputError(what, where=f"in {source}", remedy="leave it out") from error
     except ValueError as error:
-        raise InputError(f"the input is not valid JSON: {error}", where=f"in {source}") from error
+        raise InputError(f"the input is not valid JSON: {error}", where=f"in {source}", remedy=_JSON_REMEDY) from error
     return value
 
 

@@ -262,8 +262,8 @@ def _branch_lines(event: Event) -> list[str]:
 def _step_lines(event: Event) -> list[str]:
     if event.branch is not None:
         return []
-    error = event.fields.get("error")
-    return [f"step {one_line(event.fields.get('node', ''), 80)} {f'failed: {one_line(error)}' if error else 'done'}"]
+    # Why a step failed is told by the error or the result that follows.
+    return [f"step {one_line(event.fields.get('node', ''), 80)} {'failed' if event.fields.get('error') else 'done'}"]
 
 
 _LINES: dict[str, Callable[[Event], list[str]]] = {
