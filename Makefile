@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-QUESTION ?= What limits the depth of a resume?
+QUESTION ?= Which checks does the verifier make before it asks a model?
 
 .PHONY: install research check test bench clean lock
 
