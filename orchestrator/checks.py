@@ -40,7 +40,7 @@ def check_graph(graph: "Graph", name: str = "") -> list[str]:
         problems += _compile_problems(graph)
     if problems:
         what = f"The graph of workflow {name!r} fails its checks" if name else "The graph fails its checks"
-        raise GraphError(what, problems, remedy="Correct the names in the module")
+        raise GraphError(what, problems, remedy="Correct the graph in its module")
     return notes
 
 

@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import importlib.machinery
 import importlib.util
+import linecache
 import os
 import re
 import signal
@@ -88,6 +89,7 @@ def _import_file(name: str, path: Path) -> ModuleType:
     if spec is None:
         raise ImportError(f"no module can be made of {path}")
     module = importlib.util.module_from_spec(spec)
+    linecache.checkcache(str(path))  # the checks read the source that is run, not an earlier one
     sys.modules[full] = module
     try:
         loader.exec_module(module)

@@ -38,8 +38,10 @@ def build_input_model(graph: "Graph", name: str) -> type[BaseModel]:
     if "__root__" in builder.schemas[schema]:
         what = f"Workflow {name!r} takes one value without a name" if name else "The workflow takes one value without a name"
         raise InputError(what, remedy="Give its graph a state with named fields: a TypedDict, a dataclass or a pydantic model")
-    needed = needed_keys(graph) if schema is builder.state_schema else None
     hints = get_type_hints(schema, include_extras=True)
+    needed = None
+    if schema is builder.state_schema:  # a model or a dataclass is made of the whole state at every node: its own fields decide
+        needed = needed_keys(graph) if is_typeddict(schema) else frozenset(hints)
     fields: dict[str, Any] = {}
     for key in builder.schemas[schema]:
         if key in builder.managed or key not in hints:

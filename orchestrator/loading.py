@@ -68,8 +68,8 @@ def list_workflows(folder: Path | None = None) -> list[WorkflowEntry]:
     folder = folder or Path.cwd()
     entries: dict[str, WorkflowEntry] = {}
     for place in (*_modules(folder / "workflows"), *_configured(folder, strict=False).values(), *_modules(SHIPPED)):
-        if place.name not in entries and place.path is not None:
-            entry = _entry(place.name, place.path, place.attribute)
+        if place.name not in entries:
+            entry = _entry(place, folder)
             if not (place.shipped and entry.remark):
                 entries[place.name] = entry
     return sorted(entries.values(), key=lambda entry: entry.name)
@@ -166,7 +166,10 @@ def _configured_place(name: str, value: object, path: Path) -> Place:
     return Place(name, (path.parent / head).resolve(), attribute=attribute)
 
 
-def _entry(name: str, path: Path, attribute: str) -> WorkflowEntry:
+def _entry(place: Place, folder: Path) -> WorkflowEntry:
+    if place.path is None:
+        return WorkflowEntry(place.name, folder / "langgraph.json", f"{place.module}:{place.attribute}")
+    name, path, attribute = place.name, place.path, place.attribute
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the user's source: listing is not the place to tell them

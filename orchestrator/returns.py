@@ -19,7 +19,8 @@ __all__ = ["Returns", "function_of", "may_stop", "names", "read_returns"]
 _MISSING = object()
 _SETTINGS = (bool, int, str, type(None), list, tuple, dict, set, frozenset)
 _RUNS = {"invoke", "ainvoke", "stream", "astream", "batch", "abatch", "transform", "atransform"}
-_Scope = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef
+_Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+_Scope = _Function | ast.ClassDef
 
 
 @dataclass(slots=True)
@@ -108,30 +109,53 @@ def _environment(function: FunctionType) -> Mapping[str, Any]:
     return {**function.__globals__, **cells}
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _parsed(source: str) -> dict[int, list[_Scope]]:
     """Function definitions of a source by the line at which their code object says they begin."""
     found: dict[int, list[_Scope]] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they were told when the module was compiled
-        tree = ast.parse(source)
-    for node in ast.walk(tree):
+    for node in ast.walk(_parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             decorators = getattr(node, "decorator_list", [])
             found.setdefault(decorators[0].lineno if decorators else node.lineno, []).append(node)
     return found
 
 
-def _definition(code: CodeType) -> ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | None:
-    source = "".join(linecache.getlines(code.co_filename))
+def _parse(source: str) -> ast.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they were told when the module was compiled
+        return ast.parse(source)
+
+
+@functools.lru_cache(maxsize=512)
+def _definition(code: CodeType) -> _Function | None:
+    lines = linecache.getlines(code.co_filename)
     try:
-        nodes = _parsed(source).get(code.co_firstlineno, [])
-    except (SyntaxError, ValueError):
+        nodes = _block(lines, code) or _parsed("".join(lines)).get(code.co_firstlineno, [])
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+    fitting = [node for node in nodes if _fits(node, code)]
+    return fitting[0] if len(fitting) == 1 and not isinstance(fitting[0], ast.ClassDef) else None
+
+
+def _block(lines: list[str], code: CodeType) -> list[_Scope]:
+    """The definition parsed from its own lines, which is quicker than the whole file; empty where that cannot be done."""
+    text = "".join(lines[code.co_firstlineno - 1 : _last_line(code)])
+    try:
+        tree = _parse("if 1:\n" + text if text[:1].isspace() else text)
+    except SyntaxError:
+        return []
+    body = tree.body[0].body if tree.body and isinstance(tree.body[0], ast.If) else tree.body
+    return [node for node in body[:1] if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and _fits(node, code)]
+
+
+def _last_line(code: CodeType) -> int:
+    own = max((end for _, end, _, _ in code.co_positions() if end is not None), default=code.co_firstlineno)
+    return max([own, *(_last_line(constant) for constant in code.co_consts if isinstance(constant, CodeType))])
+
+
+def _fits(node: _Scope, code: CodeType) -> bool:
     arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    fitting = [node for node in nodes if getattr(node, "name", "<lambda>") == code.co_name and _arguments(node) == arguments]
-    node = fitting[0] if len(fitting) == 1 else None
-    return node if not isinstance(node, ast.ClassDef) else None
+    return getattr(node, "name", "<lambda>") == code.co_name and _arguments(node) == arguments
 
 
 def _arguments(node: _Scope) -> tuple[str, ...]:
@@ -143,7 +167,7 @@ def _arguments(node: _Scope) -> tuple[str, ...]:
 class _Reader:
     """Reads one function; its nested functions are not its own returns and stay unread."""
 
-    def __init__(self, function: FunctionType, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> None:
+    def __init__(self, function: FunctionType, node: _Function) -> None:
         self.names = _environment(function)
         self.code = function.__code__
         self.node = node
@@ -167,7 +191,7 @@ class _Reader:
         for item in self.own:
             if isinstance(item, ast.Call):
                 self._call(item)
-            elif isinstance(item, ast.Raise):
+            elif isinstance(item, ast.Raise | ast.Assert):
                 found.raises = True
             elif isinstance(item, ast.Subscript) and isinstance(item.ctx, ast.Load) and self._is_state(item.value):
                 key = self._constant(item.slice)

@@ -258,7 +258,7 @@ def test_every_problem_is_told_at_once() -> None:
         "the edge 'write' -> 'wrok' names no node: there is no 'wrok'. Did you mean 'work'?",
         "node 'write' writes 'item', which is no key of the state. Did you mean 'items'?",
         "node 'write' writes 'results', which is no key of the state. Did you mean 'result'?",
-        "Correct the names in the module",
+        "Correct the graph in its module",
     ]
 
 

@@ -5,11 +5,13 @@ from typing import Annotated, Any, Literal, TypedDict
 
 import pytest
 from langchain.agents import create_agent
+from langchain.agents.middleware import TodoListMiddleware
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
+from langgraph.prebuilt import ToolNode, tools_condition
 from langgraph.types import Command, Send, interrupt
 from pydantic import BaseModel, Field
 
@@ -117,6 +119,26 @@ def react_agent() -> Graph:
 
     agent: Graph = create_agent(Model(responses=["x"]), [add])
     return agent
+
+
+def agent_with_middleware_and_a_format() -> Graph:
+    class Model(FakeListChatModel):
+        def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
+            return self
+
+    class Answer(BaseModel):
+        number: int
+
+    agent: Graph = create_agent(Model(responses=["x"]), [], middleware=[TodoListMiddleware()], response_format=Answer)
+    return agent
+
+
+def chat_with_tools() -> Graph:
+    async def chat(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [("ai", "hello")]}
+
+    graph = builder(chat, state=MessagesState).add_node("tools", ToolNode([]))
+    return graph.add_conditional_edges("chat", tools_condition).add_edge("tools", "chat").compile()
 
 
 def agent_as_node() -> Graph:
@@ -338,6 +360,8 @@ GOOD = [
     messages_state,
     private_state,
     react_agent,
+    agent_with_middleware_and_a_format,
+    chat_with_tools,
     agent_as_node,
     command_routing,
     computed_command,

@@ -165,6 +165,21 @@ def test_a_single_state_asks_only_for_what_no_node_fills() -> None:
     assert workflow.validate_input({"question": "why?"}) == {"question": "why?"}
 
 
+def test_a_model_as_the_single_state_asks_for_every_field_that_it_requires_itself() -> None:
+    class Single(BaseModel):
+        question: str
+        answer: str
+        note: str = "none"
+        steps: Annotated[list[str], operator.add]
+
+    async def answer(state: Single) -> dict[str, Any]:
+        return {"answer": state.question, "steps": ["answer"]}
+
+    workflow = Workflow(StateGraph(Single).add_node("answer", answer).add_edge(START, "answer"))
+    assert input_error(workflow, question="why?")[0] == "'answer' is missing"
+    assert workflow.validate_input({"question": "why?", "answer": ""}) == {"question": "why?", "answer": "", "note": "none"}
+
+
 def test_a_state_of_total_false_asks_for_nothing() -> None:
     class Loose(TypedDict, total=False):
         question: str

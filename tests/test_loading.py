@@ -79,13 +79,16 @@ def test_the_shipped_workflows_and_those_of_the_folder_are_listed_without_import
     write(folder, "workflows/notes.txt", "")
     write(folder, "workflows/helping.py", '"""No workflow."""\nPATTERN = "\\d"')
     write(folder, "app/flow.py", '"""From langgraph.json."""\nif True:\n    graph = None')
-    write(folder, "langgraph.json", '{"graphs": {"served": "./app/flow.py:graph", "mine": "./app/flow.py:graph"}}')
+    write(
+        folder, "langgraph.json", '{"graphs": {"served": "./app/flow.py:graph", "mine": "./app/flow.py:graph", "dotted": "app.flow:graph"}}'
+    )
     entries = {entry.name: entry for entry in list_workflows(folder)}
     own = folder / "workflows"
     assert sorted(entries) == list(entries)
     assert {name: entry for name, entry in entries.items() if folder in entry.path.parents} == {
         "binary": WorkflowEntry("binary", own / "binary.py", remark=entries["binary"].remark),
         "broken": WorkflowEntry("broken", own / "broken.py", remark="syntax error at line 1: invalid syntax"),
+        "dotted": WorkflowEntry("dotted", folder / "langgraph.json", "app.flow:graph"),
         "helping": WorkflowEntry("helping", own / "helping.py", remark="defines no `workflow`"),
         "mine": WorkflowEntry("mine", own / "mine.py", "My own"),
         "served": WorkflowEntry("served", folder / "app/flow.py", "From langgraph.json."),
@@ -310,7 +313,9 @@ async def test_files_of_one_name_stay_apart_and_a_changed_one_is_read_again(fold
     first, second = await load("a/flow.py"), await load("b/flow.py")
     assert [await say(first, ""), await say(second, "")] == ["a", "b"]
     assert (await load("b/flow.py")).graph is second.graph
-    path.write_text(GRAPH.replace('"!"', '"changed"'))
+    path.write_text(
+        "KEY = 'text'\n" + GRAPH.replace('"!"', '"changed"').replace('{"text":', "{KEY:").replace("state):", "state):\n    # longer")
+    )
     assert await say(await load("b/flow.py"), "") == "changed"
 
 
