@@ -29,8 +29,8 @@ __all__ = ["GraphView", "check_graph", "copied", "needed_keys", "unknown_targets
 _START, _END = "__start__", "__end__"
 
 
-def check_graph(graph: "Graph", name: str = "") -> list[str]:
-    """Notes on a graph and its subgraphs; raises GraphError with every problem that was found."""
+def check_graph(graph: "Graph", name: str = "", *, where: str = "") -> list[str]:
+    """Notes on a graph and its subgraphs; raises GraphError with every problem that was found. `where`: its file, for the error."""
     problems: list[str] = []
     notes: list[str] = []
     for prefix, view in _views(graph):
@@ -40,7 +40,7 @@ def check_graph(graph: "Graph", name: str = "") -> list[str]:
         problems += _compile_problems(graph)
     if problems:
         what = f"The graph of workflow {name!r} fails its checks" if name else "The graph fails its checks"
-        raise GraphError(what, problems, remedy="Correct the graph in its module")
+        raise GraphError(what, problems, where=where, remedy="Correct the graph in its module")
     return notes
 
 
@@ -195,23 +195,24 @@ class GraphView:
             if start not in known and start != _START:
                 yield f"conditional edges start at {start!r}, which is no node{_near(start, known)}"
             for (label, branch), found in zip(branches.items(), self.routers(start), strict=True):
-                yield from self._unknown_routes(label, branch, found, known)
+                router = f"the router after {start!r}" if label == "condition" else f"router {label!r}"  # LangGraph's name of a lambda
+                yield from self._unknown_routes(router, branch, found, known)
         for node in self.builder.nodes:
             spec, returned = self.builder.nodes[node], self.returns[node]
             named = set(spec.ends or ()) | (returned.gotos | returned.sends if returned and returned.certain else set())
             for name in sorted(named - known):
                 yield f"node {node!r} goes to {name!r}, which is no node{_near(name, known)}"
 
-    def _unknown_routes(self, label: str, branch: Any, found: Returns | None, known: set[str]) -> Iterator[str]:
+    def _unknown_routes(self, router: str, branch: Any, found: Returns | None, known: set[str]) -> Iterator[str]:
         ends = set(branch.ends.values()) if branch.ends else set()
         certain = found is not None and found.certain
         sends = (found.sends if found and certain else set()) - set(self.builder.nodes)
         constants = found.constants if found and certain else set()
         for name in sorted(sends | (ends | (set() if branch.ends else _texts(constants))) - known):
-            yield f"router {label!r} goes to {name!r}, which is no node{_near(name, known)}"
+            yield f"{router} goes to {name!r}, which is no node{_near(name, known)}"
         if branch.ends:
             for value in sorted(map(repr, constants - set(branch.ends))):
-                yield f"router {label!r} returns {value}, which is not among its declared targets: {', '.join(map(repr, branch.ends))}"
+                yield f"{router} returns {value}, which is not among its declared targets: {', '.join(map(repr, branch.ends))}"
 
     def _unknown_keys(self) -> Iterator[str]:
         channels = {*self.builder.channels, *self.builder.managed}

@@ -119,7 +119,7 @@ def load_workflow(spec: str, *, folder: Path | None = None, limit: float = IMPOR
     with users_code(place, folder, limit=limit):
         workflow = _as_workflow(_built(offered, place), place)
     name = workflow.name or place.name
-    checked = check_graph(workflow.graph, name)
+    checked = check_graph(workflow.graph, name, where=place.label)
     path = place.path or (Path(module.__file__) if module.__file__ else None)
     description = workflow.description or one_line((getdoc(module) or "").partition("\n")[0])
     return replace(

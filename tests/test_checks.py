@@ -205,7 +205,7 @@ BAD: list[tuple[Callable[[], Graph], list[str]]] = [
     (unknown_edge, ["the edge 'start' -> 'wrok' names no node: there is no 'wrok'"]),
     (unknown_edge_start, ["the edge 'strat' -> 'work' names no node: there is no 'strat'. Did you mean 'start'?"]),
     (router_to_unknown, ["router 'route' goes to 'finnish', which is no node. Did you mean 'finish'?"]),
-    (compiled_router_to_unknown, ["router 'condition' goes to 'wrok', which is no node. Did you mean 'work'?"]),
+    (compiled_router_to_unknown, ["the router after 'start' goes to 'wrok', which is no node. Did you mean 'work'?"]),
     (send_to_unknown, ["router 'each' goes to 'wrok', which is no node. Did you mean 'work'?"]),
     (send_past_the_path_map, ["router 'each' goes to 'wrok', which is no node. Did you mean 'work'?"]),
     (literal_to_unknown, ["router 'route' goes to 'wrok', which is no node. Did you mean 'work'?"]),

@@ -277,6 +277,7 @@ def test_a_graph_that_cannot_work_is_refused_at_load_and_a_synchronous_node_note
     with pytest.raises(GraphError) as caught:
         load_workflow("bad")
     assert caught.value.problems == ["the edge '__start__' -> 'ecko' names no node: there is no 'ecko'. Did you mean 'echo'?"]
+    assert caught.value.where == "workflows/bad.py"
     write(folder, "workflows/slow.py", GRAPH.replace("async def", "def"))
     assert load_workflow("slow").notes == ("node 'echo' is synchronous: it runs in a thread and cannot be cancelled",)
 
