@@ -44,9 +44,6 @@ class _Live(Live):
 def open_live(stream: TextIO) -> Iterator[Callable[[Event], None]]:
     """A function that shows events in a live view on `stream`; the finished view stays on the screen."""
     console = Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=False)
-    if console.is_dumb_terminal or not console.is_terminal:
-        yield lambda event: _print_lines(console, plain_lines(event))
-        return
     view = RunView()
     # stdout is the output's alone; stderr goes through the console, so that log lines come above the view.
     live = _Live(get_renderable=lambda: render(view, console), console=console, refresh_per_second=_REFRESHES, redirect_stdout=False)
@@ -75,7 +72,9 @@ def render(view: RunView, console: Console) -> RenderableType:
     if shown:
         parts.append(_table(view, shown, ascii_only, console.width))
     if view.result is None:
-        parts.append(_line(_figures(view, ascii_only), "dim"))
+        figures = _figures(view)
+        joined = (" - " if ascii_only else " · ").join(figures)
+        parts += [_line(line, "dim") for line in ([joined] if len(joined) <= console.width else figures)]
     return Group(*parts)
 
 
@@ -101,7 +100,8 @@ def _counts(view: RunView) -> dict[str, int]:
     return counts
 
 
-def _figures(view: RunView, ascii_only: bool) -> str:
+def _figures(view: RunView) -> list[str]:
+    """What the branches are at, and what was called: one line, or one each where the terminal is narrow."""
     counts = _counts(view)
     words = []
     if view.branches:
@@ -112,9 +112,8 @@ def _figures(view: RunView, ascii_only: bool) -> str:
     elif view.steps:
         words.append(f"{view.steps_done:,} of {view.steps:,} steps done")
     in_flight = max(0, view.calls - view.calls_done)
-    words.append(f"{view.calls_done:,} calls" + (f" + {in_flight:,} in flight" if in_flight else ""))
-    words.append(f"tokens {view.input_tokens:,} in, {view.output_tokens:,} out")
-    return (" - " if ascii_only else " · ").join(words)
+    calls = f"{view.calls_done:,} call{'' if view.calls_done == 1 else 's'}" + (f" + {in_flight:,} in flight" if in_flight else "")
+    return [*words, f"{calls}, {view.input_tokens:,} tokens in, {view.output_tokens:,} out"]
 
 
 def _chosen(view: RunView, height: int) -> list[tuple[str, BranchView]]:
@@ -122,7 +121,7 @@ def _chosen(view: RunView, height: int) -> list[tuple[str, BranchView]]:
     branches = list(view.branches.items())
     if view.result is not None:
         return branches if len(branches) <= _COMPACT else []
-    room = max(1, height - 4)
+    room = max(1, height - 4)  # the head, two lines of figures, and one to spare
     if len(branches) <= room:
         return branches
     active = [place for place, (_, branch) in enumerate(branches) if branch.state == "active"][:room]

@@ -1,5 +1,6 @@
 """What a run is doing, told to a person: events folded into a view, the plain lines, and the closing summary."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -318,7 +319,7 @@ def open_progress(stream: TextIO | None = None, *, quiet: bool = False, live: bo
     stream = stream if stream is not None else sys.stderr
     if quiet or stream is None:  # there is no stderr at all under pythonw, or after `2>&-`
         yield lambda event: None
-    elif stream.isatty() if live is None else live:
+    elif (stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")) if live is None else live:
         from orchestrator.live import open_live
 
         with open_live(stream) as show:
