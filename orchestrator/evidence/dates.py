@@ -22,7 +22,8 @@ _DATES = (
     re.compile(rf"\b{_M},?\s+(?:of\s+)?{_Y}", re.IGNORECASE),
     re.compile(rf"(?:\b(?:in|since|until|till|during|by|of|from|early|late|every|each|last|next|and|to)\s+|\bmid-){_M}", re.IGNORECASE),
 )
-_YEAR = re.compile(r"(?<![\d.,$€£-])[12]\d{3}(?![\d%]|[.,]\d|\s*-?(?:%|per\s?cent|million|billion|thousand|hundred|dozen))")
+_YEAR = re.compile(r"(?<![\d.,$€£])(?<![\s(\[]-)[12]\d{3}(?![\d%]|[.,]\d|\s*-?(?:%|per\s?cent|million|billion|thousand|hundred|dozen))")
+_TAKEN = "#"  # in the place of a date: no blank, or the "-" of "1914-18" would look like a sign
 _DECADE = re.compile(r"\b(\d{3}0)'?s\b")
 _CENTURY = re.compile(r"\b(?:(\d{1,2})(?:st|nd|rd|th)|([a-z]+(?:-[a-z]+)?))[\s-]+centur(?:y|ies)\b", re.IGNORECASE)
 
@@ -38,14 +39,14 @@ class _Date:
 
 
 def take_dates(text: str) -> tuple[list[_Date], str]:
-    """The dates of `text`, and the text without them (blanks in their place)."""
+    """The dates of `text`, and the text without them (marks in their place)."""
     found: list[_Date] = []
     for place, pattern in enumerate(_DATES):
         for match in pattern.finditer(text):
             date = _date(match, numeric=place == 1)
             if date is not None:
                 found.append(date)
-                text = text[: match.start()] + " " * (match.end() - match.start()) + text[match.end() :]
+                text = text[: match.start()] + _TAKEN * (match.end() - match.start()) + text[match.end() :]
     return found, text
 
 
@@ -61,7 +62,7 @@ def _date(match: re.Match[str], *, numeric: bool) -> _Date | None:
         months, days = months | days, months | days
     if (max(months) > 12 and not numeric) or max(days, default=1) > 31:
         return None
-    return _Date(int(parts["y"]) if parts["y"] else None, months, days, match[0].strip())
+    return _Date(int(parts["y"]) if parts["y"] else None, months, days, match[0].strip(" .,"))
 
 
 def missing_dates(claim: str, quotes: str) -> tuple[list[str], str]:
@@ -73,17 +74,17 @@ def missing_dates(claim: str, quotes: str) -> tuple[list[str], str]:
     missing = [date.shown for date in wanted if not _dated(date, given, numbers)]
     for pattern, shown in ((_DECADE, _in_decade), (_CENTURY, _in_century)):
         missing += [match[0] for match in pattern.finditer(rest) if shown(match, quotes, years) is False]
-        rest = pattern.sub(lambda match: " " * len(match[0]), rest)
+        rest = pattern.sub(lambda match: _TAKEN * len(match[0]), rest)
     for match in _YEAR.finditer(rest):
         if int(match[0]) not in years:
-            before = rest[: match.start()]
+            before = rest[max(0, match.start() - 40) : match.start()]
             near = ABOUT.search(before) and any(abs(year - int(match[0])) <= 5 for year in years)
             after = (
                 re.search(r"(?:after|since|before|until|by|more than|over|less than|under|at least)\s*$", before, re.IGNORECASE) and years
             )
             if not (near or after):
                 missing.append(match[0])
-    return missing, _YEAR.sub(lambda match: " " * len(match[0]), rest)
+    return missing, _YEAR.sub(lambda match: _TAKEN * len(match[0]), rest)
 
 
 def _loose_values(text: str) -> set[Decimal]:

@@ -90,13 +90,14 @@ def missing_names(claim: str, quotes: str, *, titled: bool = True) -> list[str]:
     explained = _explained(claim, have)
     if not titled and refers_back(quotes):
         explained |= {fold(word) for word in opening_name(claim)}
-    return [*(word for word in missing if fold(word) not in explained), *_missing_titles(claim, have)]
+    titles = _missing_titles(claim, have)
+    return [*(word for word in missing if fold(word) not in explained and not any(word in title for title in titles)), *titles]
 
 
 def _explained(claim: str, have: set[str]) -> set[str]:
     """Words of "long name (short name)" of which the quotes know one of the two."""
     explained: set[str] = set()
-    for match in re.finditer(r"((?:[\w.'-]+\s+){1,5})\(([^()]{2,40})\)", claim):
+    for match in re.finditer(r"(?<![\w.'-])((?:[\w.'-]+\s+){1,5})\(([^()]{2,40})\)", claim):
         sides = [[fold(word) for word in _words(side) if len(word) > 1] for side in match.groups()]
         known = [[bool(_forms(word) & have) for word in side] for side in sides]
         if any(known[1]):
@@ -112,7 +113,9 @@ def opening_name(claim: str) -> tuple[str, ...]:
     first = next(_names(claim), None)
     if start is None or first is None or not first.first:
         return ()
-    return first.words if start[0].lower() == "the" or fold(first.words[0]) == fold(_words(start[0])[0]) else ()
+    if start[0].lower() != "the" and fold(first.words[0]) != fold(_words(start[0])[0]):
+        return ()
+    return () if all(fold(word) in _OPTIONAL for word in first.words) else first.words
 
 
 def names_of(text: str) -> list[str]:
@@ -141,12 +144,13 @@ def _names(claim: str) -> Iterator[_Name]:
     first, end = False, 0
     _, text = take_dates(claim)
     for match in _WORD.finditer(text):
-        if run and text[end : match.start()] not in (" ", "-", " & ", ". "):
+        gap = text[end : match.start()] if run else ""
+        if run and gap not in (" ", "-", " & ") and not (gap == ". " and len(run[-1]) <= 3):
             yield _Name(tuple(run), first)
             run = []
         if _capital(match[0]):
             if not run:
-                first = _STARTS.search(text[: match.start()]) is not None
+                first = _STARTS.search(text[max(0, match.start() - 40) : match.start()]) is not None
             run += _words(match[0])
             end = match.end()
         elif run:

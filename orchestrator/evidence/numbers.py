@@ -27,6 +27,7 @@ _IMPLIED = {word: int(row.split()[0]) for row in _IMPLICIT.split("|") for word i
 _NUMERALS = "II III IV V VI VII VIII IX X XI XII XIII XIV XV XVI XVII XVIII XIX XX XXI"
 ROMAN = {word: place for place, word in enumerate(_NUMERALS.split(), 2)}
 _DIGITS = re.compile(r"\d{1,3}(?:[,'\u00a0]\d{3})+(?!\d)(?:\.\d+)?|\d*\.\d+|\d+")
+_RUN = re.compile(r"(?<!\d)(?<![\s(=\[]-)\d+")  # every run of digits without a sign
 _SCALED = re.compile(rf"[\s-]*({'|'.join(_SUFFIXES)})s?\b", re.IGNORECASE)
 _SPELLED = re.compile(rf"\b(?:{'|'.join(sorted([*_WORDS, *_SCALES], key=len, reverse=True))})s?\b", re.IGNORECASE)
 _PERCENT = re.compile(r"\s*-?(?:%|per\s?cent\b|pct\b|percentage\b)", re.IGNORECASE)
@@ -126,7 +127,7 @@ def missing_numbers(claim: str, quotes: str) -> list[str]:
     words = re.findall(r"[^\W\d_]+", quotes)
     have |= {Decimal(_IMPLIED[word.lower()]) for word in words if word.lower() in _IMPLIED}
     have |= {Decimal(ROMAN[word]) for word in words if word in ROMAN}
-    have |= {Decimal(match) for match in re.findall(r"\d+", quotes)} | range_ends(quotes)
+    have |= {Decimal(match) for match in _RUN.findall(quotes)} | range_ends(quotes)
     listed = max((len(re.findall(r",|;|\band\b|\bor\b|&", sentence)) for sentence in re.split(r"[.!?]\s", quotes)), default=0)
     missing = []
     digits_end = -1
@@ -147,7 +148,7 @@ def _idle(number: Number, claim: str) -> bool:
     word = number.shown.lower()
     if word in ("one", "first", "zero") or (word.endswith("s") and " " not in word):
         return True
-    before = claim[: number.start].rstrip().lower()
+    before = claim[max(0, number.start - 40) : number.start].rstrip().lower()
     return word in ("second", "third") and before.endswith((" a", " per", " each", " every", " one", " two"))
 
 
@@ -158,7 +159,7 @@ def _stated(number: Number, claim: str, quotes: str, have: set[Decimal]) -> bool
         return True
     if {-value for value in number.values} & have and _LESS.search(claim if max(number.values) > 0 else quotes):
         return True
-    before = claim[: number.start]
+    before = claim[max(0, number.start - 40) : number.start]
     if _AT_LEAST.search(before):
         return any(other >= min(number.values) for other in have)
     if _AT_MOST.search(before):

@@ -11,7 +11,9 @@ __all__ = ["plan"]
 _MOST_PARTS = 3
 _ASKING = r"(?:who|whom|whose|what|when|where|why|how|which)"
 _SECOND_QUESTION = re.compile(rf",?\s+and\s+(?=(?:in |at |by |from |for |to )?{_ASKING}\b)", re.IGNORECASE)
-_POINTS_OUTSIDE = re.compile(r"\b(?:he|she|it|they|him|his|her|its|their|them|this|these|those|there|the (?:same|other|latter))\b", re.I)
+_POINTS_OUTSIDE = re.compile(
+    r"\b(?:he|she|it|they|him|his|her|its|their|them|this|these|those|there|the (?:same|other|latter))\b", re.IGNORECASE
+)
 # A choice at the end ("…, A or B?") or the start ("Between A and B, …"), or two that are compared.
 _THING = r"[\"“]?[A-Z0-9][^,?;]{0,80}?"
 _CHOICES = (
@@ -19,7 +21,8 @@ _CHOICES = (
     re.compile(rf"(?:Between|Of|Out of)\s+(?P<a>{_THING})\s+(?:and|or)\s+(?P<b>{_THING}),\s+(?P<head>.+?)\?*$"),
 )
 _COMPARED = re.compile(
-    rf"(?:Compare|How do|How does|What do|Are|Were|Did|Do|Is|Was)\s+(?P<a>{_THING})\s+(?:and|with|or)\s+(?P<b>{_THING})(?:\s+[a-z].*?)?\s*[?.]*$"
+    r"(?:Compare|How do|How does|What do|Are|Were|Did|Do|Is|Was)\s+"
+    rf"(?P<a>{_THING})\s+(?:and|with|or)\s+(?P<b>{_THING})(?:\s+[a-z].*?)?\s*[?.]*$"
 )
 
 
