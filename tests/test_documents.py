@@ -75,6 +75,22 @@ async def test_links_between_files_are_followed(name: str, text: str, tmp_path: 
     assert found == ["Starting", "Gas"]
 
 
+async def test_headings_speak_for_what_is_below_them_and_are_linked_to(tmp_path: Path) -> None:
+    filler = "\n\n".join(f"Paragraph {n} tells of something else at some length, and then of nothing in particular. " * 6 for n in range(4))
+    handbook = f"# Handbook\n\n{filler}\n\n## Ballast\n\n{filler}\n\n## Mooring mast\n\nIt is forty metres high.\n\n{filler}\n\n"
+    handbook += "```\n# Hangar\n```\n\n## Landing\n\nLanding a zeppelin ends at the Mooring Mast, with ropes."
+    library = await _library(tmp_path / "air", {"handbook.md": handbook, "other.md": f"# Other\n\n{filler}"})
+    landing = [passage.text for passage in await library.search("How does landing a zeppelin end?", 2)]
+    ballast = await library.search("ballast", 2)
+    hangar = await library.search("hangar", 1)
+    await library.aclose()
+    assert "ends at the Mooring Mast" in landing[0]
+    assert "forty metres" in landing[1]
+    assert [passage.text.startswith("## Ballast") for passage in ballast] == [True, False]
+    assert all(handbook.index("## Ballast") <= passage.start < handbook.index("## Mooring") for passage in ballast)
+    assert ["# Hangar" in passage.text for passage in hangar] == [True]
+
+
 async def test_different_documents_come_before_more_of_the_same(tmp_path: Path) -> None:
     long = "\n\n".join(f"Paragraph {n} on the keel of a ship. " + f"It says something about wood {n}. " * 30 for n in range(6))
     library = await _library(
@@ -189,10 +205,13 @@ def test_names_are_runs_of_capitalised_words() -> None:
     ]  # fmt: skip
 
 
-FAMILIES = """limits limited limiting caresses ponies ties cats agreed feed plastered motoring conflated troubling sized hopping falling
-hissing relational conditional rationally vietnamization predication operator feudalism decisiveness hopefulness formaliti sensibiliti triplicate
-formative electrical goodness revival allowance inference airliner adjustable defensible irritant replacement adoption homologous communism
-activate angulariti effective bowdlerize probate rate cease controll roll happy sky yes yearly by generalizations oscillators am ox"""
+FAMILIES = """
+limits limited limiting caresses ponies ties cats agreed feed plastered motoring conflated troubling sized hopping falling hissing
+relational conditional rationally vietnamization predication operator feudalism decisiveness hopefulness formaliti sensibiliti
+triplicate formative electrical goodness revival allowance inference airliner adjustable defensible irritant replacement adoption
+homologous communism activate angulariti effective bowdlerize probate rate cease controll roll happy sky yes yearly by
+generalizations oscillators am ox
+"""
 
 
 def test_stems_are_those_of_sqlite() -> None:

@@ -66,11 +66,13 @@ async def test_only_what_changed_is_opened_and_what_is_gone_is_not_found(folder:
     (folder / "09.md").rename(folder / "90.md")
     library = await open_library([str(folder)])
     walrus = await library.search("walrus")
+    gone = await library.search("8")
     eight = [passage.source.uri for passage in await library.search("text of number 8", 40)]
     nine = await library.source(f"{folder}/90.md")
     await library.aclose()
     assert (library.read, library.opened, library.passages) == (29, 2, 29)
     assert [(passage.source.uri, passage.text) for passage in walrus[:1]] == [(f"{folder}/07.md", "# Number 7\n\nA walrus now.")]
+    assert gone == []
     assert f"{folder}/08.md" not in eight
     assert nine is not None
     assert nine.title == "Number 9"

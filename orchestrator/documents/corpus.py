@@ -3,10 +3,11 @@
 import math
 import posixpath
 import re
-from collections import Counter, OrderedDict
+from collections import ChainMap, Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 from urllib.parse import unquote
 
 from orchestrator.documents.mentions import bare_title, mentioned
@@ -19,6 +20,7 @@ Key = tuple[int, int]  # document and ordinal; the documents of pages are negati
 Phrase = tuple[str, ...]
 
 _REFERENCE = re.compile(r"[\w%+~./-]+\.[A-Za-z]{1,8}\b")  # a path with an ending
+_NAMESAKES = 8  # sections of one heading
 _KEPT = 4000  # analysed passages
 _KEPT_PHRASES = 20_000
 
@@ -34,7 +36,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A passage as it is ranked: the terms of its document's title, the title as a phrase that others may mention, its own terms."""
+    """A passage as it is ranked: the terms of its document's title and of the heading above it, the title as a phrase, its own terms."""
 
     title: list[str]
     phrase: Phrase
@@ -65,11 +67,19 @@ class Corpus:
         self._longest = 0
         for document, title in titles.items():
             self._named(document, title)
+        self.sections: dict[Phrase, list[Key]] = {}
+        for heading, key in store.headings():
+            self._headed(key, heading)
 
     def _named(self, document: int, title: str) -> None:
-        phrase = _phrase(title)
-        if phrase:
+        if phrase := _phrase(title):
             self.by_phrase.setdefault(phrase, []).append(document)
+            self._starts.add(phrase[0])
+            self._longest = max(self._longest, len(phrase))
+
+    def _headed(self, key: Key, heading: str) -> None:
+        if (phrase := _phrase(heading)) and key[0] in self._titles:
+            self.sections.setdefault(phrase, []).append(key)
             self._starts.add(phrase[0])
             self._longest = max(self._longest, len(phrase))
 
@@ -116,8 +126,13 @@ class Corpus:
         yield from self.entries([(document, 1), *(self._store.matching(words, limit, document) if document >= 0 else ())])
 
     def titled(self, phrase: Sequence[str]) -> list[tuple[int, int, Phrase]]:
-        """The longest titles that occur among these terms, as (start, end, title)."""
-        return list(mentioned(phrase, self.by_phrase, self._starts, self._longest))
+        """The longest titles and headings that occur among these terms, as (start, end, title)."""
+        return list(mentioned(phrase, ChainMap[Phrase, Any](self.by_phrase, self.sections), self._starts, self._longest))
+
+    def headed(self, phrase: Phrase) -> list[Key]:
+        """The passages with this heading in them, none when there are so many that it says nothing."""
+        keys = self.sections.get(phrase, [])
+        return keys if len(keys) <= _NAMESAKES else []
 
     def referred(self, document: int, text: str) -> list[int]:
         """The documents that a passage refers to by their file's name, and those that the markup of its document links to."""
@@ -142,9 +157,9 @@ class Corpus:
         """The passages of these keys, those that exist."""
         wanted = list(keys)
         missing = [key for key in wanted if key[0] >= 0 and key not in self._entries]
-        for key, text in self._store.texts(missing):
+        for key, heading, text in self._store.texts(missing):
             if key[0] in self._titles:
-                self._entries[key] = _entry(self._titles[key[0]], text)
+                self._entries[key] = _entry(self._titles[key[0]], text, heading)
         for key in wanted:
             entry = self._page_entries.get(key) if key[0] < 0 else self._entries.get(key)
             if entry is not None:
@@ -159,9 +174,9 @@ def _phrase(title: str) -> Phrase:
     return () if whole and len(phrase) < 2 else phrase
 
 
-def _entry(title: str, text: str) -> Entry:
+def _entry(title: str, text: str, heading: str = "") -> Entry:
     found = terms(text)
-    return Entry(terms(title), _phrase(title), Counter(found), len(found), text)
+    return Entry(terms(f"{title} {heading}"), _phrase(title), Counter(found), len(found), text)
 
 
 def _holds(entry: Entry, joined: str) -> bool:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from orchestrator.documents.headings import MARKDOWN, front_title, headings
 from orchestrator.text import one_line
 
 __all__ = ["Extracted", "NotText", "decode", "extract_text", "kind_of", "name_as_title", "tidy"]
@@ -32,12 +33,14 @@ class NotText(ValueError):  # noqa: N818 - it says why a file is skipped and nev
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """A document's text, its title ("" when it has none), where each page starts, the files it links to, and what could not be read."""
+    """A document's text, its title ("" when it has none), where each page starts, the files it links to,
+    its headings by where they are, and what could not be read."""
 
     text: str
     title: str = ""
     pages: tuple[int, ...] = ()
     links: tuple[str, ...] = ()
+    headings: tuple[tuple[int, str], ...] = ()
     note: str = ""
 
 
@@ -65,7 +68,7 @@ def extract_text(content: bytes, kind: str) -> Extracted:
     if kind in _DATA:
         return _json_lines(text) if kind in (".jsonl", ".ndjson") else _json(text, kind)
     if kind in PROSE:
-        return Extracted(text, _heading(text, kind))
+        return _marked(text, kind)
     return Extracted(text)
 
 
@@ -117,24 +120,12 @@ def tidy(text: str) -> str:
     return text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
-_MARKDOWN = re.compile(r"^ {0,3}#{1,6}[ \t]+(.+?)[ \t#]*$|^(\S[^\n]*)\n(?:=+|-{3,})[ \t]*$", re.MULTILINE)
-_UNDERLINED = re.compile(r"^(?:([=\-~^\"'#*+])\1{2,}\n)?(\S[^\n]*)\n([=\-~^\"'#*+])\3{2,}[ \t]*$", re.MULTILINE)
-_FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
-
-
-def _heading(text: str, kind: str) -> str:
-    head = text[:20000]
-    if kind in (".md", ".markdown", ".mdx"):
-        front = _FRONT.match(head)
-        named = re.search(r"^title:[ \t]*(.+)$", front.group(1), re.MULTILINE) if front else None
-        if named:
-            return _title(named.group(1).strip("\"' "))
-        found = _MARKDOWN.search(head, front.end() if front else 0)
-        return _title(_plain(found.group(1) or found.group(2))) if found else ""
-    if kind == ".rst":
-        lined = _UNDERLINED.search(head)
-        return _title(lined.group(2)) if lined else ""
-    return _first_line(head)
+def _marked(text: str, kind: str) -> Extracted:
+    """Prose, with the headings that its kind of markup has."""
+    found = tuple(headings(text, kind))
+    if kind in MARKDOWN or kind == ".rst":
+        return Extracted(text, (front_title(text) if kind in MARKDOWN else "") or (found[0][1] if found else ""), headings=found)
+    return Extracted(text, _first_line(text[:20000]))
 
 
 def _first_line(head: str) -> str:
@@ -145,10 +136,6 @@ def _first_line(head: str) -> str:
     line = lines[0].strip()
     alone = not lines[1].strip("=-~ \t") or len(lines[1]) > 2 * len(line)
     return _title(line) if alone and 0 < len(line) <= 120 and not (line.endswith((".", ":", ";", ",")) and len(line.split()) > 6) else ""
-
-
-def _plain(heading: str) -> str:
-    return re.sub(r"[*_`]{1,3}(.+?)[*_`]{1,3}", r"\1", re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", heading))
 
 
 def _title(line: str) -> str:
@@ -164,7 +151,7 @@ def _json(text: str, kind: str) -> Extracted:
         # What was written, not what it printed: outputs hold pictures.
         sources = [cell.get("source", "") for cell in cells if isinstance(cell, dict)]
         text = tidy("\n\n".join("".join(map(str, source)) for source in sources))
-        return Extracted(text, _heading(text, ".md"))
+        return _marked(text, ".md")
     return Extracted(tidy("\n".join(_leaves(value))), _named(value))
 
 

@@ -40,11 +40,14 @@ class Links:
                 relevance[mention.phrase] = max(relevance.get(mention.phrase, 0.0), near.of(mention))
         documents: dict[int, float] = {}
         passages: dict[Key, float] = {}
+        sections: dict[Key, float] = {}
         for phrase, share in relevance.items():
             holders = self._corpus.holding(phrase, _CAP)
             value = self._rarity(phrase, len(holders), _CAP) * (_FLOOR + (1 - _FLOOR) * share)
             for document in self._corpus.by_phrase.get(phrase, ()):
                 _raise(documents, document, _FORWARD * value)
+            for target in self._corpus.headed(phrase):
+                _raise(sections, target, _FORWARD * value)
             if len(holders) < _CAP and f" {' '.join(phrase)} " not in joined:
                 for target in holders:
                     _raise(passages, target, _SHARED * value / _crowd(holders))
@@ -53,7 +56,11 @@ class Links:
             _raise(documents, document, _REFERRED / _crowd(referred))
         self._backward(passages, entry, joined)
         documents.pop(key[0], None)
-        return documents, {target: value for target, value in passages.items() if target[0] != key[0]}
+        sections.pop(key, None)
+        for target, value in passages.items():
+            if target[0] != key[0]:
+                _raise(sections, target, value)
+        return documents, sections
 
     def _backward(self, passages: dict[Key, float], entry: Entry, joined: str) -> None:
         if entry.phrase:

@@ -13,22 +13,29 @@ _SPACE = re.compile(r"\s+")
 
 
 def split(text: str) -> list[tuple[int, int]]:
-    """The passages of `text` as offsets [start, end), in order: 600 to 1,200 characters where its borders allow it, without outer space."""
+    """The passages of `text` as offsets [start, end), in order, without outer space: 600 to 1,200 characters where its borders allow it,
+    less before a heading."""
     found: list[tuple[int, int]] = []
     start = end = 0
     for piece_start, piece_end in _pieces(text):
-        if end > start and piece_end - start > LONGEST:
+        heads = _heads(text[piece_start:piece_end])
+        if end > start and (piece_end - start > LONGEST or (heads and end - start >= SHORTEST // 2)):
             found.append((start, end))
             start = piece_start
         elif end == start:
             start = piece_start
         end = piece_end
-        if end - start >= SHORTEST and _closes_paragraph(text, end):
+        if end - start >= SHORTEST and _closes_paragraph(text, end) and not heads:
             found.append((start, end))
             start = end
     if end > start:
         found.append((start, end))
     return found
+
+
+def _heads(piece: str) -> bool:
+    """Whether it looks like a heading: that belongs to what comes after it."""
+    return piece.startswith("#") and "\n" not in piece
 
 
 def _closes_paragraph(text: str, end: int) -> bool:

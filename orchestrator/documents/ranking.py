@@ -70,7 +70,8 @@ class Ranking:
         pool = _Pool()
         self._admit(pool, question, self._corpus.matching(list(question.weights), _CANDIDATES))
         for _, _, phrase in self._corpus.titled(question.terms):
-            for document in self._corpus.by_phrase[phrase][:_LINKED_DOCUMENTS]:
+            self._admit(pool, question, self._corpus.entries(self._corpus.headed(phrase)))
+            for document in self._corpus.by_phrase.get(phrase, [])[:_LINKED_DOCUMENTS]:
                 self._admit(pool, question, self._corpus.within(document, list(question.weights), _OF_DOCUMENT))
         covered = dict.fromkeys(question.weights, 0.0)
         taken: dict[int, int] = {}

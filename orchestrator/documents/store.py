@@ -9,6 +9,7 @@ import json
 import os
 import sqlite3
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from orchestrator.documents.words import terms
 
 __all__ = ["FileRow", "Store", "default_home", "index_path", "open_store", "prune"]
 
-VERSION = 1  # of the tables and of all that fills them: raise it when a file would be read differently
+VERSION = 2  # of the tables and of all that fills them: raise it when a file would be read differently
 _WAIT = 30.0  # seconds for another process that writes
 _ORDINALS = 1 << 20  # passages of one document: a row of the index is both numbers in one
 _LAST = (1 << 63) - 1
@@ -32,7 +33,9 @@ _SCHEMA = f"""
 CREATE TABLE files(path BLOB PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, document INTEGER, reason TEXT) WITHOUT ROWID;
 CREATE TABLE documents(id INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, kind TEXT NOT NULL, title TEXT NOT NULL,
     pages TEXT NOT NULL, links TEXT NOT NULL, UNIQUE(sha256, kind, title));
-CREATE TABLE passages(id INTEGER PRIMARY KEY, start INTEGER NOT NULL, text TEXT NOT NULL, rest TEXT NOT NULL);
+CREATE TABLE passages(id INTEGER PRIMARY KEY, start INTEGER NOT NULL, heading TEXT NOT NULL, text TEXT NOT NULL, rest TEXT NOT NULL);
+CREATE TABLE headings(passage INTEGER NOT NULL, heading TEXT NOT NULL);
+CREATE INDEX headings_by_passage ON headings(passage);
 CREATE VIRTUAL TABLE words USING fts5(title, body, content='', tokenize="unicode61 remove_diacritics 0 categories 'L* N* Co'");
 PRAGMA user_version = {VERSION};
 """
@@ -124,8 +127,10 @@ def _bring_tables(connection: sqlite3.Connection) -> None:
     if version == 0:
         _create(connection)
     elif version == VERSION:
-        names = connection.execute("SELECT count(*) FROM sqlite_master WHERE name IN ('files', 'documents', 'passages', 'words')")
-        if names.fetchone()[0] != 4:
+        names = connection.execute(
+            "SELECT count(*) FROM sqlite_master WHERE name IN ('files', 'documents', 'passages', 'headings', 'words')"
+        )
+        if names.fetchone()[0] != 5:
             raise sqlite3.DatabaseError("tables are missing")
     else:
         raise _OtherVersionError(f"it was of version {version}, this is {VERSION}")
@@ -198,12 +203,20 @@ class Store:
             "INSERT INTO documents(sha256, kind, title, pages, links) VALUES(?, ?, ?, ?, ?)", values
         ).lastrowid
         assert document is not None  # noqa: S101 - an INSERT that did not fail has a row
-        heading = " ".join(terms(title))
-        rows, indexed = [], []
+        rows, indexed, marked = [], [], []
+        under, ahead = "", deque(item for item in extracted.headings if item[1] != title)
         for ordinal, (start, text, rest) in enumerate(_tiles(extracted.text), 1):
-            rows.append((_row(document, ordinal), start, text, rest))
-            indexed.append((_row(document, ordinal), heading, " ".join(terms(text))))
-        self._connection.executemany("INSERT INTO passages(id, start, text, rest) VALUES(?, ?, ?, ?)", rows)
+            row, end = _row(document, ordinal), start + len(text)
+            while ahead and ahead[0][0] <= start:
+                under = ahead[0][1]
+                marked.append((row, ahead.popleft()[1]))
+            rows.append((row, start, under, text, rest))
+            indexed.append((row, " ".join(terms(f"{title} {under}")), " ".join(terms(text))))
+            while ahead and ahead[0][0] < end:
+                under = ahead[0][1]
+                marked.append((row, ahead.popleft()[1]))
+        self._connection.executemany("INSERT INTO passages(id, start, heading, text, rest) VALUES(?, ?, ?, ?, ?)", rows)
+        self._connection.executemany("INSERT INTO headings(passage, heading) VALUES(?, ?)", marked)
         self._connection.executemany("INSERT INTO words(rowid, title, body) VALUES(?, ?, ?)", indexed)
         return document
 
@@ -217,9 +230,10 @@ class Store:
         self._connection.executemany("DELETE FROM files WHERE path = ?", [(os.fsencode(path),) for path in paths])
         orphans = "SELECT id, title FROM documents WHERE id NOT IN (SELECT document FROM files WHERE document IS NOT NULL)"
         for document, title in self.query(orphans):
-            heading, span = " ".join(terms(title)), (_row(document, 0), _row(document + 1, 0))
-            kept = self.query(f"SELECT id, text FROM passages WHERE {_SPAN}", span)  # noqa: S608 - a constant
-            rows = [(row, heading, " ".join(terms(text))) for row, text in kept]
+            span = (_row(document, 0), _row(document + 1, 0))
+            kept = self.query(f"SELECT id, heading, text FROM passages WHERE {_SPAN}", span)  # noqa: S608 - a constant
+            rows = [(row, " ".join(terms(f"{title} {heading}")), " ".join(terms(text))) for row, heading, text in kept]
+            self._connection.execute("DELETE FROM headings WHERE passage >= ? AND passage < ?", span)
             self._connection.executemany("INSERT INTO words(words, rowid, title, body) VALUES('delete', ?, ?, ?)", rows)
             self._connection.execute(f"DELETE FROM passages WHERE {_SPAN}", span)  # noqa: S608 - a constant
             self._connection.execute("DELETE FROM documents WHERE id = ?", (document,))
@@ -276,11 +290,15 @@ class Store:
         rows = self.query("SELECT rowid FROM words WHERE words MATCH ? LIMIT ?", (f'"{" ".join(phrase)}"', limit))
         return [divmod(row[0], _ORDINALS) for row in rows]
 
-    def texts(self, keys: Sequence[tuple[int, int]]) -> list[tuple[tuple[int, int], str]]:
-        """The texts of passages by (document, ordinal)."""
+    def headings(self) -> list[tuple[str, tuple[int, int]]]:
+        """Every heading but the titles, with the (document, ordinal) of the passage it is in."""
+        return [(row[1], divmod(row[0], _ORDINALS)) for row in self.query("SELECT passage, heading FROM headings")]
+
+    def texts(self, keys: Sequence[tuple[int, int]]) -> list[tuple[tuple[int, int], str, str]]:
+        """The heading above and the text of passages, by (document, ordinal)."""
         marks = ", ".join("?" * len(keys))
-        rows = self.query(f"SELECT id, text FROM passages WHERE id IN ({marks})", [_row(*key) for key in keys])  # noqa: S608 - only marks
-        return [(divmod(row[0], _ORDINALS), row[1]) for row in rows]
+        rows = self.query(f"SELECT id, heading, text FROM passages WHERE id IN ({marks})", [_row(*key) for key in keys])  # noqa: S608 - only marks
+        return [(divmod(row[0], _ORDINALS), row[1], row[2]) for row in rows]
 
 
 def _row(document: int, ordinal: int) -> int:
