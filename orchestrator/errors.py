@@ -59,7 +59,7 @@ class OrchestratorError(Exception):
         super().__init__(self.what, self.where, self.remedy)
 
     def __str__(self) -> str:
-        return ". ".join(part.rstrip(".") for part in (self.what, self.where, self.remedy) if part)
+        return " ".join(line if line[-1] in ".?!:" else f"{line}." for line in self.lines()).removesuffix(".")
 
     def lines(self) -> list[str]:
         """What, where and remedy: one line each, the empty ones left out."""

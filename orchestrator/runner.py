@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from langchain_core.language_models import BaseChatModel
@@ -17,12 +17,12 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import StreamMode
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from orchestrator.checks import unknown_targets
+from orchestrator.checks import check_graph, unknown_targets
 from orchestrator.context import RunContext
 from orchestrator.controls import Controls
 from orchestrator.errors import DeadlineReached, InputError, OrchestratorError
 from orchestrator.events import Event, listening, tell
-from orchestrator.models import choose_model, resolve_model
+from orchestrator.models import choose_model, resolve_model, warnings_for
 from orchestrator.state import BranchResult, Failure
 from orchestrator.usage import Ledger, Observer
 from orchestrator.workflow import Workflow, load_workflow
@@ -65,6 +65,7 @@ class _Models:
     by_role: dict[str, BaseChatModel]
     said: str
     reason: str
+    notes: tuple[str, ...]
 
 
 @dataclass
@@ -85,7 +86,7 @@ class _Run:
         """Drive the graph to its end, telling every event to `emit`; bad input is raised, every other failure is a result."""
         context = RunContext(models=self.models.by_role, controls=self.controls, ledger=self.ledger)
         with listening(emit), unknown_targets() as unknown:
-            notes = list(self.workflow.notes)
+            notes = [*self.workflow.notes, *self.models.notes]
             tell("run_started", workflow=self.workflow.name, model=self.models.said, reason=self.models.reason, notes=notes)
             try:
                 async with asyncio.timeout(self.controls.deadline) as clock:
@@ -209,6 +210,8 @@ def prepare(
 ) -> _Run:
     """Check everything that can be checked before a run starts; raises InputError."""
     loaded = load_workflow(workflow) if isinstance(workflow, str) else workflow
+    if loaded.path is None:  # made in Python: nobody has checked it yet
+        loaded = replace(loaded, notes=(*loaded.notes, *check_graph(loaded.graph, loaded.name)))
     if run_id is not None and not _RUN_ID.fullmatch(run_id):
         raise InputError(f"{run_id!r} is no run id", remedy="use 1 to 128 letters, digits, dots, dashes and underscores")
     given = values.model_dump() if isinstance(values, BaseModel) else dict(values)
@@ -243,17 +246,19 @@ def _resolve_models(model: ModelSpec | None) -> _Models:
         raise InputError(f"{unknown[0]!r} is no role", remedy=f"give --model ROLE=SPEC, where a role is one of {', '.join(_ROLES)}")
     chosen, said, reason = dict[str, BaseChatModel](), list[str](), "given"
     default = given.pop("", None)
-    if not isinstance(default, BaseChatModel):
-        choice = choose_model(default, os.environ)
+    choice = None if isinstance(default, BaseChatModel) else choose_model(default, os.environ)
+    if choice:
         chosen[""], reason = resolve_model(choice.spec), choice.reason
         said.append(choice.spec)
-    else:
+    elif isinstance(default, BaseChatModel):
         chosen[""] = default
         said.append(_name(default))
     for role, spec in given.items():
         chosen[role] = spec if isinstance(spec, BaseChatModel) else resolve_model(str(spec))
         said.append(f"{role}={_name(spec) if isinstance(spec, BaseChatModel) else spec}")
-    return _Models(chosen, ", ".join(said), reason)
+    specs = [spec for spec in (choice.spec if choice else None, *given.values()) if isinstance(spec, str)]
+    notes = [note for spec in specs for note in warnings_for(spec, os.environ)]
+    return _Models(chosen, ", ".join(said), reason, tuple(dict.fromkeys(notes)))
 
 
 def _name(model: BaseChatModel) -> str:
