@@ -113,7 +113,7 @@ class OfflineModel(BaseChatModel):
         if not as_call:
             return AIMessage(content=text, usage_metadata=usage, response_metadata=metadata)
         # The id tells calls of one conversation apart and is the same in every run.
-        digest = hashlib.sha256(f"{len(messages)} {name} {text}".encode()).hexdigest()
+        digest = hashlib.sha256(f"{len(messages)} {name} {text}".encode(errors="replace")).hexdigest()
         call = ToolCall(name=name, args=arguments, id=f"call_{digest[:24]}", type="tool_call")
         return AIMessage(content="", tool_calls=[call], usage_metadata=usage, response_metadata=metadata)
 
@@ -128,7 +128,7 @@ def _choose(prompt: Prompt, kwargs: Mapping[str, Any]) -> tuple[str, dict[str, A
     elif choice == "none":
         tools = []
     schema = next((name for name in tools if name in _ANSWERS), None)
-    if _SEARCH in tools and not prompt.passages and (forced or not prompt.searched):
+    if forced == _SEARCH or (_SEARCH in tools and not prompt.passages and not prompt.searched):
         return _SEARCH, {"query": prompt.question}, True
     if schema is not None:
         return schema, _ANSWERS[schema](prompt), True
