@@ -155,7 +155,7 @@ def _ask_endpoint(base: str, key: str, model: str) -> Finding:
     headers = {"Authorization": f"Bearer {key}"} if key.strip() else {}
     request = urllib.request.Request(f"{base}/models", headers=headers)  # noqa: S310 - http or https: the model was made with this URL
     try:
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=ENDPOINT_SECONDS) as response:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=2 * ENDPOINT_SECONDS) as response:
             listed = json.loads(response.read(_LARGEST_ANSWER))
         names = [str(entry["id"]) for entry in listed["data"]]
     except urllib.error.HTTPError as error:
