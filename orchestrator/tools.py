@@ -83,7 +83,8 @@ def fetch_tool(
         known = _pages.setdefault(library, {})
         if page.url not in known:
             known[page.url] = library.add(page.url, page.title, page.text, page.sha256)
-        return _blocks(known[page.url], boundary)
+        note = "\n\nThe page is longer; the rest of it was left out." if page.cut else ""
+        return _blocks(known[page.url], boundary) + note
 
     return _tool(fetch_url, "Fetch a web page of an allowed host. Takes its whole URL; answers with the page's passages.")
 

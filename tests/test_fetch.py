@@ -17,7 +17,7 @@ import httpcore
 import pytest
 
 from orchestrator.errors import FetchRefusedError, InputError, ToolError
-from orchestrator.fetch import BODY_BYTES, FetchedPage, fetch
+from orchestrator.fetch import BODY_BYTES, PAGE_CHARACTERS, FetchedPage, fetch
 
 PUBLIC = "93.184.216.34"
 Page = bytes | Callable[[asyncio.StreamWriter], Awaitable[None]]
@@ -333,7 +333,7 @@ async def test_tls_names_the_host_and_verifies_it_although_an_address_is_connect
 
 
 def _gzip(*bodies: bytes) -> bytes:
-    return b"".join(gzip.compress(body) for body in bodies)
+    return b"".join(gzip.compress(body, mtime=0) for body in bodies)
 
 
 def _raw_deflate(body: bytes) -> bytes:
@@ -446,7 +446,10 @@ async def test_an_endless_body_ends_at_the_cap(web: Web) -> None:
         await web.fetch("http://example.org/")
 
 
-@pytest.mark.parametrize("head", [b"", _HEAD + b"\r\n", _HEAD + b"Content-Encoding: gzip\r\n\r\n" + _gzip(b"x")])
+_GZIP_HEAD = _HEAD + b"Content-Encoding: gzip\r\n\r\n" + _gzip(b"x")
+
+
+@pytest.mark.parametrize("head", [b"", _HEAD + b"\r\n", _GZIP_HEAD], ids=["no head", "plain", "gzip"])
 async def test_a_dripping_server_ends_at_the_deadline(web: Web, head: bytes) -> None:
     web.pages["/"] = lambda writer: _send_forever(writer, head, b"x", 0.01)
     with pytest.raises(ToolError, match=r"^The page took longer than 0.2 seconds$"):
@@ -476,6 +479,30 @@ async def test_a_bomb_is_not_unpacked(web: Web) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 30 * 1024 * 1024
+
+
+async def test_a_page_that_the_parser_chokes_on_ends_at_the_deadline(web: Web) -> None:
+    web.pages["/"] = answer(b"<div>" * 1_000_000, "text/html")
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.01)
+            ticks += 1
+
+    async with asyncio.TaskGroup() as tasks:
+        ticking = tasks.create_task(tick())
+        with pytest.raises(ToolError, match=r"^The page took longer than 1 seconds$"):
+            await web.fetch("http://example.org/", seconds=1)
+        ticking.cancel()
+    assert ticks > 5  # the loop went on
+
+
+async def test_a_long_page_is_cut(web: Web) -> None:
+    web.pages["/"] = answer(b"word " * 200_000)
+    page = await web.fetch("http://example.org/")
+    assert (len(page.text), page.cut) == (PAGE_CHARACTERS - 1, True)
 
 
 async def test_an_unexpected_error_is_not_swallowed(web: Web) -> None:
