@@ -38,9 +38,8 @@ def main() -> None:
             target = options.output / f"{folder.resolve().name}.jsonl"
             target.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
             told = ", ".join(f"{outcome} {count}" for outcome, count in sorted(outcomes.items()))
-            print(
-                f"{folder.name:<18} {len(rows):>4} in {seconds:6.1f} s, {1000 * seconds / max(1, len(rows)):6.1f} ms each: {told} -> {target}"
-            )
+            each = 1_000 * seconds / max(1, len(rows))
+            print(f"{folder.name:<18} {len(rows):>4} in {seconds:6.1f} s, {each:6.1f} ms each: {told} -> {target}")
 
 
 def _predict(folder: Path, model: str) -> tuple[list[Row], Counter[str]]:
@@ -59,7 +58,7 @@ async def _answers(questions: list[Row], docs: Path, model: str) -> list[tuple[R
     """Every question through the whole research workflow, one after the other."""
     from orchestrator import run
 
-    answers = []
+    answers: list[tuple[Row, str]] = []
     for row in questions:
         result = await run("research", {"question": row["question"], "documents": [str(docs)]}, model=model)
         answers.append((_prediction(row["id"], result.output or {}, docs), result.status))

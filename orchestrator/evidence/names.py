@@ -130,7 +130,7 @@ def refers_back(text: str) -> bool:
 
 
 def _capital(word: str) -> bool:
-    return any(c.isupper() for c in word)
+    return word != word.lower()
 
 
 def _words(text: str) -> list[str]:

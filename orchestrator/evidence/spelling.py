@@ -17,10 +17,12 @@ _PLAIN = str.maketrans(_CHARACTERS)
 
 def fold(text: str) -> str:
     """`text` in lower case, without accents, with plain quotation marks and hyphens."""
+    if text.isascii():
+        return text.translate(_PLAIN).lower()
     decomposed = unicodedata.normalize("NFKD", plain(text).casefold())
     return "".join(c for c in decomposed if not unicodedata.combining(c))
 
 
 def plain(text: str) -> str:
     """`text` composed, with ASCII quotation marks and hyphens, and without characters of no width."""
-    return unicodedata.normalize("NFC", text).translate(_PLAIN)
+    return (text if text.isascii() else unicodedata.normalize("NFC", text)).translate(_PLAIN)

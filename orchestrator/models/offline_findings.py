@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.models.offline_prompt import Block, Prompt
 from orchestrator.models.offline_question import Asked, ask_of
-from orchestrator.models.offline_words import sentences
+from orchestrator.models.offline_words import content, sentences
 
 __all__ = ["findings"]
 
@@ -47,9 +47,10 @@ def _documents(passages: Sequence[Block]) -> dict[str, list[Block]]:
 def _best(passages: Sequence[Block], asked: Asked, documents: dict[str, list[Block]]) -> list[_Candidate]:
     others = [rows[0].title for source, rows in documents.items() if source != passages[0].source]
     found: dict[str, _Candidate] = {}
+    titled = set(content(passages[0].title))
     for passage in passages:
         for place, text in enumerate(text for text in _quotes(passage.text) if text != passage.title):
-            score = asked.covers(text, passage.title)
+            score = asked.covers(text, titled)
             score += 0.25 * asked.holds_answer(text) + 0.1 * (place == 0)
             score += 0.15 * any(len(title) > 3 and title.split(" (")[0] in text for title in others)
             found.setdefault(text, _Candidate(passage.id, text, score))

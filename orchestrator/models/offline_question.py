@@ -3,10 +3,10 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from orchestrator.evidence import names_of, numbers_of
+from orchestrator.evidence import names_of
 from orchestrator.models.offline_words import content, words
 
 __all__ = ["Asked", "ask_of"]
@@ -18,6 +18,11 @@ _DATE = re.compile(
 _NUMBER = re.compile(
     r"\b(?:how (?:many|much|long|old|far|tall|high|large|big|deep|often|fast|heavy)|percentage|average"
     r"|what (?:is the |was the )?(?:percent\w*|number|amount|share|age|size|population|rate|length|height|area|cost|price|limit))\b",
+    re.IGNORECASE,
+)
+_FIGURES = re.compile(
+    r"\d+|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|dozen|twenty|thirty|forty|fifty|hundred|thousand|million|billion"
+    r"|once|twice|half)\b",
     re.IGNORECASE,
 )
 _WHY = re.compile(r"\b(?:why|what causes?|what caused|reason)\b", re.IGNORECASE)
@@ -38,12 +43,12 @@ class Asked:
     weights: Mapping[str, float]
     holds_answer: Callable[[str], bool]
 
-    def covers(self, text: str, title: str = "") -> float:
-        """The weighted share of the question's words in `text`; words of its document's title count by half."""
+    def covers(self, text: str, titled: Collection[str] = ()) -> float:
+        """The weighted share of the question's words in `text`; stems of its document's title count by half."""
         total = sum(self.weights.values())
         if not total:
             return 0.0
-        have, titled = set(content(text)), set(content(title))
+        have = set(content(text))
         return sum(weight * (1.0 if word in have else 0.5 if word in titled else 0.0) for word, weight in self.weights.items()) / total
 
 
@@ -60,7 +65,7 @@ def _answer_test(question: str) -> Callable[[str], bool]:
     if _DATE.search(question):
         return lambda text: any(match.lower() not in said for match in _YEARS.findall(text))
     if _NUMBER.search(question):
-        return lambda text: any(number.shown.lower() not in said for number in numbers_of(text))
+        return lambda text: any(match.lower() not in said for match in _FIGURES.findall(text))
     if _WHY.search(question):
         return lambda text: _BECAUSE.search(text) is not None
     return lambda text: any(name not in said for name in names_of(text))
