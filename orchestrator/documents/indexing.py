@@ -63,7 +63,6 @@ def _fill(place: Path | None, listing: Listing, parser: Parser) -> Indexed:
     indexed = Indexed(store, [note] if note else [])
     try:
         _update(indexed, listing, parser)
-        store.freeze()
     except BaseException:
         store.close()
         raise
@@ -71,8 +70,9 @@ def _fill(place: Path | None, listing: Listing, parser: Parser) -> Indexed:
 
 
 def _update(indexed: Indexed, listing: Listing, parser: Parser) -> None:
+    """Leaves the store frozen as the index was when it was complete."""
     store = indexed.store
-    for _ in range(3):  # another process may change the set between reading and the last look
+    for attempt in range(3):  # another process may change the set between reading and the last look
         before = store.files()
         changed = [file for file in listing.files if not _unchanged(before.get(file.path), file)]
         transient: dict[str, str] = {}
@@ -83,9 +83,15 @@ def _update(indexed: Indexed, listing: Listing, parser: Parser) -> None:
         if gone or changed:
             with store.writing():
                 store.forget(gone)
-        _settle(indexed, listing, store.files() if changed or gone else before, transient)
+        store.freeze()
+        _settle(indexed, listing, store.files(), transient)
         if len(indexed.documents) + len(indexed.skipped) == len(listing.files) + len(listing.skipped):
             return
+        if attempt < 2:
+            store.thaw()
+    told = {item.uri for item in indexed.skipped}
+    missing = [file.uri for file in listing.files if file.uri not in indexed.documents and file.uri not in told]
+    indexed.skipped.extend(Skipped(uri, "kept changing while it was read") for uri in missing)
 
 
 def _unchanged(row: FileRow | None, file: Listed) -> bool:

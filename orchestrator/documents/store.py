@@ -184,9 +184,15 @@ class Store:
         self._connection.execute("BEGIN")
         self._connection.execute("SELECT count(*) FROM files").fetchone()
 
+    def thaw(self) -> None:
+        """Ends what `freeze` began."""
+        self._connection.execute("COMMIT")
+
     def files(self) -> dict[str, FileRow]:
         """What is known of every file of the set, by absolute path."""
-        rows = self.query("SELECT path, size, mtime_ns, document, reason FROM files")
+        # Not those whose document another process has removed meanwhile: they are read again.
+        known = "document IS NULL OR document IN (SELECT id FROM documents)"
+        rows = self.query(f"SELECT path, size, mtime_ns, document, reason FROM files WHERE {known}")  # noqa: S608 - a constant
         return {path: FileRow(path, *rest) for path, *rest in ((os.fsdecode(row[0]), *row[1:]) for row in rows)}
 
     def known(self, sha256: str, kind: str) -> list[tuple[int, str]]:
