@@ -8,6 +8,7 @@ __all__ = ["data_block", "one_line", "printable"]
 
 # Escape sequences go as a whole (OSC and DCS run to their terminator), then what is left of C0 and C1 controls.
 _ESCAPES = re.compile(r"\x1b(?:[\]P^_X].*?(?:\x07|\x1b\\|\x9c|$)|\[[0-?]*[ -/]*[@-~]?|[ -/]*[0-~]?)|\x9b[0-?]*[ -/]*[@-~]?", re.DOTALL)
+_REMOVED = "[removed]"
 _KEPT = {"\n", "\t"}
 
 
@@ -27,8 +28,8 @@ def data_block(tag: str, text: str, boundary: str, **attributes: str) -> str:
     """`text` as a data block of the run's `boundary`, which neither the text nor an attribute value can repeat."""
     if not boundary:
         raise ValueError("a data block needs a boundary")
-    # Replaced, not removed: what stands on both sides of a removed boundary could form it anew. Punctuation and invisible
+    # Replaced by letters, not removed: what stands on both sides could form it anew. Punctuation and invisible
     # characters between its letters do not hide it, because a model may read across them.
     forged = re.compile(r"[\W_]*".join(map(re.escape, boundary)), re.IGNORECASE)
-    words = "".join(f' {name}="{escape(forged.sub("…", one_line(value, 500)))}"' for name, value in attributes.items())
-    return f"<{tag}-{boundary}{words}>\n{forged.sub('…', text)}\n</{tag}-{boundary}>"
+    words = "".join(f' {name}="{escape(forged.sub(_REMOVED, one_line(value, 500)))}"' for name, value in attributes.items())
+    return f"<{tag}-{boundary}{words}>\n{forged.sub(_REMOVED, text)}\n</{tag}-{boundary}>"

@@ -4,13 +4,13 @@ import asyncio
 import gzip
 import hashlib
 import ipaddress
-import re
 import socket
 import ssl
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpcore
@@ -110,34 +110,13 @@ NAMES = {
     "kubernetes.default.svc.cluster.local": ["10.96.0.1"],
     "example.org": [PUBLIC],
 }
-HOSTILE = """
-http://127.0.0.1/ http://127.0.0.1:80/ http://127.0.0.1:8080/ https://127.0.0.1/ http://127.0.0.2/ http://127.255.255.254/ http://127.1/
-http://127.0.1/ http://0/ http://0.0.0.0/ http://0x7f000001/ http://0x7f.0.0.1/ http://0x7f.1/ http://2130706433/ http://017700000001/
-http://0177.0.0.1/ http://0177.1/ http://127.0.0.1./ http://127.0.0.01/ http://127.0.0.0x1/ http://4294967295/ http://00000127.0.0.1/
-http://１２７.０.０.１/ http://①②⑦.⓪.⓪.①/ http://127。0。0。1/ http://127.0.0.1%2f@example.org/ http://%31%32%37.0.0.1/
-http://10.0.0.1/ http://10.255.255.255/ http://172.16.0.1/ http://172.31.255.255/ http://192.168.0.1/ http://100.64.0.1/ http://100.127.255.255/
-http://169.254.169.254/latest/meta-data/ http://169.254.169.254./ http://2852039166/ http://0xa9fea9fe/ http://0251.0376.0251.0376/
-http://168.63.129.16/ http://100.100.100.200/ http://192.0.0.192/ http://169.254.170.2/ http://198.18.0.1/ http://192.0.2.1/ http://203.0.113.7/
-http://224.0.0.1/ http://239.1.2.3/ http://240.0.0.1/ http://255.255.255.255/ http://192.88.99.1/
-http://[::]/ http://[::1]/ http://[0:0:0:0:0:0:0:1]/ http://[::127.0.0.1]/ http://[::ffff:127.0.0.1]/ http://[::ffff:7f00:1]/
-http://[::ffff:169.254.169.254]/ http://[::ffff:0:127.0.0.1]/ http://[64:ff9b::127.0.0.1]/ http://[64:ff9b::a9fe:a9fe]/ http://[64:ff9b:1::1]/
-http://[2002:7f00:1::]/ http://[2002:a9fe:a9fe::]/ http://[2001:0:4136:e378:8000:63bf:3fff:fdd2]/ http://[2606:4700::5efe:127.0.0.1]/
-http://[2606:4700::200:5efe:a00:1]/ http://[fe80::1]/ http://[fe80::1%25eth0]/ http://[fe80::1%eth0]/ http://[fc00::1]/ http://[fd00:ec2::254]/
-http://[fd20:ce::254]/ http://[fec0::1]/ http://[ff02::1]/ http://[100::1]/ http://[2001:db8::1]/ http://[3fff::1]/ http://[v1.x]/ http://::1/
-http://localhost/ http://LOCALHOST/ http://localhost./ http://ｌｏｃａｌｈｏｓｔ/ http://local\u00adhost/ http://localhost.localdomain/
-http://metadata.google.internal/computeMetadata/v1/ http://127.0.0.1.nip.io/ http://kubernetes.default.svc.cluster.local/
-http://private.example.org/ http://loopback.example.org/ http://mixed.example.org/ http://mixed6.example.org/ http://mapped.example.org/
-http://zone.example.org/ http://nat64.example.org/ http://wire.example.org/ http://odd.example.org/
-http://example.org:22/ http://example.org:6379/ http://example.org:25/ http://example.org:0/ https://example.org:8443/
-http://user@example.org/ http://user:pass@example.org/ http://127.0.0.1@example.org/ http://example.org@127.0.0.1/ http://@127.0.0.1/
-http://example.org\\@127.0.0.1/ http:\\\\127.0.0.1\\ http:/127.0.0.1/ http:127.0.0.1 http:///127.0.0.1/
-//127.0.0.1/ 127.0.0.1 file:///etc/passwd file://localhost/etc/passwd ftp://127.0.0.1/ gopher://127.0.0.1:6379/_INFO dict://127.0.0.1/
-data:text/plain,x
-javascript:alert(1) jar:http://127.0.0.1!/ ldap://127.0.0.1/ unix:///var/run/docker.sock http+unix://%2Fvar%2Frun%2Fdocker.sock/info ws://127.0.0.1/
-view-source:http://127.0.0.1/ http://example.org/\x00 http://example.org/\tx http://127.0.0.1\x0b/ http://[::1 http://exa\udcffmple.org/
-"""
 HOSTILE_URLS = [
-    *re.split("[ \n]+", HOSTILE.strip(" \n")),
+    *Path(__file__).with_name("hostile_urls.txt").read_text(encoding="utf-8").splitlines(),
+    "http://local\xadhost/",
+    "http://example.org/\x00",
+    "http://example.org/\tx",
+    "http://127.0.0.1\x0b/",
+    "http://exa\udcffmple.org/",
     "",
     " http://127.0.0.1/",
     "http://example.org/\r\nHost: 127.0.0.1\r\n",
