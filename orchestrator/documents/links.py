@@ -15,10 +15,10 @@ Phrase = tuple[str, ...]
 
 _FORWARD = 0.7  # to the document whose title is mentioned
 _REFERRED = 0.35  # to the document whose file is referred to or linked to
-_SHARED = 0.4  # to a passage that has the same name in it
+_SHARED = 0.5  # to a passage that has the same name in it
 _BACKWARD = 0.5  # to a passage that mentions the title
 _ASKED = 0.3  # what is left of a backward link when the question itself names the title
-_FLOOR = 0.5  # of a link's strength, when no word of the question is near the mention
+_FLOOR = 0.4  # of a link's strength, when no word of the question is near the mention
 _NEAR = 6.0  # words at which a word of the question counts half
 _CAP = 24  # passages with a name: with more of them it says too little
 
