@@ -34,7 +34,9 @@ from orchestrator.output import (
     deliver_json,
     describe_error,
     description_text,
+    is_terminal,
     open_streams,
+    own_stdout,
     say,
     write_event,
     write_json,
@@ -77,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return the exit code; nothing is raised."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in (words[: words.index("--")] if "--" in words else words)
-    with open_streams(), _Signals() as signals:
+    with open_streams(), own_stdout(), _Signals() as signals:
         try:
             return _dispatch(words, signals)
         except OrchestratorError as error:
@@ -386,12 +388,13 @@ async def _drive(request: _Request, view: "RunView", signals: _Signals) -> Mappi
             async with contextlib.aclosing(events):
                 async for event in events:
                     if show is None:  # the first event comes when everything was found good
-                        live = False if options.events and sys.stdout is not None and sys.stdout.isatty() else None
+                        live = False if options.events and is_terminal() else None
                         show = screen.enter_context(open_progress(quiet=options.quiet, live=live))
                     view.add(event)
                     log_event(event)
                     if options.events:
-                        write_event(event, request.run_id)
+                        # Not here: a reader that is slow must not hold the event loop.
+                        await asyncio.to_thread(write_event, event, request.run_id)
                     show(event)
     finally:
         signals.cancel = None

@@ -1,7 +1,9 @@
 """Logs: structlog on stderr or in a file, with run and branch bound; the standard library's loggers come the same way."""
 
 import logging
+import logging.handlers
 import os
+import queue
 import re
 import sys
 import unicodedata
@@ -42,8 +44,13 @@ def open_logs(
 
     On stderr from WARNING on (`quiet`: ERROR), in a file our own from INFO on too; `debug`: everything.
     """
-    handler = _handler(log_file)
-    handler.setFormatter(_formatter(log_format, debug=debug))
+    target, formatter = _target(log_file), _formatter(log_format, debug=debug)
+    # Records are formatted where they arise, because run and branch are known there, and written elsewhere: a slow disk or terminal
+    # must not hold the event loop.
+    waiting: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    handler = _Queued(waiting)
+    handler.setFormatter(formatter)
+    writer = logging.handlers.QueueListener(waiting, target)
     root, ours = logging.getLogger(), logging.getLogger("orchestrator")
     before = (root.handlers[:], root.level, ours.level, warnings.showwarning)
     root.handlers = [handler]
@@ -51,6 +58,7 @@ def open_logs(
     ours.setLevel(logging.DEBUG if debug else logging.INFO if log_file is not None else logging.NOTSET)
     logging.captureWarnings(True)
     _configure_structlog()
+    writer.start()
     try:
         with structlog.contextvars.bound_contextvars(**({"run_id": run_id} if run_id else {})):
             yield
@@ -59,7 +67,8 @@ def open_logs(
         root.handlers, warnings.showwarning = before[0], before[3]
         root.setLevel(before[1])
         ours.setLevel(before[2])
-        handler.close()
+        writer.stop()
+        target.close()
         structlog.reset_defaults()
 
 
@@ -92,7 +101,17 @@ class _Stderr(logging.StreamHandler[TextIO]):
         """A log line that cannot be written, because the reader has left, is lost and no more than that."""
 
 
-def _handler(log_file: Path | None) -> logging.Handler:
+class _Queued(logging.handlers.QueueHandler):
+    """Puts records on the queue as the line that they will be."""
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        line = logging.makeLogRecord(record.__dict__)
+        line.msg, line.args = self.format(record), None
+        line.exc_info = line.exc_text = line.stack_info = None
+        return line
+
+
+def _target(log_file: Path | None) -> logging.Handler:
     if log_file is None:
         return _Stderr()
     # The file is made by the first record: nothing is written before the input was found good.

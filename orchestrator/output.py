@@ -1,11 +1,12 @@
 """Results on their way out: stdout, the report's file, and what `list`, `describe` and errors look like."""
 
+import io
 import json
 import os
 import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -22,9 +23,12 @@ __all__ = [
     "deliver_json",
     "describe_error",
     "description_text",
+    "is_terminal",
     "open_streams",
+    "own_stdout",
     "report_text",
     "say",
+    "stdout",
     "write_event",
     "write_file",
     "write_json",
@@ -44,6 +48,42 @@ def open_streams() -> Iterator[None]:
     finally:
         for stream in (sys.stdout, sys.stderr):
             _flush(stream)
+
+
+_kept: list[TextIO | None] = []  # the stdout that is ours, while everybody else's goes to stderr
+
+
+class _ToStderr(io.TextIOBase):
+    """What a workflow prints: shown, but never part of the output."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text) if sys.stderr is not None else len(text)
+
+    def flush(self) -> None:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+
+
+@contextmanager
+def own_stdout() -> Iterator[None]:
+    """Keep stdout for the functions of this module: inside, `print` of anybody else goes to stderr."""
+    _kept.append(sys.stdout)
+    try:
+        with redirect_stdout(_ToStderr()):
+            yield
+    finally:
+        _kept.pop()
+
+
+def stdout() -> TextIO | None:
+    """Where the output goes; None where it was closed before we started."""
+    return _kept[-1] if _kept else sys.stdout
+
+
+def is_terminal() -> bool:
+    """Whether a person reads the output."""
+    stream = stdout()
+    return stream is not None and stream.isatty()
 
 
 def _flush(stream: TextIO | None) -> None:
@@ -77,14 +117,15 @@ def describe_error(error: OrchestratorError) -> list[str]:
 
 def write_text(text: str) -> None:
     """Text on stdout; raises BrokenPipeError where nobody reads any more."""
-    if sys.stdout is not None:
-        sys.stdout.write(text if text.endswith("\n") or not text else text + "\n")
-        sys.stdout.flush()
+    stream = stdout()
+    if stream is not None:
+        stream.write(text if text.endswith("\n") or not text else text + "\n")
+        stream.flush()
 
 
 def write_json(value: object, *, indent: int | None = None) -> None:
     """One JSON value on stdout: on one line unless `indent`; ASCII where stdout takes no more."""
-    write_text(_dumped(value, indent, getattr(sys.stdout, "encoding", None)))
+    write_text(_dumped(value, indent, getattr(stdout(), "encoding", None)))
 
 
 def _dumped(value: object, indent: int | None, encoding: str | None) -> str:
@@ -120,7 +161,7 @@ def write_output(result: Mapping[str, Any]) -> None:
     is_report = isinstance((result.get("output") or {}).get("report"), str)
     if not is_report:
         write_json(result["output"], indent=2)
-    elif sys.stdout is not None and sys.stdout.isatty():
+    elif is_terminal():
         _render(text)
     else:
         write_text(text)
@@ -131,7 +172,7 @@ def _render(markdown: str) -> None:
     from rich.markdown import Markdown
 
     # No hyperlinks: they are escape sequences whose target the reader does not see.
-    Console(file=sys.stdout, highlight=False).print(Markdown(markdown, hyperlinks=False))
+    Console(file=stdout(), highlight=False).print(Markdown(markdown, hyperlinks=False))
 
 
 def write_file(path: Path, text: str) -> None:
