@@ -26,6 +26,7 @@ _FOLLOWED = 6  # chosen passages whose links are followed
 _K1 = 1.5  # BM25F, Robertson and Zaragoza 2009
 _B_TITLE = 0.5
 _B_BODY = 0.5
+_REPEATED = 0.25  # what every earlier passage of the same document costs the next
 _NAMED = 0.6  # share of a title's weight for being named in the question
 _GAIN = 0.75  # share of the weight of newly covered words
 
@@ -114,7 +115,7 @@ class Ranking:
         best: tuple[float, Key] | None = None
         for key, worth in pool.worth.items():
             gain = sum(question.weights[word] * (share - covered[word]) for word, share in pool.cover[key].items() if share > covered[word])
-            score = (worth + _GAIN * gain / question.total + pool.link(key)) / (1 + taken.get(key[0], 0))
+            score = (worth + _GAIN * gain / question.total + pool.link(key)) / (1 + _REPEATED * taken.get(key[0], 0))
             if best is None or (score, -abs(key[0]), -key[1]) > (best[0], -abs(best[1][0]), -best[1][1]):
                 best = score, key
         assert best is not None  # noqa: S101 - the pool is not empty
