@@ -273,6 +273,30 @@ def test_a_draft_keeps_to_its_room_and_is_empty_without_findings() -> None:
     assert written("What is it?", ("a.md", "It is a claim.\n“It is a quote.”")) == [("It is a claim.", [1])]
 
 
+FENCED = "Run it with a model of your own.\n\n```python\nmodel = run(it.with_model(own))\n```\n\nThe model is run by one call.\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "quotes"),
+    [
+        (FENCED, ["Run it with a model of your own.", "The model is run by one call."]),
+        (FENCED[FENCED.index("model =") :], ["The model is run by one call."]),
+        (FENCED[: FENCED.index("own))") + 3], ["Run it with a model of your own."]),
+    ],
+)
+def test_code_in_fences_is_not_quoted_even_where_a_passage_tears_them(text: str, quotes: list[str]) -> None:
+    assert [row.claim for row in found("How is a model run?", ("d1.0", "a.md", "A", text)).findings] == quotes
+
+
+def test_list_marks_are_no_part_of_a_quote() -> None:
+    text = "- A wolf runs at night.\n- A wolf sleeps by day.\n1. Wolves run in packs.\n"
+    assert {row.claim for row in found("When do wolves run?", ("d1.0", "a.md", "A", text)).findings} <= {
+        "A wolf runs at night.",
+        "A wolf sleeps by day.",
+        "Wolves run in packs.",
+    }
+
+
 # As a chat model
 
 

@@ -66,7 +66,7 @@ flew:fly met:meet left:leave kept:keep sent:send spent:spend lower:low higher:hi
 lay:lie movie:film movies:film films:film species:species series:series
 """
 _BASES = dict(pair.split(":") for pair in _IRREGULAR.split())
-_BREAK = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[^\Wa-z_])|\n\s*\n|\n(?=\s*(?:[-*•#|>]|\d+[.)]\s))")
+_BREAK = re.compile(r"(?<=[.!?])[\"'”’)\]`*]*\s+(?=[\"'“‘(\[`*]*[^\Wa-z_]|`)|\n\s*\n|\n(?=\s*(?:[-*•#|>]|\d+[.)]\s))")
 _ABBREVIATION = re.compile(
     r"(?:\b(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|No|Fig|Vol|Rev|Gen|Col|Capt|Lt|Sgt|Gov|Sen|Rep|Hon|Mt|Ft|Inc|Co|Corp|Ltd|Bros|approx|ca|cf|al)"
     r"|\b(?:e\.g|i\.e|[A-Za-z]\.[A-Za-z]))\.$"
@@ -126,7 +126,7 @@ def sentences(text: str) -> Iterator[tuple[int, int]]:
     for match in _BREAK.finditer(text):
         if "\n" not in match[0] and _ABBREVIATION.search(text, max(0, match.start() - 12), match.start()):
             continue
-        yield from _trimmed(text, start, match.start() + len(match[0]) - len(match[0].lstrip("\"'”’)]")))
+        yield from _trimmed(text, start, match.start() + len(match[0]) - len(match[0].lstrip("\"'”’)]`*")))
         start = match.end()
     yield from _trimmed(text, start, len(text))
 
