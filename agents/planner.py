@@ -9,7 +9,7 @@ from langgraph.runtime import Runtime
 from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
-from agents.prompts import PLANNER, block, prompt, question_block
+from agents.prompts import PLANNER, prompt, question_block
 from orchestrator.context import RunContext
 from orchestrator.state import Finding
 
@@ -46,10 +46,9 @@ def create_planner(model: BaseChatModel | None = None) -> CompiledStateGraph[Any
     async def plan(state: PlannerState, runtime: Runtime[Any]) -> dict[str, Any]:
         context = RunContext.of(runtime)
         earlier = [
-            block("finding", finding.claim, context.boundary, id=str(number))
-            for number, finding in enumerate(state.get("findings") or [], start=1)
+            context.block("finding", finding.claim, id=str(number)) for number, finding in enumerate(state.get("findings") or [], start=1)
         ]
-        still_open = [block("open", question, context.boundary) for question in state.get("open_questions") or []]
+        still_open = [context.block("open", question) for question in state.get("open_questions") or []]
         messages = prompt(PLANNER, question_block(state["question"]), *earlier, *still_open, boundary=context.boundary)
         drawn_up = await context.answer("planner", messages, Plan, model=model)
         return {"questions": list(dict.fromkeys(question.strip() for question in drawn_up.questions if question.strip()))}

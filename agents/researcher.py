@@ -13,7 +13,7 @@ from langgraph.runtime import Runtime
 from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
-from agents.prompts import RESEARCHER, block, prompt, question_block
+from agents.prompts import RESEARCHER, prompt, question_block
 from orchestrator.context import RunContext
 from orchestrator.events import tell
 from orchestrator.state import Citation, Finding, Source, cite
@@ -105,11 +105,11 @@ async def _search(state: ResearcherState, context: RunContext, passages: int) ->
     library = await context.library(state["documents"])
     tell("branch_step", step="search", detail=state["question"])
     found = [
-        block("passage", passage.text, context.boundary, id=passage.id, source=passage.source.uri, title=passage.source.title)
+        context.block("passage", passage.text, id=passage.id, source=passage.source.uri, title=passage.source.title)
         for passage in await library.search(state["question"], passages)
     ]
     feedback = state.get("feedback")
-    parts = [question_block(state["question"]), *found, block("feedback", feedback, context.boundary) if feedback else ""]
+    parts = [question_block(state["question"]), *found, context.block("feedback", feedback) if feedback else ""]
     return {"messages": prompt(RESEARCHER, *parts, boundary=context.boundary)}
 
 

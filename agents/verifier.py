@@ -10,7 +10,7 @@ from langgraph.runtime import Runtime
 from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
-from agents.prompts import VERIFIER, block, prompt
+from agents.prompts import VERIFIER, prompt
 from orchestrator.context import RunContext
 from orchestrator.errors import ModelCallError
 from orchestrator.events import tell
@@ -95,7 +95,7 @@ def _failed(checks: list[Check]) -> Verdict | None:
 
 
 async def _judge(context: RunContext, finding: Finding, checks: list[Check], model: BaseChatModel | None) -> Verdict:
-    quotes = [block("quote", citation.quote, context.boundary, source=citation.source) for citation in finding.citations]
-    messages = prompt(VERIFIER, block("claim", finding.claim, context.boundary), *quotes, boundary=context.boundary)
+    quotes = [context.block("quote", citation.quote, source=citation.source) for citation in finding.citations]
+    messages = prompt(VERIFIER, context.block("claim", finding.claim), *quotes, boundary=context.boundary)
     judgement = await context.answer("verifier", messages, Judgement, model=model)
     return Verdict(label=judgement.label, reason=judgement.reason, checks=checks)

@@ -9,7 +9,7 @@ from langgraph.runtime import Runtime
 from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
-from agents.prompts import WRITER, block, prompt, question_block
+from agents.prompts import WRITER, prompt, question_block
 from orchestrator.context import RunContext
 from orchestrator.state import Finding, Sentence
 
@@ -45,7 +45,7 @@ def create_writer(model: BaseChatModel | None = None) -> CompiledStateGraph[Any,
     async def write(state: WriterState, runtime: Runtime[Any]) -> dict[str, Any]:
         context = RunContext.of(runtime)
         found = [
-            block("finding", _told(finding), context.boundary, id=str(number), source=", ".join(c.source for c in finding.citations))
+            context.block("finding", _told(finding), id=str(number), source=", ".join(c.source for c in finding.citations))
             for number, finding in enumerate(state["findings"], start=1)
         ]
         messages = prompt(WRITER, question_block(state["question"]), *found, boundary=context.boundary)

@@ -21,6 +21,7 @@ from orchestrator.events import tell
 from orchestrator.evidence import check_claim
 from orchestrator.models import Answer, ask, choose_model, resolve_model
 from orchestrator.state import Check, Finding, Source
+from orchestrator.text import data_block
 from orchestrator.tools import document_tools, fetch_tool
 from orchestrator.usage import Ledger
 
@@ -68,6 +69,10 @@ class RunContext:
         if chosen is None:  # in a thread: making a client reads certificates
             chosen = self.models[""] = await asyncio.to_thread(_environments_choice)
         return chosen
+
+    def block(self, tag: str, text: str, **attributes: str) -> str:
+        """Retrieved text as a data block of this run, whose tag neither the text nor an attribute can repeat."""
+        return data_block(tag, text, self.boundary, **attributes)
 
     async def ask(
         self,
@@ -139,6 +144,8 @@ async def _open(documents: tuple[str, ...]) -> Library:
     library = await open_library(documents)
     skipped = [{"uri": skip.uri, "reason": skip.reason} for skip in library.skipped]
     tell("documents", read=library.read, skipped=skipped, passages=library.passages)
+    for note in library.notes:
+        tell("log", level="warning", message=note)
     return library
 
 

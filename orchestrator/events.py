@@ -85,6 +85,6 @@ def tell(kind: EventKind, *, branch: str | None = None, role: str | None = None,
 
     try:
         write = get_stream_writer()
-    except RuntimeError:  # not inside a graph
+    except (RuntimeError, KeyError):  # not inside a graph: nothing at all is set, or only a tool's own config
         return
     write(event)

@@ -199,3 +199,12 @@ async def test_a_device_that_was_named(tmp_path: Path) -> None:
     library = await open_library(["/dev/zero", str(tmp_path)])
     await library.aclose()
     assert library.skipped == [Skipped("/dev/zero", "not a file but a device")]
+
+
+async def test_a_page_nested_too_deep_is_skipped_at_once(tmp_path: Path) -> None:
+    (tmp_path / "deep.html").write_text("<div>" * 200_000 + "x", encoding="utf-8")
+    (tmp_path / "flat.html").write_text("<body>" + "<p>one<br>two<li>three<div>four</div>" * 20_000, encoding="utf-8")
+    library = await open_library([str(tmp_path)])
+    assert [(skip.uri, skip.reason) for skip in library.skipped] == [(str(tmp_path / "deep.html"), "nested deeper than 5,000 elements")]
+    assert library.read == 1
+    await library.aclose()

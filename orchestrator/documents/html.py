@@ -2,7 +2,7 @@
 
 import re
 
-from orchestrator.documents.formats import Extracted, tidy
+from orchestrator.documents.formats import Extracted, NotText, tidy
 from orchestrator.text import one_line
 
 __all__ = ["extract_html"]
@@ -17,11 +17,17 @@ _BLOCKS = frozenset(
     for name in line.split()
 )
 _CELLS = frozenset({"td", "th"})
+_TAGS = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9-]*)")
+# Elements that end by themselves: their start tags say nothing about how deep a page is nested.
+_UNCLOSED = frozenset("area base br col embed hr img input link meta source track wbr p li dt dd tr td th option thead tbody tfoot".split())
+_DEEPEST = 5_000  # lexbor takes time in the square of the depth: 0.07 s at 8,000, minutes at 200,000
 _LINE = "\n"
 
 
 def extract_html(markup: str) -> Extracted:
-    """The visible text of a page and its `<title>`, or else its first heading."""
+    """The visible text of a page and its `<title>`, or else its first heading; raises NotText for a page nested too deep to parse."""
+    if _depth(markup) > _DEEPEST:
+        raise NotText(f"nested deeper than {_DEEPEST:,} elements")
     from selectolax.lexbor import LexborHTMLParser
 
     tree = LexborHTMLParser(markup)
@@ -51,6 +57,16 @@ def extract_html(markup: str) -> Extracted:
             stack.extend(reversed(children))
     links = tuple(dict.fromkeys(href for link in tree.css("a[href]") if (href := link.attributes.get("href"))))
     return Extracted(_lines("".join(parts)), title, links=links)
+
+
+def _depth(markup: str) -> int:
+    """The most elements open at once, by counting tags."""
+    depth = deepest = 0
+    for closing, name in _TAGS.findall(markup):
+        if name.lower() not in _UNCLOSED:
+            depth = max(0, depth - 1) if closing else depth + 1
+            deepest = max(deepest, depth)
+    return deepest
 
 
 def _lines(text: str) -> str:

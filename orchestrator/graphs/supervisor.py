@@ -19,6 +19,7 @@ from orchestrator.errors import GraphError, InputError, LimitReached, ModelCallE
 from orchestrator.events import in_branch, tell
 from orchestrator.graphs.report import distinct_findings, write_report
 from orchestrator.state import BranchResult, BranchStatus, Failure, Finding, Sentence, Source, Task
+from orchestrator.urls import parse_allowed
 
 __all__ = ["SupervisorInput", "SupervisorOutput", "SupervisorState", "create_supervisor"]
 
@@ -31,6 +32,16 @@ class SupervisorInput(BaseModel):
     question: str = Field(description="what to find out", min_length=1, max_length=20_000)
     documents: list[str] = Field(default=["docs"], description="files, folders and globs to search")
     allow_hosts: list[str] = Field(default=[], description="hosts that fetch_url may read (*.example.org, or * for any public host)")
+
+    @field_validator("allow_hosts")
+    @classmethod
+    def _hosts(cls, allow_hosts: list[str]) -> list[str]:
+        for entry in allow_hosts:
+            try:
+                parse_allowed(entry)
+            except InputError as error:
+                raise ValueError(error.what) from None
+        return allow_hosts
 
     @field_validator("question")
     @classmethod
