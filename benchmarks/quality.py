@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import os
+import secrets
 import tempfile
 import time
 from collections import Counter
@@ -90,15 +91,16 @@ def _prediction(question_id: str, output: Mapping[str, Any], docs: Path) -> Row:
 
 async def _verdicts(items: list[Row], model: str) -> list[Row]:
     """Every claim before the verifier's model, with the whole source as its quote; the offline model makes the checks itself."""
-    from agents.prompts import VERIFIER, block, prompt
+    from agents.prompts import VERIFIER, prompt
     from agents.verifier import Judgement
     from orchestrator.models import ask, resolve_model
+    from orchestrator.text import data_block
 
-    chat = resolve_model(model)
+    chat, boundary = resolve_model(model), secrets.token_hex(8)
     verdicts = []
     for item in items:
-        parts = [block("claim", item["claim"], "b0"), block("quote", item["source_text"], "b0", source="source")]
-        answer = await ask(chat, prompt(VERIFIER, *parts, boundary="b0"), Judgement, role="verifier", timeout=120)
+        parts = [data_block("claim", item["claim"], boundary), data_block("quote", item["source_text"], boundary, source="source")]
+        answer = await ask(chat, prompt(VERIFIER, *parts, boundary=boundary), Judgement, role="verifier", timeout=120)
         verdicts.append({"id": item["id"], "verdict": answer.value.label if answer.value else "unsupported"})
     return verdicts
 

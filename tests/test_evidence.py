@@ -50,6 +50,11 @@ NUMBERS = [  # claim, quote, what is missing
     ("More than 100 came.", "104 came.", ""),
     ("More than 100 came.", "94 came.", "100"),
     ("At most 10 came.", "9 came.", ""),
+    ("No more than 10 came.", "9 came.", ""),
+    ("No more than 10 came.", "At most 9 came.", "10"),
+    ("No fewer than 10 came.", "12 came.", ""),
+    ("Under 28 they pay half.", "Under 21 they pay half.", "28"),
+    ("It rained 3.12 days of May, June or July.", "It rained 3.5 days of May, June or July.", "3.12"),
     ("The war is World War 2.", "The war is World War II.", ""),
     ("It ran from 1914 to 1918.", "It ran from 1914-18.", ""),
     ("Two wolves were seen.", "A pair of wolves was seen.", ""),
@@ -90,6 +95,10 @@ DATES = [
     ("It may be 2 metres.", "It is perhaps two metres.", ""),
     ("They march in step.", "They walk in step.", ""),
     ("It opened after 2010.", "It opened in 2012.", ""),
+    ("It opened after 2010.", "It opened in 2008.", "2010"),
+    ("It opened by 2010.", "It opened in 2008.", ""),
+    ("It has been open since 2010.", "It has been open since 2012.", "2010"),
+    ("It opened around 2010.", "It opened in 2012.", ""),
 ]
 
 NAMES = [
@@ -121,6 +130,8 @@ NAMES = [
     ('She was in "Read It and Weep" then.', "She was in Read It and Weep.", ""),
     ('She was in "Read It and Weep" then.', "She was in Read It.", '"Read It and Weep"'),
     ("It is in Escherichia coli (E. coli) cells.", "It is in E. coli cells.", ""),
+    ("He (born 1966 in Quebec) is a cook.", "He (born 1966 in Boston) is a cook.", "Quebec"),
+    ("The film stars John Trent, Ruth Cole and Molly Lamont.", "The film stars John Trent, Ruth Cole and Molly Brown.", "Lamont"),
     ("It fights World War II.", "It fights the Second World War.", ""),
     ("The Beatles' song is old.", "A Beatles song is old.", ""),
     ("The Band Plays The Greatest Hits Of Today", "Hits are played.", ""),

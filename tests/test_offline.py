@@ -10,11 +10,12 @@ from langchain_core.runnables import Runnable
 from langchain_core.tools import tool
 from pydantic import BaseModel
 
-from agents.prompts import PLANNER, RESEARCHER, VERIFIER, WRITER, block, prompt, question_block
+from agents.prompts import PLANNER, RESEARCHER, VERIFIER, WRITER, prompt, question_block
 from orchestrator.errors import ModelSpecError
 from orchestrator.models.offline import OfflineModel
 from orchestrator.models.offline_judge import judge
 from orchestrator.models.offline_words import content, negated, opposites, sentences, stem
+from orchestrator.text import data_block
 
 B = "3f9c01ab"
 
@@ -85,7 +86,7 @@ PASSAGES = [
 
 
 def passages(*rows: tuple[str, str, str, str]) -> list[str]:
-    return [block("passage", text, B, id=id, source=source, title=title) for id, source, title, text in rows]
+    return [data_block("passage", text, B, id=id, source=source, title=title) for id, source, title, text in rows]
 
 
 def research(question: str, *parts: str) -> list[BaseMessage]:
@@ -99,8 +100,8 @@ def found(question: str, *rows: tuple[str, str, str, str]) -> Findings:
 
 
 def judged(claim: str, *quotes: str) -> Judgement:
-    blocks = [block("quote", quote, B, source="a.md", title="A") for quote in quotes]
-    answer = OfflineModel().with_structured_output(Judgement).invoke(prompt(VERIFIER, block("claim", claim, B), *blocks, boundary=B))
+    blocks = [data_block("quote", quote, B, source="a.md", title="A") for quote in quotes]
+    answer = OfflineModel().with_structured_output(Judgement).invoke(prompt(VERIFIER, data_block("claim", claim, B), *blocks, boundary=B))
     assert isinstance(answer, Judgement)
     return answer
 
@@ -112,7 +113,7 @@ def planned(question: str, *parts: str) -> list[str]:
 
 
 def written(question: str, *claims: tuple[str, str]) -> list[tuple[str, list[int]]]:
-    blocks = [block("finding", claim, B, id=str(number), source=source) for number, (source, claim) in enumerate(claims, 1)]
+    blocks = [data_block("finding", claim, B, id=str(number), source=source) for number, (source, claim) in enumerate(claims, 1)]
     answer = OfflineModel().with_structured_output(Draft).invoke(prompt(WRITER, question_block(question), *blocks, boundary=B))
     assert isinstance(answer, Draft)
     return [(sentence.text, sentence.findings) for sentence in answer.sentences]
@@ -155,7 +156,7 @@ def test_a_plan_is_the_question_first_and_then_parts_that_can_be_asked_alone(que
     assert planned(question) == expected
 
 
-@pytest.mark.parametrize("part", [block("finding", "It is so.", B, id="1"), block("open", "Why?", B)])
+@pytest.mark.parametrize("part", [data_block("finding", "It is so.", B, id="1"), data_block("open", "Why?", B)])
 def test_a_later_round_of_planning_asks_nothing_more(part: str) -> None:
     assert planned("Who was born first, Ann Lee or Bo Day?", part) == []
 

@@ -24,6 +24,8 @@ _DATES = (
 )
 _YEAR = re.compile(r"(?<![\d.,$€£])(?<![\s(\[]-)[12]\d{3}(?![\d%]|[.,]\d|\s*-?(?:%|per\s?cent|million|billion|thousand|hundred|dozen))")
 _TAKEN = "#"  # in the place of a date: no blank, or the "-" of "1914-18" would look like a sign
+_AFTER = re.compile(r"\bafter\s+$", re.IGNORECASE)
+_BEFORE = re.compile(r"\b(?:before|by)\s+$", re.IGNORECASE)
 _DECADE = re.compile(r"\b(\d{3}0)'?s\b")
 _CENTURY = re.compile(r"\b(?:(\d{1,2})(?:st|nd|rd|th)|([a-z]+(?:-[a-z]+)?))[\s-]+centur(?:y|ies)\b", re.IGNORECASE)
 
@@ -75,16 +77,19 @@ def missing_dates(claim: str, quotes: str) -> tuple[list[str], str]:
     for pattern, shown in ((_DECADE, _in_decade), (_CENTURY, _in_century)):
         missing += [match[0] for match in pattern.finditer(rest) if shown(match, quotes, years) is False]
         rest = pattern.sub(lambda match: _TAKEN * len(match[0]), rest)
-    for match in _YEAR.finditer(rest):
-        if int(match[0]) not in years:
-            before = rest[max(0, match.start() - 40) : match.start()]
-            near = ABOUT.search(before) and any(abs(year - int(match[0])) <= 5 for year in years)
-            after = (
-                re.search(r"(?:after|since|before|until|by|more than|over|less than|under|at least)\s*$", before, re.IGNORECASE) and years
-            )
-            if not (near or after):
-                missing.append(match[0])
+    missing += [match[0] for match in _YEAR.finditer(rest) if not _year_given(int(match[0]), rest[: match.start()][-40:], years)]
     return missing, _YEAR.sub(lambda match: _TAKEN * len(match[0]), rest)
+
+
+def _year_given(year: int, before: str, years: set[int]) -> bool:
+    """Whether the year is given, or one that fits "around", "after" or "before" it."""
+    if year in years:
+        return True
+    if ABOUT.search(before):
+        return any(abs(other - year) <= 5 for other in years)
+    if _AFTER.search(before):
+        return any(year <= other <= year + 100 for other in years)
+    return bool(_BEFORE.search(before)) and any(year - 100 <= other <= year for other in years)
 
 
 def _loose_values(text: str) -> set[Decimal]:

@@ -59,6 +59,8 @@ _STARTS = re.compile(r"(?:^|[.!?:;\"(\[{\n\u2022*|/]|\s-|--)\s*[\"'(\[]*$")
 _BACK = re.compile(
     r"\b(?:he|she|it|they|his|her|its|their|him|them|the (?:film|song|album|book|novel|band|city|series|show|character|company))\b", re.I
 )
+# "Escherichia coli (E. coli)", "apolipoprotein E4 (APOE4)": what stands in brackets has a stop, a digit or a second capital.
+_ABBREVIATED = re.compile(r"(?<![\w.'-])((?:[\w.'-]+\s+){1,5})\(((?=[^()]*(?:\.|\d|[A-Z][^()]*[A-Z]))[\w.-]+(?: [\w.-]+)?)\)")
 _GERMAN = frozenset("der die das und ist nicht mit von ein eine wird wurde auf dem den des im zu".split())  # noqa: SIM905 - a table of words
 _ENDINGS = ("ians", "ian", "ans", "an", "ese", "ish", "ies", "ic", "ia", "ey", "land", "is", "es", "s", "y", "i", "a", "o", "n", "e")
 
@@ -74,9 +76,8 @@ class _Name:
 def missing_names(claim: str, quotes: str, *, titled: bool = True) -> list[str]:
     """The words of names in `claim` that `quotes` lack. Not `titled`: the opening name may be who a pronoun of the quotes means."""
     words = [match[0] for match in _WORD.finditer(claim)]
-    capitals = [word for word in words if _capital(word)]
-    lower = {word.lower() for word in words}
-    if (len(words) >= 5 and len(capitals) > 0.6 * len(words)) or len(lower & _GERMAN) >= 2:
+    long = [word for word in words if len(word) > 3]
+    if (len(long) > 3 and all(map(_capital, long))) or len({word.lower() for word in words} & _GERMAN) >= 2:
         return []  # a headline, or a language that capitalises its nouns
     have = _known(quotes)
     acronyms = {word for word in _words(quotes) if len(word) > 1 and word.isupper()}
@@ -95,15 +96,16 @@ def missing_names(claim: str, quotes: str, *, titled: bool = True) -> list[str]:
 
 
 def _explained(claim: str, have: set[str]) -> set[str]:
-    """Words of "long name (short name)" of which the quotes know one of the two."""
+    """Words of "long name (its abbreviation)" of which the quotes know one of the two."""
     explained: set[str] = set()
-    for match in re.finditer(r"(?<![\w.'-])((?:[\w.'-]+\s+){1,5})\(([^()]{2,40})\)", claim):
-        sides = [[fold(word) for word in _words(side) if len(word) > 1] for side in match.groups()]
-        known = [[bool(_forms(word) & have) for word in side] for side in sides]
-        if any(known[1]):
-            explained |= set(sides[0])
-        if known[0] and sum(known[0]) > 0.5 * len(known[0]):
-            explained |= set(sides[1])
+    for match in _ABBREVIATED.finditer(claim):
+        long, short = ([fold(word) for word in _words(side)] for side in match.groups())
+        if not short or short[0][0] not in {word[0] for word in long}:
+            continue
+        if all(_forms(word) & have for word in short):
+            explained |= set(long)
+        if sum(bool(_forms(word) & have) for word in long) > 0.5 * len(long):
+            explained |= set(short)
     return explained
 
 

@@ -38,8 +38,10 @@ _LESS = re.compile(
 ABOUT = re.compile(
     r"(?:about|around|approximately|approx\.?|roughly|nearly|almost|some|circa|ca\.?|c\.|~|an estimated|close to)\s*[$€£]?$", re.I
 )
-_AT_LEAST = re.compile(r"(?:more than|over|at least|above|exceed\w*|greater than|upwards of|no (?:fewer|less) than|>=?|≥)\s*[$€£]?$", re.I)
-_AT_MOST = re.compile(r"(?:less than|fewer than|under|at most|below|up to|no more than|<=?|≤)\s*[$€£]?$", re.I)
+_AT_LEAST = re.compile(
+    r"(?:(?<!no )more than|over|at least|above|exceed\w*|greater than|upwards of|no (?:fewer|less) than|>=?|≥)\s*[$€£]?$", re.I
+)
+_AT_MOST = re.compile(r"(?:(?<!no )(?:less|fewer) than|under|at most|below|up to|no more than|<=?|≤)\s*[$€£]?$", re.I)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,7 @@ def missing_numbers(claim: str, quotes: str) -> list[str]:
         digits_end = max(digits_end, number.end)
         if _idle(number, claim):
             continue
-        counted = not number.ordinal and any(2 <= value <= listed + 1 and value <= 12 for value in number.values)
+        counted = number.spelled and not number.ordinal and any(2 <= value <= min(12, listed + 1) for value in number.values)
         if not (counted or _stated(number, claim, quotes, have)):
             missing.append(number.shown + ("%" if number.percent else ""))
     return missing
@@ -161,11 +163,18 @@ def _stated(number: Number, claim: str, quotes: str, have: set[Decimal]) -> bool
         return True
     before = claim[max(0, number.start - 40) : number.start]
     if _AT_LEAST.search(before):
-        return any(other >= min(number.values) for other in have)
+        return not _bounded(quotes) and any(other >= min(number.values) for other in have)
     if _AT_MOST.search(before):
-        return any(other <= max(number.values) for other in have)
+        return not _bounded(quotes) and any(other <= max(number.values) for other in have)
     near = Decimal("0.06") if ABOUT.search(before) else Decimal(0)
     return any(abs(other - value) <= near * abs(value) for value in number.values for other in have)
+
+
+def _bounded(quotes: str) -> bool:
+    """Whether the quotes give bounds of their own; then a claim's bound must be one of them."""
+    return any(
+        bound.search(quotes[max(0, number.start - 40) : number.start]) for number in numbers_of(quotes) for bound in (_AT_LEAST, _AT_MOST)
+    )
 
 
 def range_ends(text: str) -> set[Decimal]:
