@@ -315,9 +315,9 @@ def _run(name: str, words: list[str], signals: _Signals) -> int:
     """Check what can be checked without the workflow, load it, check the rest, run it."""
     from orchestrator.loading import find_workflow
 
-    find_workflow(name, Path.cwd())  # an unknown name is answered before anything heavy is imported
+    place = find_workflow(name, Path.cwd())  # an unknown name is answered before anything heavy is imported
     prog = f"{PROG} {one_line(name, 80)}"
-    found, controls = own_options(prog, words)
+    found, controls = own_options(prog, words, place.path)
     files = {option: writable_file(f"--{option.replace('_', '-')}", getattr(found, option)) for option in ("output", "log_file")}
     model = model_specs(found.model)
     values = read_input(found.input) if found.input is not None and not found.help else {}

@@ -44,6 +44,10 @@ _OPTION = re.compile(r"--[A-Za-z][\w-]*(=|\Z)|-[A-Za-z]\Z")
 _ROLE = re.compile(r"([A-Za-z_][\w-]*)=(.*)\Z", re.DOTALL)
 _LISTS = (list, set, frozenset, tuple, Sequence, Iterable)
 _JSON_REMEDY = 'write JSON, such as {"field": "value"}; in a shell between single quotes'
+_SOURCES = (Path(__file__).parent, Path(__file__).parent.parent / "agents")
+_KNOWN_IMPORTS = {"orchestrator", "agents", "langgraph", "langchain_core", "pydantic", "typing_extensions"}
+_MADE_FIELDS = re.compile(r"create_model|make_dataclass|TypedDict\s*\(|__annotations__|\bexec\b|\beval\b|setattr|importlib|__import__")
+_ANNOTATED = re.compile(r"^\s+(\w+)\s*:", re.MULTILINE)
 _FIELD, _CONTROL = "field ", "control "  # no option of ours has a space in its name
 
 
@@ -100,7 +104,7 @@ def parse(parser: Parser, words: Sequence[str], *, fields_known: bool = True) ->
 
 def _refuse_option(parser: Parser, option: str) -> NoReturn:
     known = [name for action in parser._actions for name in action.option_strings]  # argparse has no public list
-    near = difflib.get_close_matches(option, known, 1, 0.6)
+    near = difflib.get_close_matches(option, known, 1, 0.7)
     raise InputError(f"unknown option {option!r}", remedy=f"did you mean {near[0]}?" if near else f"see {parser.prog} --help")
 
 
@@ -243,10 +247,14 @@ def model_specs(given: Sequence[str]) -> str | dict[str, str] | None:
     return specs.get("") if set(specs) <= {""} else specs
 
 
-def own_options(prog: str, words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+def own_options(prog: str, words: Sequence[str], path: Path | None) -> tuple[argparse.Namespace, dict[str, Any]]:
     """Our options and the controls, checked before the workflow is loaded; its fields are left to a later look."""
     parser = run_parser(prog)
     found, rest = parse(parser, words, fields_known=False)
+    for word in rest:
+        option = word.partition("=")[0]
+        if _OPTION.match(word) and (len(option) == 2 or (path is not None and _is_written_nowhere(option, path, parser))):
+            _refuse_option(parser, option)
     controls = {}
     if any(word.startswith("--") for word in rest):
         add_controls(parser)
@@ -256,6 +264,33 @@ def own_options(prog: str, words: Sequence[str]) -> tuple[argparse.Namespace, di
     if found.json and found.events:
         raise InputError("--json and --events exclude each other: each says what stdout holds", remedy="choose one")
     return found, controls
+
+
+def _is_written_nowhere(option: str, path: Path, parser: Parser) -> bool:
+    """Whether no field of the workflow in this file can have this option: a quick no to what need not be loaded to be refused.
+
+    Sure only where the file imports nothing beyond this project and the libraries that it stands on, so that every name of a field
+    is written in one of the files at hand; and where nothing there is near it, so that loading would find no better answer.
+    """
+    try:
+        source = path.read_text(encoding="utf-8")
+        ours = [file.read_text(encoding="utf-8") for folder in _SOURCES for file in folder.rglob("*.py")]
+    except (OSError, UnicodeDecodeError):
+        return False
+    imported = {name.partition(".")[0] for name in re.findall(r"^\s*(?:from|import)\s+([\w.]+)", source, re.MULTILINE)}
+    if not imported <= _KNOWN_IMPORTS | sys.stdlib_module_names or _MADE_FIELDS.search(source):
+        return False
+    name = option.lstrip("-").replace("-", "_")
+    names = {name, name.removeprefix("no_")}
+    text = "\n".join([source, *ours])
+    if names & {"messages", *re.findall(r"\w+", text)}:
+        return False
+    known = [option for action in parser._actions for option in action.option_strings]
+    if difflib.get_close_matches(option, known, 1, 0.8):
+        return True
+    fields = {"messages", *_ANNOTATED.findall(source)}
+    further = set(_ANNOTATED.findall("\n".join(ours)))
+    return not any(difflib.get_close_matches(each, fields, 1, 0.6) or difflib.get_close_matches(each, further, 1, 0.85) for each in names)
 
 
 def _check_run_id(given: str | None) -> None:
