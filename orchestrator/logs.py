@@ -10,13 +10,14 @@ import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TextIO
-
-import structlog
-from structlog.typing import EventDict, Processor, WrappedLogger
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from orchestrator.events import Event, current_branch
+
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, Processor, WrappedLogger
 
 __all__ = ["LogFormat", "escaped", "log_event", "open_logs"]
 
@@ -44,7 +45,7 @@ def open_logs(
 
     On stderr from WARNING on (`quiet`: ERROR), in a file our own from INFO on too; `debug`: everything.
     """
-    target, formatter = _target(log_file), _formatter(log_format, debug=debug)
+    target, formatter = _target(log_file), _Formatter(log_format, debug, run_id)
     # Records are formatted where they arise, because run and branch are known there, and written elsewhere: a slow disk or terminal
     # must not hold the event loop.
     waiting: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
@@ -57,11 +58,11 @@ def open_logs(
     root.setLevel(logging.DEBUG if debug else logging.ERROR if quiet and log_file is None else logging.WARNING)
     ours.setLevel(logging.DEBUG if debug else logging.INFO if log_file is not None else logging.NOTSET)
     logging.captureWarnings(True)
-    _configure_structlog()
+    if "structlog" in sys.modules:  # somebody's workflow logs with it; nobody else is made to wait for its import
+        _configure_structlog()
     writer.start()
     try:
-        with structlog.contextvars.bound_contextvars(**({"run_id": run_id} if run_id else {})):
-            yield
+        yield
     finally:
         logging.captureWarnings(False)
         root.handlers, warnings.showwarning = before[0], before[3]
@@ -69,21 +70,32 @@ def open_logs(
         ours.setLevel(before[2])
         writer.stop()
         target.close()
-        structlog.reset_defaults()
+        if "structlog" in sys.modules:
+            import structlog
+
+            structlog.reset_defaults()
 
 
 def log_event(event: Event) -> None:
     """An event of a run as a log record: what a person wants to know later at INFO, each call and step at DEBUG."""
+    level = _LEVELS.get(event.kind, logging.DEBUG)
+    if event.kind == "log":
+        level = logging.getLevelNamesMapping().get(str(event.fields.get("level", "info")).upper(), logging.INFO)
+    if not logging.getLogger("orchestrator").isEnabledFor(level):
+        return
+    import structlog
+
+    _configure_structlog()
     fields = dict(event.fields)
     where = {key: value for key, value in (("branch", event.branch), ("role", event.role)) if value}
     log = structlog.stdlib.get_logger("orchestrator")
     if event.kind == "log":
-        level = logging.getLevelNamesMapping().get(str(fields.pop("level", "info")).upper(), logging.INFO)
+        fields.pop("level", None)
         log.log(level, str(fields.pop("message", "")), exc_info=fields.pop("exception", None), **where, **fields)
         return
     if event.kind == "result":
         fields = {key: fields.get(key) for key in ("status", "error", "seconds")}
-    log.log(_LEVELS.get(event.kind, logging.DEBUG), event.kind, **where, **fields)
+    log.log(level, event.kind, **where, **fields)
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
@@ -119,37 +131,59 @@ def _target(log_file: Path | None) -> logging.Handler:
 
 
 def _configure_structlog() -> None:
-    structlog.configure(
-        processors=[*_shared(), structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=False,
-    )
+    import structlog
+
+    if not structlog.is_configured():
+        structlog.configure(
+            processors=[structlog.stdlib.filter_by_level, *_shared(), structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+            logger_factory=structlog.stdlib.LoggerFactory(),
+            wrapper_class=structlog.stdlib.BoundLogger,
+            cache_logger_on_first_use=False,
+        )
 
 
-def _shared() -> list[Processor]:
+def _shared() -> "list[Processor]":
+    import structlog
+
     return [
         structlog.contextvars.merge_contextvars,
         _add_branch,
-        structlog.stdlib.filter_by_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
 
 
-def _formatter(log_format: LogFormat, *, debug: bool) -> logging.Formatter:
-    foreign = [processor for processor in _shared() if processor is not structlog.stdlib.filter_by_level]
-    last: list[Processor] = [_Redact(os.environ)]
+class _Formatter(logging.Formatter):
+    """structlog's formatter, made for the first record: a run that has nothing to log does not wait for the import."""
+
+    def __init__(self, log_format: LogFormat, debug: bool, run_id: str | None) -> None:
+        super().__init__()
+        self._made = cache(lambda: _formatter(log_format, debug, run_id))
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._made().format(record)
+
+
+def _formatter(log_format: LogFormat, debug: bool, run_id: str | None) -> logging.Formatter:
+    import structlog
+
+    _configure_structlog()
+
+    def add_run(logger: "WrappedLogger", method: str, record: "EventDict") -> "EventDict":
+        if run_id is not None:
+            record.setdefault("run_id", run_id)
+        return record
+
+    last: list[Processor] = [_Redact(os.environ), _render_line]
     if log_format == "json":
         # ASCII only: whatever a field holds is escaped, and nothing is lost.
-        last.append(structlog.processors.JSONRenderer(ensure_ascii=True, default=str))
-    else:
-        last.append(_render_line)
+        last[1] = structlog.processors.JSONRenderer(ensure_ascii=True, default=str)
     return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[*foreign, structlog.stdlib.PositionalArgumentsFormatter()],
+        foreign_pre_chain=[*_shared(), structlog.stdlib.PositionalArgumentsFormatter()],
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            add_run,
             structlog.processors.format_exc_info if debug else _name_exception,
             _cut,
             *last,
@@ -157,14 +191,14 @@ def _formatter(log_format: LogFormat, *, debug: bool) -> logging.Formatter:
     )
 
 
-def _add_branch(logger: WrappedLogger, method: str, record: EventDict) -> EventDict:
+def _add_branch(logger: "WrappedLogger", method: str, record: "EventDict") -> "EventDict":
     branch = current_branch()
     if branch is not None:
         record.setdefault("branch", branch)
     return record
 
 
-def _name_exception(logger: WrappedLogger, method: str, record: EventDict) -> EventDict:
+def _name_exception(logger: "WrappedLogger", method: str, record: "EventDict") -> "EventDict":
     """The exception in one line; its traceback is for --debug."""
     raised = record.pop("exc_info", None)
     if raised is True:
@@ -175,7 +209,7 @@ def _name_exception(logger: WrappedLogger, method: str, record: EventDict) -> Ev
     return record
 
 
-def _cut(logger: WrappedLogger, method: str, record: EventDict) -> EventDict:
+def _cut(logger: "WrappedLogger", method: str, record: "EventDict") -> "EventDict":
     return {key: _shortened(value) if key != "exception" else value for key, value in record.items()}
 
 
@@ -193,7 +227,7 @@ class _Redact:
         values = {value for name, value in environ.items() if _SECRET_NAMES.search(name) and len(value) >= _SHORTEST_SECRET}
         self._secrets = sorted(values, key=len, reverse=True)
 
-    def __call__(self, logger: WrappedLogger, method: str, record: EventDict) -> EventDict:
+    def __call__(self, logger: "WrappedLogger", method: str, record: "EventDict") -> "EventDict":
         return {key: self._clean(value) for key, value in record.items()} if self._secrets else record
 
     def _clean(self, value: Any) -> Any:
@@ -204,7 +238,7 @@ class _Redact:
         return value if cleaned == text else cleaned
 
 
-def _render_line(logger: WrappedLogger, method: str, record: EventDict) -> str:
+def _render_line(logger: "WrappedLogger", method: str, record: "EventDict") -> str:
     """`2026-01-01T00:00:00Z WARNING httpx: message key=value`; a traceback follows on lines of its own."""
     record = dict(record)
     exception = record.pop("exception", "")

@@ -382,6 +382,12 @@ def test_nothing_heavy_is_imported_for_a_quick_answer(words: list[str], folder: 
     assert done.stdout.splitlines()[-1] == "loaded []"
 
 
+def test_a_run_without_terminal_and_logs_imports_neither_rich_nor_structlog(folder: Path) -> None:
+    code = "import sys\nfrom orchestrator.cli import main\nmain(['echo', 'a'])\nprint('loaded', {'rich', 'structlog'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environ(), capture_output=True, text=True, check=True, timeout=50)
+    assert done.stdout.splitlines()[-1] == "loaded set()"
+
+
 @pytest.mark.parametrize("text", ["wait", "nap"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_cancels_the_run(number: signal.Signals, code: int, text: str, folder: Path) -> None:

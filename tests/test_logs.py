@@ -43,7 +43,7 @@ def test_every_logger_comes_the_same_way_with_run_and_branch(capsys: pytest.Capt
     lines = [without_time(line) for line in err.splitlines()]
     assert (out, lines[:2], len(lines)) == (
         "",
-        ["WARNING openai: retry 1 run_id=r1 branch=t2", "WARNING mine: slow seconds=3 run_id=r1 branch=t2"],
+        ["WARNING openai: retry 1 branch=t2 run_id=r1", "WARNING mine: slow seconds=3 branch=t2 run_id=r1"],
         3,
     )
     assert lines[2].startswith("WARNING py.warnings: module.py:3: UserWarning: odd")
