@@ -144,17 +144,24 @@ class _Signals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received:
-            os._exit(128 + number)
+            _leave_now(128 + number)
         self.received, self.number = True, number
         if self.cancel is None:
             raise KeyboardInterrupt
-        leave_after(GRACE, 128 + number)
+        _leave_after(GRACE, 128 + number)
         self.cancel()
 
 
-def leave_after(seconds: float, code: int) -> threading.Timer:
+def _leave_now(code: int) -> None:
+    with contextlib.suppress(OSError):
+        if os.isatty(2):
+            os.write(2, b"\x1b[?25h")  # the live view hides the cursor, and nobody will show it again
+    os._exit(code)
+
+
+def _leave_after(seconds: float, code: int) -> threading.Timer:
     """End the process with `code` in `seconds`, whatever still holds it: a thread that runs on cannot be cancelled."""
-    timer = threading.Timer(seconds, os._exit, (code,))
+    timer = threading.Timer(seconds, _leave_now, (code,))
     timer.daemon = True
     timer.start()
     return timer
@@ -366,7 +373,7 @@ def _start(request: _Request, signals: _Signals) -> int:
                 say(f"{said}: {view.progress()}" if view.branches else said)
                 deliver_json(options, request.run_id, view.ended(request.run_id, "cancelled", said))
                 code = signals.exit_code
-            leaving = leave_after(LEAVING, code)
+            leaving = _leave_after(LEAVING, code)
         leaving.cancel()
     return code
 
