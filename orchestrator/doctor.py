@@ -28,7 +28,12 @@ ENDPOINT_SECONDS = 5.0
 """How long the endpoint may take to answer."""
 
 _ROOT = Path(__file__).resolve().parent.parent
-_TRACING_SWITCHES = ("LANGSMITH_TRACING", "LANGSMITH_TRACING_V2", "LANGCHAIN_TRACING_V2")  # each is on for exactly the word `true`
+_TRACING_SWITCHES = (
+    "LANGSMITH_TRACING",
+    "LANGSMITH_TRACING_V2",
+    "LANGCHAIN_TRACING",
+    "LANGCHAIN_TRACING_V2",
+)  # each is on for exactly the word `true`
 _LARGEST_ANSWER = 4 * 1024 * 1024
 
 
