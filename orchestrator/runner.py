@@ -2,19 +2,21 @@
 
 import asyncio
 import contextlib
+import difflib
 import json
 import os
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableConfig
+from langgraph.graph import START
 from langgraph.graph.state import CompiledStateGraph
-from langgraph.types import StreamMode
+from langgraph.types import Interrupt, StreamMode
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.checks import check_graph, unknown_targets
@@ -24,6 +26,7 @@ from orchestrator.errors import DeadlineReached, InputError, OrchestratorError
 from orchestrator.events import Event, listening, tell
 from orchestrator.models import choose_model, resolve_model, warnings_for
 from orchestrator.state import BranchResult, Failure
+from orchestrator.text import one_line
 from orchestrator.usage import Ledger, Observer
 from orchestrator.workflow import Workflow, load_workflow
 
@@ -34,6 +37,7 @@ ModelSpec = str | BaseChatModel | Mapping[str, str | BaseChatModel]
 
 EXIT_CODES: dict[str, int] = {"complete": 0, "failed": 1, "partial": 3, "limited": 4, "interrupted": 5, "cancelled": 130}
 
+_OF_A_BRANCH = {"status", "error", "gap", "rejected", "attempts", "seconds"}
 _RUN_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _ROLES = ("planner", "researcher", "verifier", "writer")
 
@@ -81,6 +85,7 @@ class _Run:
     ledger: Ledger = field(default_factory=Ledger)
     began: float = field(default_factory=time.monotonic)
     state: dict[str, Any] = field(default_factory=dict)
+    interrupts: list[Interrupt] = field(default_factory=list)
 
     async def drive(self, emit: Callable[[Event], None]) -> Result:
         """Drive the graph to its end, telling every event to `emit`; bad input is raised, every other failure is a result."""
@@ -123,6 +128,7 @@ class _Run:
             async for part in open_parts:
                 if part["type"] == "values":
                     self.state = part["data"] if isinstance(part["data"], dict) else dict(part["data"])
+                    self.interrupts.extend(part["interrupts"])
                 elif part["type"] == "tasks":
                     done = "result" in part["data"]
                     tell("step_finished" if done else "step_started", node=part["data"]["name"], **_error(part["data"]) if done else {})
@@ -130,6 +136,9 @@ class _Run:
                     tell(part["data"].kind, **part["data"].fields)
 
     def _outcome(self) -> tuple[Status, str | None]:
+        if self.interrupts:
+            asked = _summed_up(one_line(interrupt.value) for interrupt in self.interrupts)
+            return "interrupted", f"the graph waits for a person, and a run cannot be resumed yet: {asked}"
         branches, failures = self.branches(), self._failures()
         lost = [branch for branch in branches if branch.status != "ok"]
         if branches and len(lost) == len(branches) and not any(branch.findings for branch in branches):
@@ -154,7 +163,7 @@ class _Run:
             status=status,
             output={key: _json(self.state[key]) for key in ([output] if isinstance(output, str) else output) if key in self.state},
             branches=[
-                {"task": branch.task.question, **branch.model_dump(include={"status", "error", "attempts", "seconds"})}
+                {"task": branch.task.question, **branch.model_dump(include=_OF_A_BRANCH)}
                 for branch in self.branches()
             ],
             usage={**(await self.ledger.usage()).model_dump(), "by_role": await self.ledger.by_role()},
@@ -219,7 +228,7 @@ def prepare(
         workflow=loaded,
         graph=loaded.compile(),
         values=loaded.validate_input(given),
-        models=_resolve_models(model),
+        models=_resolve_models(model, loaded),
         controls=_controls(loaded.controls, controls),
         run_id=run_id or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}",
     )
@@ -239,11 +248,9 @@ async def _stream(prepared: _Run) -> AsyncGenerator[Event, None]:
             await asyncio.wait({driving})
 
 
-def _resolve_models(model: ModelSpec | None) -> _Models:
+def _resolve_models(model: ModelSpec | None, workflow: Workflow) -> _Models:
     given = dict(model) if isinstance(model, Mapping) else {"": model}
-    unknown = [role for role in given if role and not re.fullmatch(r"[A-Za-z_][\w-]*", role)]
-    if unknown:
-        raise InputError(f"{unknown[0]!r} is no role", remedy=f"give --model ROLE=SPEC, where a role is one of {', '.join(_ROLES)}")
+    _check_roles([role for role in given if role], workflow)
     chosen, said, reason = dict[str, BaseChatModel](), list[str](), "given"
     default = given.pop("", None)
     choice = None if isinstance(default, BaseChatModel) else choose_model(default, os.environ)
@@ -259,6 +266,22 @@ def _resolve_models(model: ModelSpec | None) -> _Models:
     specs = [spec for spec in (choice.spec if choice else None, *given.values()) if isinstance(spec, str)]
     notes = [note for spec in specs for note in warnings_for(spec, os.environ)]
     return _Models(chosen, ", ".join(said), reason, tuple(dict.fromkeys(notes)))
+
+
+def _check_roles(roles: Sequence[str], workflow: Workflow) -> None:
+    """A role is the name of an agent or of a node somewhere in the graph: a model for anything else would never be asked."""
+    if not roles:
+        return
+    known = {*_ROLES, *(name for graph in (workflow.graph, *_inner(workflow.compile())) for name in graph.nodes)}
+    for role in roles:
+        if role not in known:
+            near = difflib.get_close_matches(role, known, n=1)
+            remedy = f"did you mean {near[0]!r}?" if near else f"its roles: {', '.join(sorted(known - {START}))}"
+            raise InputError(f"workflow {workflow.name!r} has no role {role!r} that could use a model", remedy=remedy)
+
+
+def _inner(graph: CompiledStateGraph[Any, Any, Any, Any]) -> list[Any]:
+    return [inner for _, inner in graph.get_subgraphs(recurse=True)]
 
 
 def _name(model: BaseChatModel) -> str:

@@ -89,11 +89,15 @@ class Usage(_Value):
 
 
 class BranchResult(_Value):
-    """What became of one task: its supported findings, or its failure as data. `seconds` is wall time."""
+    """What became of one task: its supported findings, or its failure as data. `seconds` is wall time.
+
+    `rejected` are the claims that no repair could save; `gap` says why a branch that did not fail has no finding.
+    """
 
     task: Task
     status: BranchStatus
     findings: list[Finding] = Field(default_factory=list)
+    rejected: list[Finding] = Field(default_factory=list)
     sources: list[Source] = Field(default_factory=list)
     error: str | None = None
     gap: str | None = None

@@ -75,6 +75,7 @@ class Ledger:
         self.models.setdefault(model)
         for count in self._counts(role, branch):
             count.model_calls += 1
+            count.add(model, 0, 0)  # a call that fails has cost something too, and for an unknown model nobody knows what
 
     def settled(self, model: str, role: str, branch: str | None, input_tokens: int, output_tokens: int) -> None:
         """Count the tokens of an answer."""

@@ -221,7 +221,7 @@ def test_research_by_a_model_over_http(documents: Path, capsys: pytest.CaptureFi
 
     out, err = capsys.readouterr()
     assert (code, "Traceback" in err, "sk-canary" in out + err) == (0, False, False)
-    assert err.splitlines()[:2] == ["model: openai:small (asked for with --model)", "documents: read 3, skipped 0"]
+    assert err.splitlines()[:2] == ["model: openai:small (asked for)", "documents: read 3, skipped 0"]
     assert out.startswith("# Who designed the journal?\n")
     assert "[1]" in out
 

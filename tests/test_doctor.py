@@ -102,7 +102,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, answer: Answer, key: str = "sk-canary-1
 )
 def test_the_endpoint(answer: Answer, finding: Finding, monkeypatch: pytest.MonkeyPatch) -> None:
     found, keys = ask(monkeypatch, answer)
-    assert found == [Finding("model", "ok", "openai:small (asked for with --model)"), finding]
+    assert found == [Finding("model", "ok", "openai:small (asked for)"), finding]
     assert keys == ["Bearer sk-canary-123456"]
 
 
@@ -164,7 +164,7 @@ def test_offline_asks_nobody(tmp_path: Path) -> None:
 def test_a_model_that_cannot_work(tmp_path: Path) -> None:
     found = named(diagnose({}, model={"writer": "opnai:x"}, folder=tmp_path), "model of writer")
     assert found == Finding(
-        "model of writer", "fail", "opnai:x (asked for with --model): unknown provider 'opnai' in 'opnai:x'", "did you mean 'openai'?"
+        "model of writer", "fail", "opnai:x (asked for): unknown provider 'opnai' in 'opnai:x'", "did you mean 'openai'?"
     )
 
 

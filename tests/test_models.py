@@ -52,7 +52,7 @@ CHOICES: list[tuple[str | None, dict[str, str], ModelChoice]] = [
     (None, {"OPENAI_API_KEY": " "}, ModelChoice("offline", "no model is named and OPENAI_API_KEY is not set")),
     (None, {"OPENAI_API_KEY": KEY}, ModelChoice("openai:gpt-5-mini", "OPENAI_API_KEY is set")),
     (None, {"OPENAI_API_KEY": KEY, "ORCHESTRATOR_MODEL": "ollama:llama3.2"}, ModelChoice("ollama:llama3.2", "set in ORCHESTRATOR_MODEL")),
-    ("offline", {"OPENAI_API_KEY": KEY, "ORCHESTRATOR_MODEL": "x:y"}, ModelChoice("offline", "asked for with --model")),
+    ("offline", {"OPENAI_API_KEY": KEY, "ORCHESTRATOR_MODEL": "x:y"}, ModelChoice("offline", "asked for")),
 ]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import pytest
 from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, StateGraph
-from langgraph.types import Send
+from langgraph.types import Send, interrupt
 from typing_extensions import TypedDict
 
 from orchestrator import Controls, Event, Workflow, run, stream
@@ -197,3 +197,21 @@ def test_two_event_loops_in_one_process_both_run(documents: Path) -> None:
     given = {"question": "Who designed the journal?", "documents": [str(documents)]}
     statuses = [asyncio.run(run("research", given, model="offline")).status for _ in range(2)]
     assert statuses == ["complete", "complete"]
+
+
+async def test_a_graph_that_waits_for_a_person_is_not_complete() -> None:
+    async def square(state: dict[str, int]) -> dict[str, list[int]]:
+        return {"squares": [interrupt(f"what is {state['number']} squared?")]}
+
+    result = await run(squares(square), {"numbers": [3]}, model="offline")
+    assert (result.status, result.exit_code) == ("interrupted", 5)
+    assert result.error == "the graph waits for a person, and a run cannot be resumed yet: what is 3 squared?"
+
+
+async def test_a_model_for_a_role_that_does_not_exist_is_refused(documents: Path) -> None:
+    given = {"question": "Who?", "documents": [str(documents)]}
+    with pytest.raises(InputError) as caught:
+        await run("research", given, model={"": "offline", "verifer": "offline"})
+    assert caught.value.lines() == ["workflow 'research' has no role 'verifer' that could use a model", "did you mean 'verifier'?"]
+    result = await run(squares(squared), {"numbers": [2]}, model={"": "offline", "square": "offline"})
+    assert result.model == "offline, square=offline"

@@ -99,7 +99,7 @@ async def test_branches_become_a_report_with_a_citation_a_sentence(documents: Pa
     assert told(result) == [("a", "ok"), ("b", "ok")]
     assert [found["claim"] for found in result.output["findings"]] == ["a holds.", "b holds."]
     assert "a holds. [1] b holds. [1]" in result.output["report"]
-    assert f"1. {documents / 'resume.md'}, line 3: “{QUOTE}”".replace("_", r"\_") in result.output["report"]
+    assert f"1. {documents / 'resume.md'}, line 3: “{QUOTE}”" in result.output["report"]
     assert result.output["gaps"] == []
 
 
@@ -138,6 +138,8 @@ async def test_rejected_claims_go_back_with_the_reason_at_most_max_repairs_times
     assert result.output["findings"] == []
     assert result.output["gaps"][0] == "a (no claim held: as told)"
     assert "a holds" not in result.output["report"]
+    assert "## Findings\n\n- Left out: one claim that the quotes did not support." in result.output["report"]
+    assert [(found["claim"], found["verdict"]["label"]) for found in result.branches[0]["rejected"]] == [("a holds.", "contradicted")]
 
 
 async def test_what_was_supported_before_a_failed_repair_is_kept(documents: Path) -> None:
@@ -242,7 +244,7 @@ async def test_markup_of_documents_and_models_stays_text(documents: Path) -> Non
     assert "![x](" not in report
     assert "<script" not in report.replace("\\<script", "")
     assert "[7]" not in report
-    assert r"\!\[x\](http://evil/) \<script\>" in report
+    assert r"!\[x\](http://evil/) \<script>a\</script> \[7\] [1]" in report
 
 
 def test_an_agent_that_does_not_answer_its_key_is_named(documents: Path) -> None:

@@ -13,7 +13,7 @@ from orchestrator.text import one_line
 __all__ = ["distinct_findings", "write_report"]
 
 _ANSWER_CHARACTERS = 1_200
-_MARKUP = re.compile(r"([\\`*_\[\]<>#|!~])")
+_MARKUP = re.compile(r"[\[\]<]|\\(?=[!-/:-@\[-`{-~])")  # links, images, our own markers, HTML, and what would unescape them
 _OFFLINE = "> No language model was used: every sentence below was selected word for word from the documents by the offline model."
 
 
@@ -41,7 +41,7 @@ async def write_report(
         _OFFLINE if context.asked == {"offline"} else "",
         _partial(branches, failures),
         " ".join(told) or "No finding is supported by the documents.",
-        *_by_question(branches, findings, numbers),
+        *_by_question(branches, findings, sentences, numbers),
         _listed("Not answered", [f"- {_plain(gap)}" for gap in gaps]),
         _listed("Sources", [await _source(citation, number, library) for citation, number in numbers.items()]),
         "---",
@@ -95,8 +95,9 @@ def _marks(findings: Sequence[Finding], numbers: Mapping[Citation, int]) -> str:
 
 
 def _plain(text: str) -> str:
-    """`text` on one line, with what Markdown or HTML would read as markup escaped: it came from documents and models."""
-    return _MARKUP.sub(r"\\\1", one_line(text, 4_000))
+    """`text` on one line, with what could become a link, a citation mark or HTML escaped: it came from documents and models."""
+    line = _MARKUP.sub(lambda found: "\\" + found.group(), one_line(text, 4_000))
+    return line if line.count("`") % 2 == 0 else line.replace("`", "\\`")  # an open code span would swallow the marks behind it
 
 
 def _partial(branches: Sequence[BranchResult], failures: Sequence[Failure]) -> str:
@@ -106,15 +107,25 @@ def _partial(branches: Sequence[BranchResult], failures: Sequence[Failure]) -> s
     return f"> Partial: {' and '.join(said)}; what is missing is listed under “Not answered”." if said else ""
 
 
-def _by_question(branches: Sequence[BranchResult], findings: Sequence[Finding], numbers: Mapping[Citation, int]) -> list[str]:
+def _by_question(
+    branches: Sequence[BranchResult], findings: Sequence[Finding], answer: Sequence[Sentence], numbers: Mapping[Citation, int]
+) -> list[str]:
+    """Findings under their questions. Where there is one question, what the answer says word for word is not said again."""
     parts = []
-    distinct = set(map(id, findings))
+    told = {sentence.text for sentence in answer} if len(branches) == 1 else set()
+    distinct = {id(finding) for finding in findings if finding.claim not in told}
     for result in branches:
         lines = [f"- {_plain(finding.claim)} {_marks([finding], numbers)}" for finding in result.findings if id(finding) in distinct]
+        if result.rejected:
+            lines.append(f"- Left out: {_claims(len(result.rejected))} that the quotes did not support.")
         if lines:
             title = _plain(result.task.question) if len(branches) > 1 else "Findings"
             parts.append("\n".join([f"## {title}", "", *lines]))
     return parts
+
+
+def _claims(count: int) -> str:
+    return "one claim" if count == 1 else f"{count} claims"
 
 
 def _listed(title: str, lines: Sequence[str]) -> str:

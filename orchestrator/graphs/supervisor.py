@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired, Required
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp
@@ -92,18 +92,27 @@ class BranchInput(TypedDict):
     allow_hosts: list[str]
 
 
-class AttemptState(TypedDict, total=False):
-    """One attempt of a branch: research, then verify."""
+class AttemptInput(TypedDict):
+    """What one attempt of a branch is given; `feedback` is what the verifier said of the one before."""
 
     task_id: str
     question: str
     documents: list[str]
     allow_hosts: list[str]
-    feedback: str
-    findings: list[Finding]
+    feedback: NotRequired[str]
+
+
+class AttemptOutput(TypedDict, total=False):
+    """What one attempt of a branch came to; the researcher and the verifier may be the user's own, so only findings are sure."""
+
+    findings: Required[list[Finding]]
     sources: list[Source]
     missing: str
     failures: list[Failure]
+
+
+class AttemptState(AttemptInput, AttemptOutput):
+    """One attempt of a branch: research, then verify."""
 
 
 _ANSWERED = {"planner": "questions", "researcher": "findings", "verifier": "findings", "writer": "answer"}
@@ -193,7 +202,7 @@ def _check_agents(agents: Mapping[str, Agent], max_rounds: int, max_repairs: int
 
 
 def _attempt(researcher: Agent, verifier: Agent) -> Agent:
-    graph = StateGraph(AttemptState)
+    graph = StateGraph(AttemptState, input_schema=AttemptInput, output_schema=AttemptOutput)
     graph.add_node("researcher", researcher)
     graph.add_node("verifier", verifier)
     graph.add_edge(START, "researcher")
@@ -233,6 +242,7 @@ class _Branch:
     task: Task
     given: dict[str, Any]
     supported: dict[str, Finding] = field(default_factory=dict)
+    rejected: list[Finding] = field(default_factory=list)
     sources: dict[str, Source] = field(default_factory=dict)
     attempts: int = 0
     status: BranchStatus = "ok"
@@ -245,23 +255,24 @@ class _Branch:
         feedback: dict[str, str] = {}
         while True:
             self.attempts += 1
-            rejected = self._keep(await attempt.ainvoke({**self.given, **feedback}, config))
-            if not rejected or self.status != "ok" or self.attempts > max_repairs:
+            self._keep(await attempt.ainvoke({**self.given, **feedback}, config))
+            if not self.rejected or self.status != "ok" or self.attempts > max_repairs:
                 return
-            tell("branch_step", step="repair", detail=f"{len(rejected)} claims were rejected")
-            feedback = {"feedback": "\n".join(f"- {claim!r}: {reason}" for claim, reason in rejected.items())}
+            tell("branch_step", step="repair", detail=f"{len(self.rejected)} claims were rejected")
+            reasons = [(finding.claim, finding.verdict.reason) for finding in self.rejected if finding.verdict]
+            feedback = {"feedback": "\n".join(f"- {claim!r}: {reason}" for claim, reason in reasons)}
 
-    def _keep(self, state: Mapping[str, Any]) -> dict[str, str]:
-        """Take over what an attempt found; the rejected claims with the verifier's reasons are returned."""
+    def _keep(self, state: Mapping[str, Any]) -> None:
+        """Take over what an attempt found."""
         judged = [(finding, finding.verdict) for finding in state["findings"] if finding.verdict is not None]
         self.supported |= {finding.claim: finding for finding, verdict in judged if verdict.label == "supported"}
         self.sources |= {source.uri: source for source in state.get("sources") or []}
-        rejected = {finding.claim: verdict.reason for finding, verdict in judged if verdict.label != "supported"}
+        reasons = [verdict.reason for _, verdict in judged if verdict.label != "supported"]
+        self.rejected = [finding for finding, verdict in judged if verdict.label != "supported"]
         missing = state.get("missing") or "nothing was found in the documents"
-        self.gap = None if self.supported else next((f"no claim held: {reason}" for reason in rejected.values()), missing)
+        self.gap = None if self.supported else f"no claim held: {reasons[0]}" if reasons else missing
         for failure in state.get("failures") or []:
             self.status, self.error = failure.status, failure.error
-        return rejected
 
 
 async def _run_branch(attempt: Agent, sent: BranchInput, context: RunContext, max_repairs: int) -> BranchResult:
@@ -280,6 +291,7 @@ async def _run_branch(attempt: Agent, sent: BranchInput, context: RunContext, ma
         task=task,
         status=branch.status,
         findings=list(branch.supported.values()),
+        rejected=branch.rejected,
         sources=list(branch.sources.values()),
         error=branch.error,
         gap=branch.gap,

@@ -36,7 +36,7 @@ class ModelChoice:
 def choose_model(spec: str | None, environ: Mapping[str, str]) -> ModelChoice:
     """`spec` (--model), else ORCHESTRATOR_MODEL, else OpenAI where OPENAI_API_KEY is set, else offline."""
     if spec is not None and spec.strip():
-        return ModelChoice(spec.strip(), "asked for with --model")
+        return ModelChoice(spec.strip(), "asked for")
     if named := environ.get("ORCHESTRATOR_MODEL", "").strip():
         return ModelChoice(named, "set in ORCHESTRATOR_MODEL")
     if environ.get("OPENAI_API_KEY", "").strip():
