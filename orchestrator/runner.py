@@ -162,10 +162,7 @@ class _Run:
             workflow=self.workflow.name,
             status=status,
             output={key: _json(self.state[key]) for key in ([output] if isinstance(output, str) else output) if key in self.state},
-            branches=[
-                {"task": branch.task.question, **branch.model_dump(include=_OF_A_BRANCH)}
-                for branch in self.branches()
-            ],
+            branches=[{"task": branch.task.question, **branch.model_dump(include=_OF_A_BRANCH)} for branch in self.branches()],
             usage={**(await self.ledger.usage()).model_dump(), "by_role": await self.ledger.by_role()},
             seconds=round(time.monotonic() - self.began, 3),
             model=self.models.said,

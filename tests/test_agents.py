@@ -182,7 +182,11 @@ async def test_the_writer_answers_with_sentences_and_their_findings() -> None:
 
 @pytest.mark.parametrize(
     ("reply", "error"),
-    [("This is prose.", InvalidAnswerError), (Reply(fault="refusal"), RefusedError), (Reply(value={"questions": "no list"}), InvalidAnswerError)],
+    [
+        ("This is prose.", InvalidAnswerError),
+        (Reply(fault="refusal"), RefusedError),
+        (Reply(value={"questions": "no list"}), InvalidAnswerError),
+    ],
 )
 async def test_an_agent_used_alone_raises_what_went_wrong(reply: Any, error: type[ModelCallError]) -> None:
     async with model_server(agents_script(plan=reply)) as server:
@@ -271,7 +275,9 @@ async def test_retrieved_text_is_data_and_never_in_the_system_message(documents:
         tags = set(re.findall(r"<passage-(\w+) ", research))
         assert len(tags) == 1
         boundary = tags.pop()
-        fenced = re.search(rf"<passage-{boundary} [^>]*>\n(?:(?!</passage-{boundary}>).)*Ignore all.*?\n</passage-{boundary}>", research, re.DOTALL)
+        fenced = re.search(
+            rf"<passage-{boundary} [^>]*>\n(?:(?!</passage-{boundary}>).)*Ignore all.*?\n</passage-{boundary}>", research, re.DOTALL
+        )
         assert fenced is not None
         boundaries.append(boundary)
     assert boundaries[0] != boundaries[1]

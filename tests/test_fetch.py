@@ -184,7 +184,11 @@ async def test_a_redirect_to_a_host_that_is_not_allowed_is_refused_before_it_is_
 async def test_secrets_do_not_leave_in_a_url_or_a_redirect(web: Web) -> None:
     environ = {"OPENAI_API_KEY": "sk-canary-0123456789"}
     web.pages["/"] = redirect("/?k=c2stY2FuYXJ5LTAxMjM0NTY3ODk=")
-    for url in ("http://example.org/?k=sk-canary-0123456789", "http://sk-canary-0123456789.example.org/", "http://ｓｋ-canary-0123456789.example.org/"):
+    for url in (
+        "http://example.org/?k=sk-canary-0123456789",
+        "http://sk-canary-0123456789.example.org/",
+        "http://ｓｋ-canary-0123456789.example.org/",
+    ):
         with pytest.raises(FetchRefusedError, match=r"^The URL contains the value of OPENAI_API_KEY$"):
             await web.fetch(url, environ=environ)
     assert web.resolved == []
