@@ -31,6 +31,7 @@ async def write_report(
     A sentence that rests on no finding, or whose numbers, dates or names are not in its findings, is left out; when none is left
     the findings themselves are the answer.
     """
+    offline = context.asked == {"offline"}  # what it selects is no text, but a list
     numbers = _numbers(findings)
     sentences = [sentence for sentence in answer if _holds(sentence, findings)] or _from_findings(findings)
     told = [f"{_plain(sentence.text)} {_marks([findings[n - 1] for n in sentence.findings], numbers)}" for sentence in sentences]
@@ -38,9 +39,9 @@ async def write_report(
     gaps += [f"the {failure.role}: {failure.error}" for failure in failures]
     parts = [
         f"# {_plain(question)}",
-        _OFFLINE if context.asked == {"offline"} else "",
+        _OFFLINE if offline else "",
         _partial(branches, failures),
-        " ".join(told) or "No finding is supported by the documents.",
+        ("\n".join(f"- {sentence}" for sentence in told) if offline else " ".join(told)) or "No finding is supported by the documents.",
         *_by_question(branches, findings, sentences, numbers),
         _listed("Not answered", [f"- {_plain(gap)}" for gap in gaps]),
         _listed("Sources", [await _source(citation, number, library) for citation, number in numbers.items()]),
