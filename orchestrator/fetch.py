@@ -8,16 +8,13 @@ import asyncio
 import codecs
 import functools
 import hashlib
-import json
 import os
 import re
 import socket
 import ssl
-import sys
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urljoin
 
 import httpcore
@@ -50,19 +47,6 @@ _CHARSETS = re.compile(
     r"ascii|utf-(8|16|32)(-le|-be|-sig)?|(iso8859|cp125|koi8|mac|gb|big5)[-_a-z0-9]*|cp(866|874|932|949)|shift_jis|euc_(jp|kr)|iso2022_jp"
 )
 _META_CHARSET = re.compile(rb"""<meta[^>]{1,200}?charset\s*=\s*["']?\s*([a-zA-Z0-9_.:-]{2,40})""", re.IGNORECASE)
-# Run as a process: nesting can cost the parser minutes (100,000 open elements) in which nothing else here would run.
-_HTML_READER = """
-import json, sys
-try:
-    import resource
-    resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
-except (ImportError, OSError, ValueError):
-    pass  # not on this system
-from orchestrator.documents.html import extract_html
-page = extract_html(sys.stdin.buffer.read().decode())
-json.dump([page.text[:int(sys.argv[1])], page.title], sys.stdout)
-"""
-_PASSED_ON = ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,8 +246,7 @@ async def _page(place: WebUrl, content: _Content) -> FetchedPage:
     """The page's text, as documents of this kind are read."""
     kind = ".json" if content.content_type.endswith("+json") else _KINDS.get(content.content_type, ".txt")
     try:
-        raw = (await asyncio.to_thread(_characters, content, kind)).encode("utf-8", "replace")
-        text, title = await _read_html(raw) if kind == ".html" else await asyncio.to_thread(_read, raw, kind)
+        text, title = await asyncio.to_thread(_read, content, kind)
     except NotText as error:
         raise ToolError(f"The page cannot be read: {error}") from error
     shown = printable(text[:PAGE_CHARACTERS]).strip()
@@ -273,32 +256,9 @@ async def _page(place: WebUrl, content: _Content) -> FetchedPage:
     return FetchedPage(str(place), one_line(title) or str(place), shown, digest, content.content_type, len(text) > PAGE_CHARACTERS)
 
 
-def _read(raw: bytes, kind: str) -> tuple[str, str]:
-    extracted = extract_text(raw, kind)
+def _read(content: _Content, kind: str) -> tuple[str, str]:
+    extracted = extract_text(_characters(content, kind).encode("utf-8", "replace"), kind)
     return extracted.text, extracted.title
-
-
-async def _read_html(raw: bytes) -> tuple[str, str]:
-    """Text, up to one character more than is kept, and title; the process that reads it ends with the fetch."""
-    environ = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-c", _HTML_READER, str(PAGE_CHARACTERS + 1)),
-        env=environ,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        answer, _ = await process.communicate(raw)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode != 0:
-        raise ToolError("The page's HTML cannot be read")
-    text, title = json.loads(answer)
-    return str(text), str(title)
 
 
 def _characters(content: _Content, kind: str) -> str:

@@ -178,9 +178,13 @@ async def test_bad_settings_are_refused_before_anything_started(given: dict[str,
 
 async def test_documents_that_cannot_be_read_end_the_run_before_a_model_is_asked(tmp_path: Path) -> None:
     events: list[Event] = []
-    with pytest.raises(InputError) as caught:
+
+    async def follow() -> None:
         async for event in stream("research", {"question": "What?", "documents": [str(tmp_path / "none")]}, model="offline"):
-            events.append(event)
+            events.append(event)  # noqa: PERF401 - a comprehension would lose the events before the error
+
+    with pytest.raises(InputError) as caught:
+        await follow()
     assert "none" in str(caught.value)
     assert not any(event.kind == "model_started" for event in events)
 

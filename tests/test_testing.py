@@ -11,10 +11,11 @@ import pytest
 from langchain_core.messages import AIMessage, BaseMessage
 from pydantic import BaseModel
 
-from agents.prompts import PLANNER, RESEARCHER, WRITER, block, prompt, question_block
+from agents.prompts import PLANNER, RESEARCHER, WRITER, prompt, question_block
 from orchestrator.errors import CallFailedError
 from orchestrator.models import ask
 from orchestrator.testing import ModelServer, Reply, agents_script, answer_for, model_server
+from orchestrator.text import data_block
 
 
 class Plan(BaseModel):
@@ -161,8 +162,8 @@ async def test_the_shipped_agents_are_answered_sensibly_in_every_way_of_asking(w
         answer: Any = await ask(model, messages, schema, role="test", timeout=10)
         return answer.value
 
-    passage = block("passage", "# Paris\n\nParis has 2.1 million people. It lies on the Seine.", boundary, id="d1.2", source="a.md")
-    finding = block("finding", "Paris is big.\n“Paris has 2.1 million people.”", boundary, id="1", question="q", source="a.md")
+    passage = data_block("passage", "# Paris\n\nParis has 2.1 million people. It lies on the Seine.", boundary, id="d1.2", source="a.md")
+    finding = data_block("finding", "Paris is big.\n“Paris has 2.1 million people.”", boundary, id="1", question="q", source="a.md")
     question = question_block("How big are Paris & Lyon?")
     async with model_server(respond) as server:
         model = server.chat_model()

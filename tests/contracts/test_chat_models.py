@@ -12,14 +12,15 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, Tool
 from langchain_core.tools import tool
 from pydantic import BaseModel
 
-from agents.prompts import PLANNER, RESEARCHER, VERIFIER, block, prompt, question_block
+from agents.prompts import PLANNER, RESEARCHER, VERIFIER, prompt, question_block
 from orchestrator.models import ask, resolve_model
 from orchestrator.testing import Reply, agents_script, model_server
+from orchestrator.text import data_block
 
 BOUNDARY = "5d2a7c"
 SENTENCE = "The lighthouse of Westerby was built in 1874."
 QUESTION = question_block("When was the lighthouse of Westerby built?")
-PASSAGE = block("passage", f"{SENTENCE} It is 40 metres high.", BOUNDARY, id="d1.1", source="westerby.md", title="Westerby")
+PASSAGE = data_block("passage", f"{SENTENCE} It is 40 metres high.", BOUNDARY, id="d1.1", source="westerby.md", title="Westerby")
 
 
 class Plan(BaseModel):
@@ -91,7 +92,7 @@ async def test_a_schema_is_answered_with_a_value_of_it(model: BaseChatModel) -> 
     assert plan.value.questions[0] == "When was the lighthouse of Westerby built?"
     judged = await ask(
         model,
-        told(VERIFIER, f"<claim>\n{SENTENCE}\n</claim>", block("quote", SENTENCE, BOUNDARY, source="westerby.md", title="Westerby")),
+        told(VERIFIER, f"<claim>\n{SENTENCE}\n</claim>", data_block("quote", SENTENCE, BOUNDARY, source="westerby.md", title="Westerby")),
         Judgement,
         role="verifier",
         timeout=20,
