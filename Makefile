@@ -27,7 +27,9 @@ test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.fanout
+	$(BIN)/python -m benchmarks.documents
 
 # The lock holds hashes and no addresses; uv only writes it, nothing else needs it.
 lock:

@@ -58,7 +58,8 @@ def open_logs(
     root.setLevel(logging.DEBUG if debug else logging.ERROR if quiet and log_file is None else logging.WARNING)
     ours.setLevel(logging.DEBUG if debug else logging.INFO if log_file is not None else logging.NOTSET)
     logging.captureWarnings(True)
-    if "structlog" in sys.modules:  # somebody's workflow logs with it; nobody else is made to wait for its import
+    # Where there will be records, or somebody's workflow logs with it, it is imported now; nobody else is made to wait for that.
+    if log_file is not None or debug or "structlog" in sys.modules:
         _configure_structlog()
     writer.start()
     try:

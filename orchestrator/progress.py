@@ -261,10 +261,9 @@ def _branch_lines(event: Event) -> list[str]:
 
 
 def _step_lines(event: Event) -> list[str]:
-    if event.branch is not None:
+    if event.branch is not None or event.fields.get("error"):  # which step failed, and why, is told by what follows
         return []
-    # Why a step failed is told by the error or the result that follows.
-    return [f"step {one_line(event.fields.get('node', ''), 80)} {'failed' if event.fields.get('error') else 'done'}"]
+    return [f"step {one_line(event.fields.get('node', ''), 80)} done"]
 
 
 _LINES: dict[str, Callable[[Event], list[str]]] = {

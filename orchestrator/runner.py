@@ -86,6 +86,7 @@ class _Run:
     began: float = field(default_factory=time.monotonic)
     state: dict[str, Any] = field(default_factory=dict)
     interrupts: list[Interrupt] = field(default_factory=list)
+    lost_step: str = ""
 
     async def drive(self, emit: Callable[[Event], None]) -> Result:
         """Drive the graph to its end, telling every event to `emit`; bad input is raised, every other failure is a result."""
@@ -100,12 +101,12 @@ class _Run:
                 raise
             except TimeoutError as error:
                 if not clock.expired():
-                    return await self.result("failed", _said(error))
+                    return await self.result("failed", f"{_said(error)} (in step {self.lost_step!r})")
                 late = DeadlineReached(f"the run took longer than its deadline of {self.controls.deadline:g} s", remedy="raise --deadline")
                 return await self.result("limited", str(late))
             except Exception as error:  # noqa: BLE001 - a run that fails ends with a result that says so
                 tell("log", level="debug", message="the run failed", exception=error)
-                return await self.result("failed", _said(error))
+                return await self.result("failed", _said(error) + (f" (in step {self.lost_step!r})" if self.lost_step else ""))
             finally:
                 await context.aclose()
             if unknown:
@@ -130,10 +131,17 @@ class _Run:
                     self.state = part["data"] if isinstance(part["data"], dict) else dict(part["data"])
                     self.interrupts.extend(part["interrupts"])
                 elif part["type"] == "tasks":
-                    done = "result" in part["data"]
-                    tell("step_finished" if done else "step_started", node=part["data"]["name"], **_error(part["data"]) if done else {})
+                    self._tell_step(part["data"])
                 elif isinstance(part["data"], Event):
                     tell(part["data"].kind, **part["data"].fields)
+
+    def _tell_step(self, task: Mapping[str, Any]) -> None:
+        if "result" not in task:
+            tell("step_started", node=task["name"])
+            return
+        error = str(task["error"]) if task["error"] else None
+        self.lost_step = task["name"] if error else self.lost_step
+        tell("step_finished", node=task["name"], error=error)
 
     def _outcome(self) -> tuple[Status, str | None]:
         if self.interrupts:
@@ -297,10 +305,6 @@ def _controls(of_workflow: Controls, given: Mapping[str, Any] | Controls | None)
 
 def _listed(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
-
-
-def _error(task: Mapping[str, Any]) -> dict[str, Any]:
-    return {"error": str(task["error"]) if task.get("error") else None}
 
 
 def _said(error: BaseException) -> str:

@@ -201,8 +201,8 @@ def test_a_run_that_fails(quiet: bool, folder: Path, capsys: pytest.CaptureFixtu
 
     out, err = capsys.readouterr()
     assert (code, out, "\x1b" in err, "Traceback" in err) == (1, "", False, False)
-    assert f"error: {'failed: ' if quiet else ''}ValueError: no luck" in err.splitlines()
-    assert len(err.splitlines()) == (1 if quiet else 7)
+    assert f"error: {'failed: ' if quiet else ''}ValueError: no luck (in step 'say')" in err.splitlines()
+    assert len(err.splitlines()) == (1 if quiet else 6)
 
 
 def test_a_limit_that_was_reached(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,7 +85,7 @@ async def test_a_node_that_raises_fails_the_run_with_its_error() -> None:
         raise ValueError("no squares today")
 
     result = await run(squares(square), {"numbers": [1]}, model="offline")
-    assert (result.status, result.error, result.exit_code) == ("failed", "ValueError: no squares today", 1)
+    assert (result.status, result.error, result.exit_code) == ("failed", "ValueError: no squares today (in step 'square')", 1)
 
 
 async def test_work_sent_to_a_node_that_does_not_exist_is_no_success() -> None:
@@ -116,7 +116,7 @@ async def test_a_timeout_of_the_graphs_own_is_a_failure_and_no_deadline() -> Non
         raise TimeoutError("mine")
 
     result = await run(squares(square), {"numbers": [1]}, model="offline", controls={"deadline": 60})
-    assert (result.status, result.error) == ("failed", "TimeoutError: mine")
+    assert (result.status, result.error) == ("failed", "TimeoutError: mine (in step 'square')")
 
 
 async def test_closing_the_stream_leaves_no_task_behind() -> None:

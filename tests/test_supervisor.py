@@ -191,7 +191,7 @@ async def test_without_the_planner_nothing_is_researched(documents: Path) -> Non
         raise RefusedError("the planner model refused")
 
     result = await outcome(documents, agent(own, "questions"), researcher(documents), verifier(), writer())
-    assert (result.status, result.error, result.branches) == ("failed", "the planner model refused", [])
+    assert (result.status, result.error, result.branches) == ("failed", "the planner model refused (in step 'plan')", [])
 
 
 async def test_a_planner_that_fails_later_does_not_lose_what_was_found(documents: Path) -> None:

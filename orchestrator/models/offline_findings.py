@@ -18,10 +18,12 @@ _SHORTEST, _FEWEST_WORDS, _LONGEST = 12, 3, 300
 _HOLDS = 0.25  # it holds a date, number or name that may be asked for
 _FIRST = 0.1  # it opens its passage
 _LINKED = 0.15  # it names another of the documents
-_UNENDED = 0.1  # it is a line of a list or a table, no sentence
+_UNENDED = 0.1  # it is a line of a list, no sentence
+_LISTED = 0.3  # it is a table's row, or a line that only links to a document
 _WORD = re.compile(r"\w+")
 _FENCE = re.compile(r"^(?:```|~~~)[^\n]*\n?", re.MULTILINE)
 _ENDED = re.compile(r"[.!?…。][\"'”’)\]`*]*$")
+_ROW = re.compile(r"\|[^|]+\||^\[[^\]]+\]\(")
 _MARKER = re.compile(r"^(?:[-*•>|]|\d{1,2}[.)])\s+")
 
 
@@ -59,7 +61,7 @@ def _best(passages: Sequence[Block], asked: Asked, documents: dict[str, list[Blo
         for place, text in enumerate(text for text in _quotes(passage.text) if text != passage.title):
             linked = any(len(title) > 3 and title in text for title in others)
             score = asked.covers(text, titled) + _HOLDS * asked.holds_answer(text) + _FIRST * (place == 0) + _LINKED * linked
-            score -= _UNENDED * (_ENDED.search(text) is None)
+            score -= _UNENDED * (_ENDED.search(text) is None) + _LISTED * (_ROW.search(text) is not None)
             found.setdefault(text, _Candidate(passage.id, text, score))
     return sorted(found.values(), key=lambda row: -row.score)[:_EACH]
 
