@@ -4,7 +4,6 @@ import logging
 import logging.handlers
 import os
 import queue
-import re
 import sys
 import unicodedata
 import warnings
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from orchestrator.events import Event, current_branch
+from orchestrator.text import secrets_of, without
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor, WrappedLogger
@@ -32,8 +32,6 @@ _LEVELS: dict[str, int] = {
     "report": logging.INFO,
     "result": logging.INFO,
 }
-_SECRET_NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
-_SHORTEST_SECRET = 8  # characters; a shorter value would blacken ordinary words
 _LONGEST = 2000  # characters of one field; a model's whole answer does not belong into a log
 
 
@@ -225,17 +223,14 @@ class _Redact:
     """Takes the values of keys, tokens and passwords of the environment out of every field."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        values = {value for name, value in environ.items() if _SECRET_NAMES.search(name) and len(value) >= _SHORTEST_SECRET}
-        self._secrets = sorted(values, key=len, reverse=True)
+        self._secrets = set(secrets_of(environ).values())
 
     def __call__(self, logger: "WrappedLogger", method: str, record: "EventDict") -> "EventDict":
         return {key: self._clean(value) for key, value in record.items()} if self._secrets else record
 
     def _clean(self, value: Any) -> Any:
         text = value if isinstance(value, str) else str(value)
-        cleaned = text
-        for secret in self._secrets:
-            cleaned = cleaned.replace(secret, "[redacted]")
+        cleaned = without(self._secrets, text, "[redacted]")
         return value if cleaned == text else cleaned
 
 

@@ -2,14 +2,17 @@
 
 import re
 import unicodedata
+from collections.abc import Iterable, Mapping
 from html import escape
 
-__all__ = ["data_block", "one_line", "printable"]
+__all__ = ["data_block", "one_line", "printable", "secrets_of", "without"]
 
 # Escape sequences go as a whole (OSC and DCS run to their terminator), then what is left of C0 and C1 controls.
 _ESCAPES = re.compile(r"\x1b(?:[\]P^_X].*?(?:\x07|\x1b\\|\x9c|$)|\[[0-?]*[ -/]*[@-~]?|[ -/]*[0-~]?)|\x9b[0-?]*[ -/]*[@-~]?", re.DOTALL)
 _REMOVED = "[removed]"
 _KEPT = {"\n", "\t"}
+_SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD")
+_SHORTEST_SECRET = 6  # characters; shorter values ("true", "1") are ordinary words
 
 
 def printable(text: str) -> str:
@@ -22,6 +25,19 @@ def one_line(text: object, limit: int = 200) -> str:
     """`text` printable, on one line, cut to `limit` characters."""
     line = " ".join(printable(str(text)).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def secrets_of(environ: Mapping[str, str]) -> dict[str, str]:
+    """What no log, error or URL may hold: the values, by name, of the variables whose names say that they are secret."""
+    named = {name: value.strip() for name, value in environ.items() if name.upper().endswith(_SECRET_NAMES)}
+    return {name: value for name, value in named.items() if len(value) >= _SHORTEST_SECRET}
+
+
+def without(secrets: Iterable[str], text: str, mark: str) -> str:
+    """`text` with `mark` in the place of each secret; a longer one goes before one that it holds."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, mark)
+    return text
 
 
 def data_block(tag: str, text: str, boundary: str, **attributes: str) -> str:

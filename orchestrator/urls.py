@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlsplit
 
 from orchestrator.errors import FetchRefusedError, InputError
+from orchestrator.text import secrets_of
 
 __all__ = ["AllowedHost", "WebUrl", "check_allowed", "check_secrets", "denied_address", "parse_allowed", "parse_url"]
 
 TARGET_CHARACTERS = 2_000  # of path and query: a page's address is shorter, a message smuggled out is not
 _PORTS = {"http": 80, "https": 443}
-_SECRET_NAMES = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
-_SHORTEST_SECRET = 8  # characters; shorter values ("true", "1") occur in any URL
 _LOCAL_NAMES = ("localhost", "local", "internal", "intranet", "lan", "home", "corp", "arpa", "onion", "invalid")
 _UNQUOTED = "/%:@!$&'()*+,;=~"  # what stays as it is in a path; RFC 3986, section 3.3
 _HOST = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
@@ -203,11 +202,9 @@ def check_secrets(url: str, environ: Mapping[str, str], private: Sequence[str] =
     """Raises FetchRefusedError where `url` holds a secret variable's value or one of the `private` strings, in any common encoding."""
     readings = {url, unquote(url), unquote(unquote(url)), unquote_plus(url)}
     folded = [reading.casefold() for reading in readings]
-    secrets = [(f"the value of {name}", value) for name, value in environ.items() if name.upper().endswith(_SECRET_NAMES)]
+    secrets = [(f"the value of {name}", value) for name, value in secrets_of(environ).items()]
     for what, value in [*secrets, *(("a value of this run that must not leave it", value) for value in private)]:
-        if len(value.strip()) < _SHORTEST_SECRET:
-            continue
-        if any(form.casefold() in reading for form in _forms(value.strip()) for reading in folded):
+        if any(form.casefold() in reading for form in _forms(value) for reading in folded):
             raise FetchRefusedError(f"The URL contains {what}")
 
 

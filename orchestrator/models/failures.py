@@ -13,11 +13,10 @@ from langchain_core.language_models import BaseChatModel
 from pydantic import SecretStr
 
 from orchestrator.errors import CallFailedError, CallTimeoutError, ModelCallError, RefusedError, TruncatedError
-from orchestrator.text import one_line
+from orchestrator.text import one_line, secrets_of, without
 
 __all__ = ["Call", "failure", "is_rejection"]
 
-_SECRET_NAMES = re.compile(r"(_KEY|_TOKEN|_SECRET|_PASSWORD)$")
 _KEY_SHAPED = re.compile(r"\b(?:(?:sk|pk|lsv2|xai|gsk)[-_][\w\-*.]{6,}|AIza[\w\-]{20,})|(?<=Bearer )\S+", re.IGNORECASE)
 # What endpoints raise out of the client when their answer is no chat completion: the status was 200, so the SDK read on.
 _MALFORMED = (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError, ValueError)
@@ -66,9 +65,7 @@ class Call:
 
     def shown(self, text: str, limit: int = 200) -> str:
         """`text` on one line without anything that is, or looks like, a key."""
-        environment = (value for name, value in os.environ.items() if _SECRET_NAMES.search(name) and len(value) >= 6)
-        for secret in sorted({*self.secrets, *environment}, key=len, reverse=True):
-            text = text.replace(secret, "[key]")
+        text = without([*self.secrets, *secrets_of(os.environ).values()], text, "[key]")
         return one_line(_KEY_SHAPED.sub("[key]", text), limit)
 
 
