@@ -6,12 +6,12 @@ import inspect
 import json
 import types
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, NotRequired, Required, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, Required, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
-from typing_extensions import ReadOnly
+from typing_extensions import ReadOnly, is_typeddict
 
 from orchestrator.checks import GraphView, needed_keys
 from orchestrator.errors import InputError

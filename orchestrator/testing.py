@@ -8,6 +8,7 @@ with model_server(agents_script()) as server:
 import asyncio
 import contextlib
 import html
+import inspect
 import json
 import re
 import socket
@@ -97,7 +98,7 @@ class Request:
     body: dict[str, Any]
 
 
-Responder = Callable[[dict[str, Any]], Any]  # a request's body to a Reply, or to its text or value
+Responder = Callable[[dict[str, Any]], Any]  # a request's body to a Reply, or to its text or value; it may be async
 
 
 def model_server(reply: Responder | Iterable[Any] = ()) -> "ModelServer":
@@ -220,7 +221,7 @@ class ModelServer:
                 self._in_flight += 1
                 self.in_flight_peak = max(self.in_flight_peak, self._in_flight)
                 try:
-                    await _answer(writer, request.body, self._reply_to(request))
+                    await _answer(writer, request.body, await self._reply_to(request))
                 finally:
                     self._in_flight -= 1
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
@@ -229,14 +230,15 @@ class ModelServer:
             self._open.discard(task)
             writer.close()
 
-    def _reply_to(self, request: Request) -> Reply:
+    async def _reply_to(self, request: Request) -> Reply:
         if request.path.endswith("/models"):
             return Reply(body={"object": "list", "data": [{"id": "test-model", "object": "model", "created": 0, "owned_by": "test"}]})
         if not request.path.endswith("/chat/completions"):
             return Reply.error(404, f"there is nothing at {request.path}")
         self.requests.append(request)
         try:
-            return _as_reply(self._reply(request.body))
+            answer = self._reply(request.body)
+            return _as_reply(await answer if inspect.isawaitable(answer) else answer)
         except Exception as error:  # noqa: BLE001 - raised again where the server is left; a test that sees an HTTP 400 would not know why
             self._problem = self._problem or error
             return Reply.error(400, f"the test's reply failed: {error}")

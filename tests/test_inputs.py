@@ -1,10 +1,12 @@
 import operator
+import typing
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NotRequired, TypedDict
 
 import pytest
+import typing_extensions
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
-from langgraph.graph import START, MessagesState, StateGraph, add_messages
+from langgraph.graph import END, START, MessagesState, StateGraph, add_messages
 from langgraph.managed import RemainingSteps
 from pydantic import BaseModel, Field, field_validator
 from pydantic_core import PydanticUndefined
@@ -243,3 +245,15 @@ def test_a_state_without_fields_is_refused() -> None:
         "Workflow 'w' takes one value without a name",
         "Give its graph a state with named fields: a TypedDict, a dataclass or a pydantic model",
     ]
+
+
+def test_both_kinds_of_typed_dict_ask_for_what_the_first_node_reads_and_no_more() -> None:
+    for make in (typing.TypedDict, typing_extensions.TypedDict):
+        state = make("State", {"name": str, "greeting": str})  # type: ignore[operator]  # a schema made at run time
+
+        async def greet(state: dict[str, str]) -> dict[str, str]:
+            return {"greeting": f"Hello {state['name']}!"}
+
+        graph = StateGraph(state).add_node("greet", greet).add_edge(START, "greet").add_edge("greet", END)
+        fields = Workflow(graph).input_model.model_fields
+        assert {name: field.is_required() for name, field in fields.items()} == {"name": True, "greeting": False}
