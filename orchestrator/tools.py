@@ -6,7 +6,6 @@ the tool, so that it can go on with something else; an unexpected exception is n
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 from orchestrator.errors import FetchRefusedError, ToolError
 from orchestrator.events import tell
@@ -50,10 +49,6 @@ def document_tools(library: "Library", *, boundary: str) -> "list[BaseTool]":
     ]
 
 
-# By library and URL. A page stays as it was first read in a run: what was quoted from it can still be found in it.
-_pages: "WeakKeyDictionary[Library, dict[str, list[Passage]]]" = WeakKeyDictionary()
-
-
 def fetch_tool(
     library: "Library",
     *,
@@ -78,22 +73,13 @@ def fetch_tool(
                 url.strip(), allow_hosts=allow_hosts, private=[boundary], resolve=resolve or resolve_host, connect=connect or connect_to
             )
         except FetchRefusedError as error:
-            _tell_denied(str(error))
+            tell("log", level="warning", message=f"policy_denied fetch_url: {error}")
             raise
-        known = _pages.setdefault(library, {})
-        if page.url not in known:
-            known[page.url] = library.add(page.url, page.title, page.text, page.sha256)
+        passages = library.add(page.url, page.title, page.text, page.sha256)
         note = "\n\nThe page is longer; the rest of it was left out." if page.cut else ""
-        return _blocks(known[page.url], boundary) + note
+        return _blocks(passages, boundary) + note
 
     return _tool(fetch_url, "Fetch a web page of an allowed host. Takes its whole URL; answers with the page's passages.")
-
-
-def _tell_denied(reason: str) -> None:
-    try:
-        tell("log", level="warning", message=f"policy_denied fetch_url: {reason}")
-    except KeyError:  # a tool has a config of its own, so that LangGraph finds one outside a graph as well: nobody listens
-        return
 
 
 def _blocks(passages: "Sequence[Passage]", boundary: str) -> str:

@@ -53,7 +53,7 @@ class Corpus:
         self._titles = titles
         self._documents = {posixpath.normpath(uri): document for uri, document in uris.items()}
         self._uris = {document: uri for uri, document in reversed(self._documents.items())}
-        self._pages: dict[int, Page] = {}
+        self._pages: set[int] = set()
         self._page_entries: dict[Key, Entry] = {}
         self._entries: OrderedDict[Key, Entry] = OrderedDict()
         self._phrases: OrderedDict[tuple[Phrase, int], list[Key]] = OrderedDict()
@@ -83,25 +83,16 @@ class Corpus:
             self._starts.add(phrase[0])
             self._longest = max(self._longest, len(phrase))
 
-    def replace_pages(self, pages: dict[int, Page]) -> None:
-        """Makes these the added pages."""
-        changed = self._pages.keys() != pages.keys()
-        for document in self._pages.keys() - pages.keys():
-            self._forget(document)
-        for document in pages.keys() - self._pages.keys():
-            page = pages[document]
-            self._pages[document] = page
+    def add_pages(self, pages: dict[int, Page]) -> None:
+        """Takes in those of the pages that are new."""
+        for document, page in pages.items():
+            if document in self._pages:
+                continue
+            self._pages.add(document)
             self._named(document, page.title)
             for ordinal, (start, end) in enumerate(page.spans, 1):
                 self._page_entries[document, ordinal] = _entry(page.title, page.text[start:end])
-        if changed:
             self._phrases.clear()
-
-    def _forget(self, document: int) -> None:
-        page = self._pages.pop(document)
-        self.by_phrase[_phrase(page.title)].remove(document)
-        for ordinal in range(1, len(page.spans) + 1):
-            del self._page_entries[document, ordinal]
 
     def frequency(self, word: str) -> int:
         """How many passages have this term."""

@@ -53,8 +53,7 @@ class Library:
         self._hashes: dict[str, tuple[int, int, str]] = {
             uri: (row.size, row.mtime_ns, titles[row.document][1]) for uri, row in indexed.paths.items() if row.document is not None
         }
-        self._pages: dict[int, Page] = {}  # by negative ids
-        self._page_sources: dict[int, Source] = {}
+        self._pages: dict[int, Page] = {}  # by negative ids, which their sources have too
         self._corpus = Corpus(self._store, {document: source.title for document, source in self._sources.items()}, self._by_uri)
         self._ranking = Ranking(self._corpus)
         self.read = len(indexed.documents)
@@ -82,7 +81,7 @@ class Library:
     async def source(self, uri: str) -> Source | None:
         """The source of this uri, None when it is not in the library."""
         document = self._by_uri.get(uri)
-        known = None if document is None else self._source(document)
+        known = None if document is None else self._sources.get(document)
         return known if known is None or known.uri == uri else known.model_copy(update={"uri": uri})
 
     async def current_sha256(self, uri: str) -> str | None:
@@ -94,25 +93,22 @@ class Library:
         return await self._run(lambda: self._where(uri, offset))
 
     def add(self, uri: str, title: str, text: str, sha256: str) -> list[Passage]:
-        """Adds a page for this run only, in place of an earlier one of this uri; its passages in order."""
-        earlier = self._by_uri.get(uri)
-        if earlier is not None and earlier in self._pages and self._pages[earlier].text == text:
-            return [self._of_page(earlier, ordinal) for ordinal in range(1, len(self._pages[earlier].spans) + 1)]
-        document = -1 - len(self._page_sources)
-        source = Source(uri=uri, title=title, sha256=sha256)
-        spans = tuple(split(text))
-        self._page_sources[document] = source
-        if earlier is not None and earlier < 0:
-            self.passages -= len(self._pages.pop(earlier).spans)
-        self._by_uri[uri] = document
-        self._pages[document] = Page(title, text, spans)
-        self.passages += len(spans)
-        return [self._of_page(document, ordinal) for ordinal in range(1, len(spans) + 1)]
+        """The passages, in order, of a page that is added for this run only.
 
-    def _of_page(self, document: int, ordinal: int) -> Passage:
-        page = self._pages[document]
-        start, end = page.spans[ordinal - 1]
-        return Passage(_name(document, ordinal), self._page_sources[document], page.text[start:end], start, end)
+        A page stays as it was first added, whatever is there by now: what was quoted from it can still be found in it.
+        """
+        document = self._by_uri.get(uri, 0)
+        if document >= 0:
+            document = -1 - len(self._pages)
+            self._sources[document] = Source(uri=uri, title=title, sha256=sha256)
+            self._pages[document] = Page(title, text, tuple(split(text)))
+            self._by_uri[uri] = document  # last: the thread that searches sees the whole page or none of it
+            self.passages += len(self._pages[document].spans)
+        page, source = self._pages[document], self._sources[document]
+        return [
+            Passage(_name(document, ordinal), source, page.text[start:end], start, end)
+            for ordinal, (start, end) in enumerate(page.spans, 1)
+        ]
 
     async def aclose(self) -> None:
         """Closes the index; the library cannot be used afterwards. Twice is once."""
@@ -128,17 +124,14 @@ class Library:
 
     def _search(self, query: str, limit: int) -> list[Passage]:
         found = []
-        self._corpus.replace_pages(dict(self._pages))
+        self._corpus.add_pages(dict(self._pages))
         for document, ordinal, score in self._ranking.search(query, limit):
             if (passage := self._at(document, ordinal, score)) is not None:
                 found.append(passage)
         return found
 
-    def _source(self, document: int) -> Source | None:
-        return self._sources.get(document) or self._page_sources.get(document)
-
     def _at(self, document: int, ordinal: int, score: float = 0.0) -> Passage | None:
-        source, span = self._source(document), self._span(document, ordinal)
+        source, span = self._sources.get(document), self._span(document, ordinal)
         if source is None or span is None:
             return None
         start, text = span
@@ -181,8 +174,7 @@ class Library:
     def _current(self, uri: str) -> str | None:
         document = self._by_uri.get(uri)
         if document is None or document < 0:
-            source = None if document is None else self._source(document)
-            return source.sha256 if source else None
+            return None if document is None else self._sources[document].sha256
         row = self._files[uri]
         try:
             status = os.stat(row.path)
