@@ -2,10 +2,10 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 
-__all__ = ["data_block", "one_line", "printable", "secrets_of", "without"]
+__all__ = ["data_block", "one_line", "printable", "secrets_of", "trimmed", "without"]
 
 # Escape sequences go as a whole (OSC and DCS run to their terminator), then what is left of C0 and C1 controls.
 _ESCAPES = re.compile(r"\x1b(?:[\]P^_X].*?(?:\x07|\x1b\\|\x9c|$)|\[[0-?]*[ -/]*[@-~]?|[ -/]*[0-~]?)|\x9b[0-?]*[ -/]*[@-~]?", re.DOTALL)
@@ -25,6 +25,14 @@ def one_line(text: object, limit: int = 200) -> str:
     """`text` printable, on one line, cut to `limit` characters."""
     line = " ".join(printable(str(text)).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def trimmed(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The offsets [start, end) of `text` without the white space at both ends; nothing where there is nothing else."""
+    piece = text[start:end]
+    if body := piece.strip():
+        start += len(piece) - len(piece.lstrip())
+        yield start, start + len(body)
 
 
 def secrets_of(environ: Mapping[str, str]) -> dict[str, str]:

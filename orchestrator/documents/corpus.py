@@ -10,14 +10,13 @@ from itertools import chain
 from typing import Any
 from urllib.parse import unquote
 
-from orchestrator.documents.mentions import bare_title, mentioned
+from orchestrator.documents.mentions import Phrase, bare_title, mentioned
 from orchestrator.documents.store import Store
 from orchestrator.documents.words import STOP_WORDS, terms
 
 __all__ = ["Corpus", "Entry", "Key", "Page"]
 
 Key = tuple[int, int]  # document and ordinal; the documents of pages are negative
-Phrase = tuple[str, ...]
 
 _REFERENCE = re.compile(r"[\w%+~./-]+\.[A-Za-z]{1,8}\b")  # a path with an ending
 _NAMESAKES = 8  # sections of one heading

@@ -24,7 +24,6 @@ _CODE = frozenset(
 _NAMED = frozenset({"readme", "license", "licence", "copying", "changelog", "changes", "authors", "contributing", "notice", "makefile"})
 _TABLES = frozenset({".csv", ".tsv"})
 _DATA = frozenset({".json", ".jsonl", ".ndjson", ".ipynb"})
-_TITLE_LIMIT = 200
 
 
 class NotText(ValueError):  # noqa: N818 - it says why a file is skipped and never leaves the package
@@ -55,7 +54,7 @@ def kind_of(path: str) -> str | None:
 def name_as_title(path: str) -> str:
     """The file's name in words: `annual-report_2024.csv` is "annual report 2024"."""
     name = os.fsencode(os.path.splitext(os.path.basename(path))[0]).decode("utf-8", "replace")
-    return one_line(re.sub(r"[-_\s]+", " ", name), _TITLE_LIMIT).strip() or "untitled"
+    return one_line(re.sub(r"[-_\s]+", " ", name)).strip() or "untitled"
 
 
 def extract_text(content: bytes, kind: str) -> Extracted:
@@ -135,11 +134,7 @@ def _first_line(head: str) -> str:
         return ""
     line = lines[0].strip()
     alone = not lines[1].strip("=-~ \t") or len(lines[1]) > 2 * len(line)
-    return _title(line) if alone and 0 < len(line) <= 120 and not (line.endswith((".", ":", ";", ",")) and len(line.split()) > 6) else ""
-
-
-def _title(line: str) -> str:
-    return one_line(line, _TITLE_LIMIT)
+    return one_line(line) if alone and 0 < len(line) <= 120 and not (line.endswith((".", ":", ";", ",")) and len(line.split()) > 6) else ""
 
 
 def _json(text: str, kind: str) -> Extracted:
@@ -167,7 +162,7 @@ def _json_lines(text: str) -> Extracted:
 
 def _named(value: object) -> str:
     names = (value.get(key) for key in ("title", "name", "headline")) if isinstance(value, dict) else ()
-    return next((_title(name) for name in names if isinstance(name, str) and name.strip()), "")
+    return next((one_line(name) for name in names if isinstance(name, str) and name.strip()), "")
 
 
 def _leaves(value: object) -> Iterator[str]:

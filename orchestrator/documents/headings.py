@@ -8,7 +8,6 @@ from orchestrator.text import one_line
 __all__ = ["MARKDOWN", "front_title", "headings"]
 
 MARKDOWN = frozenset({".md", ".markdown", ".mdx"})
-_LONGEST = 200  # characters
 _ATX = re.compile(
     r"^ {0,3}#{1,6}[ \t]+(?P<atx>.+?)[ \t#]*$|^(?P<setext>\w[^\n|]*)\n(?:={3,}|-{3,})[ \t]*$|^ {0,3}(?P<fence>```|~~~)", re.MULTILINE
 )
@@ -20,7 +19,7 @@ def front_title(text: str) -> str:
     """The title that the front matter of a Markdown file gives, "" without one."""
     front = _FRONT.match(text)
     named = re.search(r"^title:[ \t]*(.+)$", front.group(1), re.MULTILINE) if front else None
-    return _shown(named.group(1).strip("\"' ")) if named else ""
+    return one_line(named.group(1).strip("\"' ")) if named else ""
 
 
 def headings(text: str, kind: str) -> Iterator[tuple[int, str]]:
@@ -29,7 +28,7 @@ def headings(text: str, kind: str) -> Iterator[tuple[int, str]]:
         yield from _markdown(text)
     elif kind == ".rst":
         for found in _UNDERLINED.finditer(text):
-            yield found.start(), _shown(found.group(2))
+            yield found.start(), one_line(found.group(2))
 
 
 def _markdown(text: str) -> Iterator[tuple[int, str]]:
@@ -39,12 +38,8 @@ def _markdown(text: str) -> Iterator[tuple[int, str]]:
         if mark := found["fence"]:
             fence = "" if mark == fence else fence or mark
         elif not fence:
-            yield found.start(), _shown(_plain(found["atx"] or found["setext"]))
+            yield found.start(), one_line(_plain(found["atx"] or found["setext"]))
 
 
 def _plain(heading: str) -> str:
     return re.sub(r"[*_`]{1,3}(.+?)[*_`]{1,3}", r"\1", re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", heading))
-
-
-def _shown(line: str) -> str:
-    return one_line(line, _LONGEST)

@@ -6,12 +6,11 @@ from itertools import chain
 from typing import TypeVar
 
 from orchestrator.documents.corpus import Corpus, Entry, Key
-from orchestrator.documents.mentions import Analysed, Mention, analyse
+from orchestrator.documents.mentions import Analysed, Mention, Phrase, analyse
 
 __all__ = ["Links"]
 
 T = TypeVar("T")
-Phrase = tuple[str, ...]
 
 _FORWARD = 0.7  # to the document whose title is mentioned
 _REFERRED = 0.35  # to the document whose file is referred to or linked to

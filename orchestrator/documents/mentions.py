@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from orchestrator.documents.words import STOP_WORDS, WORD, plain, term
 
-__all__ = ["Analysed", "Mention", "analyse", "bare_title", "mentioned"]
+__all__ = ["Analysed", "Mention", "Phrase", "analyse", "bare_title", "mentioned"]
 
 Phrase = tuple[str, ...]
 

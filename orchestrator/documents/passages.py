@@ -3,9 +3,11 @@
 import re
 from collections.abc import Iterator
 
-__all__ = ["LONGEST", "SHORTEST", "split"]
+from orchestrator.text import trimmed
 
-SHORTEST = 600
+__all__ = ["LONGEST", "split"]
+
+_SHORTEST = 600
 LONGEST = 1200
 _PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
 _SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|\n+|(?<=[。！？])")
@@ -19,13 +21,13 @@ def split(text: str) -> list[tuple[int, int]]:
     start = end = 0
     for piece_start, piece_end in _pieces(text):
         heads = _heads(text[piece_start:piece_end])
-        if end > start and (piece_end - start > LONGEST or (heads and end - start >= SHORTEST // 2)):
+        if end > start and (piece_end - start > LONGEST or (heads and end - start >= _SHORTEST // 2)):
             found.append((start, end))
             start = piece_start
         elif end == start:
             start = piece_start
         end = piece_end
-        if end - start >= SHORTEST and _closes_paragraph(text, end) and not heads:
+        if end - start >= _SHORTEST and _closes_paragraph(text, end) and not heads:
             found.append((start, end))
             start = end
     if end > start:
@@ -55,22 +57,14 @@ def _pieces(text: str) -> Iterator[tuple[int, int]]:
 def _between(border: re.Pattern[str], text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     position = start
     for match in border.finditer(text, start, end):
-        yield from _trimmed(text, position, match.start() if match.group().isspace() or not match.group() else match.end())
+        yield from trimmed(text, position, match.start() if match.group().isspace() or not match.group() else match.end())
         position = match.end()
-    yield from _trimmed(text, position, end)
-
-
-def _trimmed(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    piece = text[start:end]
-    body = piece.strip()
-    if body:
-        start += len(piece) - len(piece.lstrip())
-        yield start, start + len(body)
+    yield from trimmed(text, position, end)
 
 
 def _cut(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     while end - start > LONGEST:
-        space = next((m.start() for m in reversed(list(_SPACE.finditer(text, start + SHORTEST, start + LONGEST)))), start + LONGEST)
-        yield from _trimmed(text, start, space)
+        space = next((m.start() for m in reversed(list(_SPACE.finditer(text, start + _SHORTEST, start + LONGEST)))), start + LONGEST)
+        yield from trimmed(text, start, space)
         start = space
-    yield from _trimmed(text, start, end)
+    yield from trimmed(text, start, end)

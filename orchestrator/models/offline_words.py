@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from orchestrator.evidence import fold
+from orchestrator.text import trimmed
 
 __all__ = ["content", "negated", "opposites", "sentences", "stem", "words"]
 
@@ -126,15 +127,9 @@ def sentences(text: str) -> Iterator[tuple[int, int]]:
     for match in _BREAK.finditer(text):
         if "\n" not in match[0] and _ABBREVIATION.search(text, max(0, match.start() - 12), match.start()):
             continue
-        yield from _trimmed(text, start, match.start() + len(match[0]) - len(match[0].lstrip("\"'”’)]`*")))
+        yield from trimmed(text, start, match.start() + len(match[0]) - len(match[0].lstrip("\"'”’)]`*")))
         start = match.end()
-    yield from _trimmed(text, start, len(text))
-
-
-def _trimmed(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    piece = text[start:end]
-    if piece.strip():
-        yield start + len(piece) - len(piece.lstrip()), end - len(piece) + len(piece.rstrip())
+    yield from trimmed(text, start, len(text))
 
 
 def _opposite_stems() -> dict[str, frozenset[str]]:
