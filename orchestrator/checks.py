@@ -63,8 +63,10 @@ def _views(graph: "Graph", prefix: str = "", seen: tuple[int, ...] = ()) -> Iter
     if id(view.builder) in seen:
         return
     yield prefix, view
-    for node, subgraph in view.subgraphs.items():
-        yield from _views(subgraph, f"{prefix}{node}: ", (*seen, id(view.builder)))
+    for node, subgraphs in view.subgraphs.items():
+        for subgraph in subgraphs:
+            inside = node if len(subgraphs) == 1 else f"{node}/{subgraph.name}"
+            yield from _views(subgraph, f"{prefix}{inside}: ", (*seen, id(view.builder)))
 
 
 def _compile_problems(graph: "Graph") -> list[str]:
@@ -123,16 +125,23 @@ class GraphView:
         return {name: spec.runnable for name, spec in self.builder.nodes.items() if isinstance(spec.runnable, Pregel)}
 
     @cached_property
-    def subgraphs(self) -> dict[str, "CompiledStateGraph[Any, Any, Any, Any]"]:
-        """Every subgraph by its node: the node itself, or what its function calls, numbered where there are several."""
+    def subgraphs(self) -> dict[str, list["CompiledStateGraph[Any, Any, Any, Any]"]]:
+        """The subgraphs of each node that has some: the node itself, or what its function calls."""
         from langgraph.graph.state import CompiledStateGraph
 
-        found: dict[str, CompiledStateGraph[Any, Any, Any, Any]] = {}
-        for name, spec in self.builder.nodes.items():
-            graphs = [graph for graph in _graphs_of(spec.runnable) if isinstance(graph, CompiledStateGraph)]
-            for graph in graphs:
-                found[name if len(graphs) == 1 else f"{name}/{graph.name}"] = graph
-        return found
+        found = {name: _graphs_of(spec.runnable) for name, spec in self.builder.nodes.items()}
+        found = {name: [graph for graph in graphs if isinstance(graph, CompiledStateGraph)] for name, graphs in found.items()}
+        return {name: graphs for name, graphs in found.items() if graphs}
+
+    @cached_property
+    def sources(self) -> list[Returns]:
+        """What the sources of all nodes and routers say."""
+        return [found for node in (_START, *self.builder.nodes) for found in (*self.routers(node), self.returns.get(node)) if found]
+
+    @cached_property
+    def fanned(self) -> set[str]:
+        """The nodes that a Send starts many times at once."""
+        return {name for found in self.sources for name in found.fanned}
 
     def routers(self, node: str) -> list[Returns | None]:
         """What the source of each router after `node` says."""
@@ -173,7 +182,7 @@ class GraphView:
 
     def _commands_anywhere(self, node: str) -> bool:
         if node in self.subgraph_nodes:
-            return any(_goes_to_parent(subgraph) for name, subgraph in self.subgraphs.items() if name.partition("/")[0] == node)
+            return any(map(_goes_to_parent, self.subgraphs.get(node, ())))
         function, found = self.functions[node], self.returns[node]
         if function is None or found is None:
             return True
@@ -223,9 +232,8 @@ class GraphView:
     def _doubly_written(self) -> Iterator[str]:
         from langgraph.channels import LastValue
 
-        everything = [found for node in (_START, *self.builder.nodes) for found in (*self.routers(node), self.returns.get(node)) if found]
-        for node in sorted({name for found in everything for name in found.fanned} & set(self.nodes)):
-            sent = [found.sent_keys.get(node, set()) for found in everything if node in found.sends]
+        for node in sorted(self.fanned & set(self.nodes)):
+            sent = [found.sent_keys.get(node, set()) for found in self.sources if node in found.sends]
             for key in sorted(self.branch_keys(node, sent)):
                 if isinstance(self.builder.channels.get(key), LastValue):
                     yield f"every branch of {node!r} writes {key!r}, which has no reducer: annotate it, as in Annotated[list, operator.add]"

@@ -30,19 +30,17 @@ def draw_text(workflow: Workflow) -> str:
 
 
 def _drawn(view: GraphView, indent: str, seen: tuple[int, ...]) -> Iterator[str]:
-    fanned = _fanned(view)
     width = max(len(_NAMES.get(name, name)) for name in ("__start__", *view.nodes))
     for node in _in_order(view):
         marks = [
             mark
-            for mark, holds in (("×N", node in fanned), ("⧉", node in view.subgraphs), ("waits for all", _deferred(view, node)))
+            for mark, holds in (("×N", node in view.fanned), ("⧉", node in view.subgraphs), ("waits for all", _deferred(view, node)))
             if holds
         ]
-        yield f"{indent}{_NAMES.get(node, node):<{width}} {_arrows(view, node, fanned)}{'   ' if marks else ''}{' '.join(marks)}".rstrip()
-        for path, graph in view.subgraphs.items():
-            if path.partition("/")[0] == node and id(graph.builder) not in seen:
-                title = f"{indent}    ⧉ {path.partition('/')[2] or graph.name}"
-                yield title
+        yield f"{indent}{_NAMES.get(node, node):<{width}} {_arrows(view, node)}{'   ' if marks else ''}{' '.join(marks)}".rstrip()
+        for graph in view.subgraphs.get(node, ()):
+            if id(graph.builder) not in seen:
+                yield f"{indent}    ⧉ {graph.name}"
                 yield from _drawn(GraphView(graph), indent + "      ", (*seen, id(graph.builder)))
 
 
@@ -58,30 +56,24 @@ def _in_order(view: GraphView) -> list[str]:
     return order
 
 
-def _arrows(view: GraphView, node: str, fanned: set[str]) -> str:
+def _arrows(view: GraphView, node: str) -> str:
     always = {end for start, end in view.builder.edges if start == node}
     joined = {end: starts for starts, end in view.builder.waiting_edges if node in starts}
     order = [*view.nodes, "__end__"]
-    plain = [_label(end, fanned) for end in order if end in always]
+    plain = [_label(view, end) for end in order if end in always]
     plain += [f"{end} (with {', '.join(other for other in starts if other != node)})" for end, starts in joined.items()]
-    routed = [_label(end, fanned) for end in order if end in view.successors(node) - always - set(joined)]
+    routed = [_label(view, end) for end in order if end in view.successors(node) - always - set(joined)]
     open_ended = ["?"] if not routed and not plain and view.leads_anywhere(node) else []
     arrows = [f"{arrow} {', '.join(ends)}" for arrow, ends in (("─>", plain), ("┄>", routed + open_ended)) if ends]
     return "  ".join(arrows) or "─> END"
 
 
-def _label(end: str, fanned: set[str]) -> str:
-    return _NAMES.get(end, end) + (" ×N" if end in fanned else "")
+def _label(view: GraphView, end: str) -> str:
+    return _NAMES.get(end, end) + (" ×N" if end in view.fanned else "")
 
 
 def _deferred(view: GraphView, node: str) -> bool:
     return node in view.builder.nodes and view.builder.nodes[node].defer
-
-
-def _fanned(view: GraphView) -> set[str]:
-    """The nodes that a Send starts many times at once."""
-    found = [found for node in ("__start__", *view.nodes) for found in (*view.routers(node), view.returns.get(node))]
-    return {name for returns in found if returns is not None for name in returns.fanned}
 
 
 def draw_mermaid(workflow: Workflow) -> str:
@@ -91,9 +83,8 @@ def draw_mermaid(workflow: Workflow) -> str:
 
 
 def _boxes(view: GraphView, prefix: str, indent: str, seen: tuple[int, ...]) -> Iterator[str]:
-    fanned = _fanned(view)
     for node in _in_order(view)[1:]:
-        graphs = [graph for graph in _subgraphs(view, node) if id(graph.builder) not in seen]
+        graphs = [graph for graph in view.subgraphs.get(node, ()) if id(graph.builder) not in seen]
         if not graphs:
             yield f"{indent}{_id(prefix, node)}[{_quoted(node)}]"
             continue
@@ -106,7 +97,7 @@ def _boxes(view: GraphView, prefix: str, indent: str, seen: tuple[int, ...]) -> 
         for end in (*view.nodes, "__end__"):
             if end in view.successors(node) and not (prefix and {node, end} & {*_NAMES}):
                 arrow = "-->" if end in always else "-.->"
-                yield f"{indent}{_id(prefix, node)} {arrow}{'|×N|' if end in fanned else ''} {_id(prefix, end)}"
+                yield f"{indent}{_id(prefix, node)} {arrow}{'|×N|' if end in view.fanned else ''} {_id(prefix, end)}"
 
 
 def _id(prefix: str, node: str) -> str:
@@ -137,19 +128,15 @@ def describe(workflow: Workflow) -> dict[str, Any]:
 
 def _node(view: GraphView, node: str) -> dict[str, Any]:
     ends = [_NAMES.get(end, end) for end in (*view.nodes, "__end__") if end in view.successors(node)]
-    return {"name": node, "to": ends, "many": node in _fanned(view), "subgraphs": [graph.name for graph in _subgraphs(view, node)]}
-
-
-def _subgraphs(view: GraphView, node: str) -> list[Any]:
-    return [graph for path, graph in view.subgraphs.items() if path.partition("/")[0] == node]
+    return {"name": node, "to": ends, "many": node in view.fanned, "subgraphs": [graph.name for graph in view.subgraphs.get(node, ())]}
 
 
 def _agents(view: GraphView, seen: tuple[int, ...], prefix: str) -> Iterator[dict[str, Any]]:
     """Every subgraph with the fields that it takes and gives, at any depth."""
-    for path, graph in view.subgraphs.items():
+    for node, graph in ((node, graph) for node, graphs in view.subgraphs.items() for graph in graphs):
         if id(graph.builder) in seen:
             continue
-        where = prefix + path.partition("/")[0]
+        where = prefix + node
         yield {
             "name": graph.name,
             "node": where,

@@ -55,13 +55,6 @@ class Workflow:
                 f"A Workflow takes a StateGraph or a compiled one, not {_kind(self.graph)}", remedy=_graph_remedy(self.graph)
             )
 
-    @property
-    def builder(self) -> "StateGraph[Any, Any, Any, Any]":
-        """The StateGraph, whether the graph is compiled or not."""
-        from langgraph.graph.state import CompiledStateGraph
-
-        return self.graph.builder if isinstance(self.graph, CompiledStateGraph) else self.graph
-
     def compile(self, *, checkpointer: Any = None, **kwargs: Any) -> "CompiledStateGraph[Any, Any, Any, Any]":
         """The graph ready to run, under the workflow's name; `kwargs` are those of `StateGraph.compile`.
 
