@@ -46,6 +46,7 @@ _KINDS = {"text/html": ".html", "application/xhtml+xml": ".html", "application/j
 _CHARSETS = re.compile(
     r"ascii|utf-(8|16|32)(-le|-be|-sig)?|(iso8859|cp125|koi8|mac|gb|big5)[-_a-z0-9]*|cp(866|874|932|949)|shift_jis|euc_(jp|kr)|iso2022_jp"
 )
+_TOKENS = re.compile(r"[a-z0-9.+-]{1,30}(/[a-z0-9.+-]{1,60}|(, ?[a-z0-9-]{1,20}){0,2})")
 _META_CHARSET = re.compile(rb"""<meta[^>]{1,200}?charset\s*=\s*["']?\s*([a-zA-Z0-9_.:-]{2,40})""", re.IGNORECASE)
 
 
@@ -171,7 +172,9 @@ async def _get(place: WebUrl, addresses: Sequence[str], connect: Connect) -> "_C
             pool.stream("GET", target, headers=[("Host", place.authority), *_HEADERS]) as response,
         ):
             return await _reply(response)
-    except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, OSError) as error:
+    except httpcore.ProtocolError as error:  # what it says repeats the server's words, which have no place outside a data block
+        raise ToolError(f"{place.authority} did not answer: what it sent is not HTTP") from error
+    except (httpcore.NetworkError, httpcore.TimeoutException, OSError) as error:
         raise ToolError(f"{place.authority} did not answer: {one_line(error) or type(error).__name__}") from error
 
 
@@ -184,7 +187,7 @@ async def _reply(response: httpcore.Response) -> "_Content | str":
     content_type, _, parameters = headers.get("content-type", "").lower().partition(";")
     content_type = content_type.strip()
     if not (content_type.startswith("text/") or content_type in _KINDS or content_type.endswith("+json")):
-        raise ToolError(f"The page is of type {content_type or 'unknown'!r}; only text, HTML and JSON are read")
+        raise ToolError(f"The page is of type {_named(content_type)!r}; only text, HTML and JSON are read")
     body = _Body(headers.get("content-encoding", "identity").lower())
     async for chunk in response.aiter_stream():
         body.add(chunk)
@@ -192,12 +195,17 @@ async def _reply(response: httpcore.Response) -> "_Content | str":
     return _Content(content_type, charset.group(1) if charset else "", body.finish())
 
 
+def _named(value: str) -> str:
+    """What a header names, where it is a name: a sentence of the server's has no place outside a data block."""
+    return value if _TOKENS.fullmatch(value) else "unknown"
+
+
 class _Body:
     """A body as it arrives, decoded piece by piece; more than BODY_BYTES raises ToolError, before or after decoding."""
 
     def __init__(self, encoding: str) -> None:
         if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
-            raise ToolError(f"The page is encoded as {encoding!r}, which was not asked for")
+            raise ToolError(f"The page is encoded as {_named(encoding)!r}, which was not asked for")
         self._inflate: zlib._Decompress | None = None
         self._encoding = encoding
         self._members = 0

@@ -4,6 +4,7 @@ Every answer holds retrieved text in data blocks of the run's boundary. What goe
 the tool, so that it can go on with something else; an unexpected exception is not caught.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ __all__ = ["document_tools", "fetch_tool"]
 ANSWER_CHARACTERS = 16_000  # of one tool's answer, about 4,000 tokens: eight passages of 2,000 characters
 CONTEXT_CHARACTERS = 4_000  # that read_passage gives around a passage
 QUERY_CHARACTERS = 1_000
+_ID = re.compile(r"[dp]\d+\.\d+")
 
 
 def document_tools(library: "Library", *, boundary: str) -> "list[BaseTool]":
@@ -40,7 +42,9 @@ def document_tools(library: "Library", *, boundary: str) -> "list[BaseTool]":
     async def read_passage(passage_id: str) -> str:
         around = await library.context(passage_id.strip(), CONTEXT_CHARACTERS)
         if around is None:
-            raise ToolError(f"No passage has the id {one_line(passage_id, 60)!r}", remedy="Use an id exactly as a passage block shows it")
+            named = one_line(passage_id, 20)
+            shown = f"the id {named!r}" if _ID.fullmatch(named) else "this id"  # what may be a tag is not repeated
+            raise ToolError(f"No passage has {shown}", remedy="Use an id exactly as a passage block shows it")
         return _blocks([around], boundary)
 
     return [

@@ -18,6 +18,7 @@ __all__ = ["AllowedHost", "WebUrl", "check_allowed", "check_secrets", "denied_ad
 TARGET_CHARACTERS = 2_000  # of path and query: a page's address is shorter, a message smuggled out is not
 _PORTS = {"http": 80, "https": 443}
 _LOCAL_NAMES = ("localhost", "local", "internal", "intranet", "lan", "home", "corp", "arpa", "onion", "invalid")
+_SHORTEST_HALF = 8  # characters
 _UNQUOTED = "/%:@!$&'()*+,;=~"  # what stays as it is in a path; RFC 3986, section 3.3
 _HOST = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
@@ -118,8 +119,8 @@ def parse_url(url: str) -> WebUrl:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
-        raise FetchRefusedError(f"This is not a URL: {error}") from error
+    except ValueError as error:  # what it says repeats the URL, and a page may have written that
+        raise FetchRefusedError("This is not a URL") from error
     if parts.scheme not in _PORTS:
         raise FetchRefusedError("Only http and https URLs are fetched")
     if "@" in parts.netloc:
@@ -199,13 +200,25 @@ def denied_address(text: str) -> str | None:
 
 
 def check_secrets(url: str, environ: Mapping[str, str], private: Sequence[str] = ()) -> None:
-    """Raises FetchRefusedError where `url` holds a secret variable's value or one of the `private` strings, in any common encoding."""
+    """Raises FetchRefusedError where `url` holds a secret variable's value or one of the `private` strings, in any common encoding.
+
+    Half of a long one is enough: sent in two pieces, one of them is that long.
+    """
     readings = {url, unquote(url), unquote(unquote(url)), unquote_plus(url)}
     folded = [reading.casefold() for reading in readings]
     secrets = [(f"the value of {name}", value) for name, value in secrets_of(environ).items()]
     for what, value in [*secrets, *(("a value of this run that must not leave it", value) for value in private)]:
-        if any(form.casefold() in reading for form in _forms(value) for reading in folded):
+        forms = [form.casefold() for form in _forms(value)]
+        if any(form in reading for form in forms for reading in folded):
             raise FetchRefusedError(f"The URL contains {what}")
+        if any(half in reading for form in forms for half in _halves(form) for reading in folded):
+            raise FetchRefusedError(f"The URL contains half of {what}")
+
+
+def _halves(form: str) -> Iterator[str]:
+    """Every piece of half the length; none of a short text, whose halves occur in any URL."""
+    size = -(-len(form) // 2)
+    return (form[at : at + size] for at in range(len(form) - size + 1 if size >= _SHORTEST_HALF else 0))
 
 
 def _forms(value: str) -> Iterator[str]:

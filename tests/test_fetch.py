@@ -189,10 +189,10 @@ async def test_secrets_do_not_leave_in_a_url_or_a_redirect(web: Web) -> None:
         "http://sk-canary-0123456789.example.org/",
         "http://ｓｋ-canary-0123456789.example.org/",
     ):
-        with pytest.raises(FetchRefusedError, match=r"^The URL contains the value of OPENAI_API_KEY$"):
+        with pytest.raises(FetchRefusedError, match=r"^The URL contains (half of )?the value of OPENAI_API_KEY$"):
             await web.fetch(url, environ=environ)
     assert web.resolved == []
-    with pytest.raises(FetchRefusedError, match=r"^The URL contains the value of OPENAI_API_KEY$"):
+    with pytest.raises(FetchRefusedError, match=r"^The URL contains (half of )?the value of OPENAI_API_KEY$"):
         await web.fetch("http://example.org/", environ=environ)
     assert len(web.requests) == 1
 

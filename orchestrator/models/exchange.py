@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Generic, Literal, TypeVar
@@ -16,6 +17,7 @@ from langgraph.errors import GraphBubbleUp
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import InvalidAnswerError, OrchestratorError
+from orchestrator.events import tell
 from orchestrator.models.answers import check_whole, cleaned, explain, read_answer, validated
 from orchestrator.models.ask import Answer
 from orchestrator.models.failures import Call, failure, is_rejection, timed_out
@@ -28,6 +30,7 @@ Way = Literal["tools_required", "tools", "json_schema", "function_calling", "jso
 
 _log = logging.getLogger(__name__)
 _REPAIRS = 2
+_NAME = re.compile(r"[\w.-]{1,64}")
 _WITH_TOOLS: tuple[Way, ...] = ("tools_required", "tools")
 _CALLING: tuple[Way, ...] = (*_WITH_TOOLS, "function_calling")
 _OPENAI_WAYS: tuple[Way, ...] = ("json_schema", "function_calling", "json_mode", "prompt")
@@ -162,7 +165,10 @@ class Exchange(Generic[T]):
                     f"the arguments of {self._call.shown(name, 80) or 'a call'} are not a JSON object: {self._call.shown(str(args))}"
                 )
             elif name not in known:
-                wrong[number] = f"there is no tool {self._call.shown(name, 80)!r}, only {', '.join(known)}"
+                shown = self._call.shown(name, 80)
+                tell("log", level="warning", message=f"policy_denied {shown}: it is not among the tools that were offered")
+                # A name that is none is not repeated: it may be a tag, and a text may have asked for it.
+                wrong[number] = f"there is no tool {f'{shown!r}' if _NAME.fullmatch(shown) else 'of this name'}, only {', '.join(known)}"
             usable = args if isinstance(args, dict) else {}
             calls[number] = {"name": name or "unknown", "args": usable, "id": number, "type": "tool_call"}
         return list(calls.values()), wrong
