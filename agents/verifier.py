@@ -57,7 +57,7 @@ def create_verifier(model: BaseChatModel | None = None) -> CompiledStateGraph[An
     async def verify(state: VerifierState, runtime: Runtime[Any]) -> dict[str, Any]:
         context = RunContext.of(runtime)
         library = await context.library(state["documents"])
-        tell("branch_step", step="verify", detail=f"{len(state['findings'])} findings")
+        tell("branch_step", step="verify", detail=_counted(len(state["findings"])))
 
         async def judged(finding: Finding) -> Finding:
             checks = await context.check_finding(finding, state["sources"], library)
@@ -85,6 +85,10 @@ def create_verifier(model: BaseChatModel | None = None) -> CompiledStateGraph[An
     graph.add_edge(START, "verify")
     graph.add_edge("verify", END)
     return graph.compile(name="verifier")
+
+
+def _counted(findings: int) -> str:
+    return "1 finding" if findings == 1 else f"{findings} findings"
 
 
 def _failed(checks: list[Check]) -> Verdict | None:

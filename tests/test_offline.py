@@ -238,16 +238,14 @@ def test_what_stands_word_for_word_in_a_quote_is_always_supported() -> None:
 
 def test_a_draft_puts_the_likely_answer_first_and_says_who_before_what() -> None:
     claims = [
-        ("ed.md", "Ed Oxenbould is an Australian actor."),
         ("visit.md", "The Visit is a film with Ed Oxenbould that was directed by M. Night Shyamalan."),
         ("may.md", "He met a famous director of the film at night."),
         ("may.md", "Bo May is a cook."),
     ]
     assert written("Which director directed the film with Ed Oxenbould?", *claims) == [
-        (claims[1][1], [2]),
         (claims[0][1], [1]),
-        (claims[3][1], [4]),
         (claims[2][1], [3]),
+        (claims[1][1], [2]),
     ]
 
 
@@ -268,6 +266,7 @@ def test_a_draft_keeps_to_its_room_and_is_empty_without_findings() -> None:
     many = [(f"{n}.md", f"The river {n} " + "runs and runs " * 20 + "to the sea.") for n in range(30)]
     texts = [text for text, _ in written("Which river runs?", *many)]
     assert sum(map(len, texts)) <= 1_200
+    assert len(texts) == 3
     assert set(texts) <= {claim for _, claim in many}
     assert written("Which river runs?") == []
     assert written("Which river runs?", ("a.md", "river " * 400)) == [(("river " * 400).strip(), [1])]

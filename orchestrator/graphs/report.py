@@ -113,14 +113,15 @@ def _by_question(
 ) -> list[str]:
     """Findings under their questions. Where there is one question, what the answer says word for word is not said again."""
     parts = []
-    told = {sentence.text for sentence in answer} if len(branches) == 1 else set()
-    distinct = {id(finding) for finding in findings if finding.claim not in told}
+    said = {sentence.text for sentence in answer} if len(branches) == 1 else set()
+    told = any(finding.claim in said for finding in findings)
+    distinct = {id(finding) for finding in findings if finding.claim not in said}
     for result in branches:
         lines = [f"- {_plain(finding.claim)} {_marks([finding], numbers)}" for finding in result.findings if id(finding) in distinct]
         if result.rejected:
             lines.append(f"- Left out: {_claims(len(result.rejected))} that the quotes did not support.")
         if lines:
-            title = _plain(result.task.question) if len(branches) > 1 else "Findings"
+            title = _plain(result.task.question) if len(branches) > 1 else "Further findings" if told else "Findings"
             parts.append("\n".join([f"## {title}", "", *lines]))
     return parts
 

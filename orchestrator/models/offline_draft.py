@@ -10,6 +10,7 @@ from orchestrator.models.offline_question import ask_of
 __all__ = ["draft"]
 
 _ROOM = 1_200  # characters of the answer
+_MOST = 3  # sentences; the report lists the other findings below it
 _HOLDS = 0.3  # what holding a date, number or name that may be asked for is worth, beside the share of the question covered
 _RANK = 0.05  # what a place further down in the list of findings costs
 _BACK = re.compile(
@@ -30,6 +31,8 @@ def draft(prompt: Prompt) -> dict[str, Any]:
     for place in _with_subjects(order, told, prompt.findings):
         if sentences and len(told[place]) > room:
             continue
+        if len(sentences) == _MOST:
+            break
         room -= len(told[place]) + 1
         number = prompt.findings[place].id
         sentences.append({"text": told[place], "findings": [int(number) if number.isdigit() else place + 1]})
