@@ -23,6 +23,7 @@ _CODE = frozenset(
 )
 _NAMED = frozenset({"readme", "license", "licence", "copying", "changelog", "changes", "authors", "contributing", "notice", "makefile"})
 _TABLES = frozenset({".csv", ".tsv"})
+_UNSEEN = re.compile("[\U000e0000-\U000e0fff]")  # the tag characters, invisible twins of ASCII, and the selectors beside them
 _DATA = frozenset({".json", ".jsonl", ".ndjson", ".ipynb"})
 
 
@@ -111,12 +112,12 @@ def _strict(content: bytes, encoding: str) -> str:
 
 
 def tidy(text: str) -> str:
-    """`text` with newlines as Python reads them and without what no encoding can write."""
+    """`text` with newlines as Python reads them, without what no encoding can write and without letters that only a model sees."""
     if "\0" in text:
         text = text.replace("\0", "")
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
+    return text if text.isascii() else _UNSEEN.sub("", re.sub("[\ud800-\udfff]", "\ufffd", text))
 
 
 def _marked(text: str, kind: str) -> Extracted:

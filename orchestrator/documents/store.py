@@ -21,7 +21,7 @@ from orchestrator.documents.words import terms
 
 __all__ = ["FileRow", "Store", "default_home", "index_path", "open_store", "prune"]
 
-VERSION = 2  # of the tables and of all that fills them: raise it when a file would be read differently
+VERSION = 3  # of the tables and of all that fills them: raise it when a file would be read differently
 _WAIT = 30.0  # seconds for another process that writes
 _ORDINALS = 1 << 20  # passages of one document: a row of the index is both numbers in one
 _LAST = (1 << 63) - 1
