@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.events import Event
-from orchestrator.progress import BranchView, RunView, plain_lines, status_words, summary
+from orchestrator.progress import BranchView, RunView, counted, plain_lines, status_words, summary
 from orchestrator.text import one_line
 
 __all__ = ["open_live", "render"]
@@ -112,7 +112,7 @@ def _figures(view: RunView) -> list[str]:
     elif view.steps:
         words.append(f"{view.steps_done:,} of {view.steps:,} steps done")
     in_flight = max(0, view.calls - view.calls_done)
-    calls = f"{view.calls_done:,} call{'' if view.calls_done == 1 else 's'}" + (f" + {in_flight:,} in flight" if in_flight else "")
+    calls = counted(view.calls_done, "call") + (f" + {in_flight:,} in flight" if in_flight else "")
     return [*words, f"{calls}, {view.input_tokens:,} tokens in, {view.output_tokens:,} out"]
 
 

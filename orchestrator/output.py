@@ -26,7 +26,6 @@ __all__ = [
     "is_terminal",
     "open_streams",
     "own_stdout",
-    "report_text",
     "say",
     "stdout",
     "write_event",
@@ -144,7 +143,7 @@ def write_event(event: Event, run_id: str) -> None:
     write_json(event.to_json(run_id))
 
 
-def report_text(result: Mapping[str, Any]) -> str | None:
+def _report_text(result: Mapping[str, Any]) -> str | None:
     """What a run was for: the report's markdown, else the output as JSON; None where there is neither."""
     output = result.get("output") or {}
     report = output.get("report")
@@ -155,7 +154,7 @@ def report_text(result: Mapping[str, Any]) -> str | None:
 
 def write_output(result: Mapping[str, Any]) -> None:
     """The output on stdout: a report rendered where a terminal reads it, plain markdown or JSON elsewhere."""
-    text = report_text(result)
+    text = _report_text(result)
     if text is None:
         return
     is_report = isinstance((result.get("output") or {}).get("report"), str)
@@ -208,7 +207,7 @@ def deliver(options: "argparse.Namespace", output: Path | None, result: Mapping[
     if options.quiet and result.get("error"):
         say(f"error: {result['status']}: {one_line(result['error'], 400)}")
     with suppress(BrokenPipeError):  # the run itself is over, and its code says how
-        text = report_text(result)
+        text = _report_text(result)
         if output is not None and text is not None:
             code = _write_report(options, output, text) or code
         elif not options.json and not options.events:

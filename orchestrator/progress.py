@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from orchestrator.events import Event
 from orchestrator.text import one_line
 
-__all__ = ["BranchView", "RunView", "open_progress", "plain_lines", "status_words", "summary"]
+__all__ = ["BranchView", "RunView", "counted", "open_progress", "plain_lines", "status_words", "summary"]
 
 _DOING = {"search": "searching", "research": "researching", "tools": "using tools", "verify": "verifying", "repair": "repairing"}
 _WRITING = {"planner": "planning", "writer": "writing the report"}
@@ -39,7 +39,6 @@ class RunView:
     workflow: str = ""
     model: str = ""
     phase: str = "starting"
-    round: int = 0
     branches: dict[str, BranchView] = field(default_factory=dict)
     steps: int = 0
     steps_done: int = 0
@@ -47,7 +46,6 @@ class RunView:
     calls_done: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
-    documents: str = ""
     result: Mapping[str, Any] | None = None
     began: float = 0.0
 
@@ -74,7 +72,7 @@ class RunView:
     def progress(self) -> str:
         """`4 of 9 branches done`"""
         done = sum(branch.state not in ("waiting", "active") for branch in self.branches.values())
-        return f"{done:,} of {_count(len(self.branches), 'branch', 'branches')} done"
+        return f"{done:,} of {counted(len(self.branches), 'branch', 'branches')} done"
 
     def ended(self, run_id: str, status: str, error: str) -> dict[str, Any]:
         """What stands in for the result of a run that was ended from outside, in the same form; the output is empty."""
@@ -111,15 +109,10 @@ def _run_started(view: RunView, event: Event) -> None:
     view.workflow, view.model = one_line(event.fields.get("workflow", "")), _model_names(event.fields.get("model"))
 
 
-def _documents(view: RunView, event: Event) -> None:
-    view.documents = _documents_line(event.fields)
-
-
 def _plan(view: RunView, event: Event) -> None:
-    view.round = int(event.fields.get("round", view.round + 1))
     for task in event.fields.get("tasks", ()):
         view.branches.setdefault(str(task["id"]), BranchView(one_line(task["question"])))
-    view.phase = f"round {view.round}"
+    view.phase = f"round {int(event.fields.get('round') or 1)}"
 
 
 def _branch_started(view: RunView, event: Event) -> None:
@@ -178,7 +171,6 @@ def _result(view: RunView, event: Event) -> None:
 
 _FOLDS: dict[str, Callable[[RunView, Event], None]] = {
     "run_started": _run_started,
-    "documents": _documents,
     "plan": _plan,
     "branch_started": _branch_started,
     "branch_step": _branch_step,
@@ -209,7 +201,7 @@ def _model_names(model: object) -> str:
     return one_line(model or "none", 80)
 
 
-def _count(number: int, noun: str, plural: str | None = None) -> str:
+def counted(number: int, noun: str, plural: str | None = None) -> str:
     """`1 branch`, `12,345 branches`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
@@ -218,13 +210,7 @@ def _outcome(fields: Mapping[str, Any]) -> str:
     """What a finished branch brought: its findings, or why there are none."""
     if fields.get("error"):
         return one_line(fields["error"])
-    return _count(int(fields.get("findings") or 0), "finding")
-
-
-def _documents_line(fields: Mapping[str, Any]) -> str:
-    """`read 41, skipped 3`"""
-    skipped = fields.get("skipped") or ()
-    return f"read {int(fields.get('read') or 0):,}, skipped {len(skipped):,}"
+    return counted(int(fields.get("findings") or 0), "finding")
 
 
 def plain_lines(event: Event) -> list[str]:
@@ -243,14 +229,14 @@ def _documents_lines(event: Event) -> list[str]:
     skipped = event.fields.get("skipped") or ()
     named = [f"  skipped {one_line(skip['uri'], 120)}: {one_line(skip['reason'])}" for skip in skipped[:_LISTED]]
     more = [f"  and {len(skipped) - _LISTED:,} more"] if len(skipped) > _LISTED else []
-    return [f"documents: {_documents_line(event.fields)}", *named, *more]
+    return [f"documents: read {int(event.fields.get('read') or 0):,}, skipped {len(skipped):,}", *named, *more]
 
 
 def _plan_lines(event: Event) -> list[str]:
     tasks = event.fields.get("tasks") or ()
     if not tasks:
         return []
-    first = f"plan, round {int(event.fields.get('round') or 1)}: {_count(len(tasks), 'question')}"
+    first = f"plan, round {int(event.fields.get('round') or 1)}: {counted(len(tasks), 'question')}"
     return [first, *(f"  {one_line(task['id'], 20)}: {one_line(task['question'])}" for task in tasks)]
 
 
@@ -280,7 +266,7 @@ def summary(result: Mapping[str, Any], *, failures: bool = False) -> list[str]:
     """The closing lines of a run; with `failures` also each branch that did not end well, and why."""
     branches = result.get("branches") or ()
     lost = [branch for branch in branches if branch.get("status") != "ok"]
-    of = f": {len(branches) - len(lost):,} of {_count(len(branches), 'branch', 'branches')} ok" if branches else ""
+    of = f": {len(branches) - len(lost):,} of {counted(len(branches), 'branch', 'branches')} ok" if branches else ""
     lines = [f"{one_line(result.get('status', ''), 20)}{of}"]
     if failures:
         named = ((one_line(branch.get("task"), 60), status_words(branch.get("status")), branch.get("error")) for branch in lost[:_LISTED])
@@ -300,7 +286,7 @@ def _usage_line(result: Mapping[str, Any]) -> str:
     cost = usage.get("cost_usd")
     return ", ".join(
         (
-            _count(int(usage.get("model_calls") or 0), "model call"),
+            counted(int(usage.get("model_calls") or 0), "model call"),
             f"{int(usage.get('input_tokens') or 0):,} tokens in",
             f"{int(usage.get('output_tokens') or 0):,} out",
             "cost unknown" if cost is None else f"${float(cost):.4f}" if cost else "no cost",

@@ -290,17 +290,21 @@ class _Reader:
                 self.found.targets_known = False
 
     def _send(self, call: ast.Call) -> None:
-        words = {word.arg: word.value for word in call.keywords}
-        target = call.args[0] if call.args else words.get("node")
-        name = self._constant(target) if target is not None else _MISSING
-        if not isinstance(name, str):
+        name = self._sent_to(call)
+        if name is None:
             self.found.targets_known = False
             return
         self.found.sends.add(name)
-        argument = call.args[1] if len(call.args) > 1 else words.get("arg")
+        argument = call.args[1] if len(call.args) > 1 else next((word.value for word in call.keywords if word.arg == "arg"), None)
         keys = self._literal_keys(argument) if argument is not None else None
         earlier = self.found.sent_keys.get(name, set())
         self.found.sent_keys[name] = None if keys is None or earlier is None else earlier | keys
+
+    def _sent_to(self, call: ast.Call) -> str | None:
+        """The node that a Send(...) names, None where it is computed."""
+        target = call.args[0] if call.args else next((word.value for word in call.keywords if word.arg == "node"), None)
+        name = self._constant(target) if target is not None else _MISSING
+        return name if isinstance(name, str) else None
 
     def _literal_keys(self, item: ast.expr) -> set[str] | None:
         if not isinstance(item, ast.Dict) or any(key is None for key in item.keys):
@@ -334,10 +338,8 @@ class _Reader:
         for item in items:
             if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
                 continue
-            if repeated and isinstance(item, ast.Call) and self._is(item.func, "Send"):
-                target = item.args[0] if item.args else next((word.value for word in item.keywords if word.arg == "node"), None)
-                name = self._constant(target) if target is not None else _MISSING
-                self.found.fanned |= {name} if isinstance(name, str) else set()
+            if repeated and isinstance(item, ast.Call) and self._is(item.func, "Send") and (name := self._sent_to(item)) is not None:
+                self.found.fanned.add(name)
             inside = repeated or isinstance(item, ast.ListComp | ast.GeneratorExp | ast.SetComp | ast.For | ast.AsyncFor | ast.While)
             self._fan_outs(self._live(item), inside)
 
