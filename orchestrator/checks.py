@@ -4,7 +4,6 @@ LangGraph takes a router or a `Send` that names no node for a run that succeeded
 finds a key that two branches write at once only when they do. All of that is told here before the run, with the names.
 """
 
-import difflib
 import logging
 import re
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from orchestrator.errors import GraphError
 from orchestrator.returns import Returns, function_of, may_stop, names, read_returns
+from orchestrator.text import nearest
 
 if TYPE_CHECKING:
     from langgraph.graph import StateGraph
@@ -335,8 +335,8 @@ def _texts(values: Iterable[Any]) -> set[str]:
 
 
 def _near(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, [other for other in names if not other.startswith("__")], 1, 0.6)
-    return f". Did you mean {near[0]!r}?" if near else ""
+    near = nearest(name, (other for other in names if not other.startswith("__")))
+    return f". Did you mean {near!r}?" if near else ""
 
 
 def _may_send(router: Any) -> bool:

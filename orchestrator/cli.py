@@ -23,6 +23,7 @@ from orchestrator.options import (
     field_options,
     field_values,
     model_specs,
+    option_of,
     own_options,
     parse,
     read_input,
@@ -329,7 +330,7 @@ def _run(name: str, words: list[str], signals: _Signals) -> int:
     place = find_workflow(name, Path.cwd())  # an unknown name is answered before anything heavy is imported
     prog = f"{PROG} {one_line(name, 80)}"
     found, controls = own_options(prog, words, place.path)
-    files = {option: writable_file(f"--{option.replace('_', '-')}", getattr(found, option)) for option in ("output", "log_file")}
+    files = {option: writable_file(option_of(option), getattr(found, option)) for option in ("output", "log_file")}
     model = model_specs(found.model)
     values = read_input(found.input) if found.input is not None and not found.help else {}
 

@@ -1,7 +1,6 @@
 """A graph's input schema as a pydantic model: what the command line offers, and what a run's input is checked against."""
 
 import dataclasses
-import difflib
 import inspect
 import json
 import types
@@ -15,7 +14,7 @@ from typing_extensions import ReadOnly, is_typeddict
 
 from orchestrator.checks import GraphView, needed_keys
 from orchestrator.errors import InputError
-from orchestrator.text import one_line
+from orchestrator.text import nearest, one_line
 
 if TYPE_CHECKING:
     from langgraph.graph import StateGraph
@@ -191,9 +190,9 @@ def _problem(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
         meaning = f": {info.description}" if info is not None and info.description else ""
         return f"{path!r} is missing", f"Give {path!r}{meaning}"
     if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(head, model.model_fields, 1, 0.5) if len(detail["loc"]) == 1 else []
+        near = nearest(head, model.model_fields, 0.5) if len(detail["loc"]) == 1 else ""
         fields = "The fields are: " + ", ".join(model.model_fields)
-        return f"{path!r} is no field of the input", f"Did you mean {near[0]!r}?" if near else fields
+        return f"{path!r} is no field of the input", f"Did you mean {near!r}?" if near else fields
     message = detail["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     return f"{path!r}: {message}, got {one_line(repr(detail['input']), 80)}", ""

@@ -4,7 +4,6 @@ Nothing here knows what a workflow is, and importing this module is cheap: the c
 """
 
 import ast
-import difflib
 import json
 import re
 import warnings
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from orchestrator.errors import InputError, WorkflowNotFoundError
-from orchestrator.text import one_line
+from orchestrator.text import nearest, one_line
 
 __all__ = ["Place", "WorkflowEntry", "find_workflow", "list_workflows", "shown"]
 
@@ -113,10 +112,10 @@ def _named(name: str, folder: Path) -> Place:
     if shipped.is_file() and not name.startswith("_"):
         return Place(name, shipped, shipped=True)
     names = [entry.name for entry in list_workflows(folder)]
-    near = difflib.get_close_matches(name, names, 1, 0.6)
+    near = nearest(name, names)
     searched = [shown(folder / "workflows") + "/", *(["langgraph.json"] if configured else []), "the shipped workflows"]
     raise WorkflowNotFoundError(
-        f"No workflow {name!r}" + (f". Did you mean {near[0]!r}?" if near else ""),
+        f"No workflow {name!r}" + (f". Did you mean {near!r}?" if near else ""),
         where="Searched: " + ", ".join(searched),
         remedy="There are: " + ", ".join(names),
     )

@@ -1,7 +1,6 @@
 """From words on the command line to values: our options, those of a workflow's input schema, and the whole input at once."""
 
 import argparse
-import difflib
 import json
 import math
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from orchestrator.errors import InputError
-from orchestrator.text import one_line
+from orchestrator.text import nearest, one_line
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -29,6 +28,7 @@ __all__ = [
     "field_options",
     "field_values",
     "model_specs",
+    "option_of",
     "own_options",
     "parse",
     "read_input",
@@ -56,6 +56,11 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, **options: Any) -> None:
         super().__init__(prog=prog, add_help=False, allow_abbrev=False, **options)
+
+    @property
+    def names(self) -> list[str]:
+        """Every option, as it is written; argparse has no public list."""
+        return [name for action in self._actions for name in action.option_strings]
 
     def error(self, message: str) -> NoReturn:
         """What argparse found wrong, as an InputError."""
@@ -103,17 +108,21 @@ def parse(parser: Parser, words: Sequence[str], *, fields_known: bool = True) ->
 
 
 def _refuse_option(parser: Parser, option: str) -> NoReturn:
-    known = [name for action in parser._actions for name in action.option_strings]  # argparse has no public list
-    near = difflib.get_close_matches(option, known, 1, 0.7)
-    raise InputError(f"unknown option {option!r}", remedy=f"did you mean {near[0]}?" if near else f"see {parser.prog} --help")
+    near = nearest(option, parser.names, 0.7)
+    raise InputError(f"unknown option {option!r}", remedy=f"did you mean {near}?" if near else f"see {parser.prog} --help")
+
+
+def option_of(name: str) -> str:
+    """The option of a field or a control: `max_calls` is `--max-calls`."""
+    return "--" + name.replace("_", "-")
 
 
 def field_options(model: "type[BaseModel]", parser: Parser) -> dict[str, str]:
     """The option of each input field; "" where an option of ours has that name and the field is reached by --input alone."""
-    taken = {name for action in parser._actions if not action.dest.startswith(_FIELD) for name in action.option_strings}
+    taken = set(parser.names)
     options = {}
     for name, info in model.model_fields.items():
-        option = "--" + name.replace("_", "-")
+        option = option_of(name)
         clashes = {option, "--no" + option[1:]} if _is_flag(info.annotation) else {option}
         options[name] = "" if clashes & taken else option
         taken |= clashes
@@ -151,7 +160,7 @@ def add_controls(parser: Parser) -> None:
     group = parser.add_argument_group("limits")
     for name, info in Controls.model_fields.items():
         text = f"{info.description}, {_range(info)} (default: {'none' if info.default is None else f'{info.default:g}'})"
-        group.add_argument("--" + name.replace("_", "-"), dest=_CONTROL + name, default=argparse.SUPPRESS, metavar="N", help=text)
+        group.add_argument(option_of(name), dest=_CONTROL + name, default=argparse.SUPPRESS, metavar="N", help=text)
 
 
 def _control_values(found: argparse.Namespace) -> dict[str, Any]:
@@ -167,8 +176,7 @@ def _control_values(found: argparse.Namespace) -> dict[str, Any]:
         return Controls.model_validate(given).model_dump(include=set(given))
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0])
-        option = "--" + name.replace("_", "-")
-        what = f"{option} is {_range(Controls.model_fields[name])}, not {one_line(given[name], 80)!r}"
+        what = f"{option_of(name)} is {_range(Controls.model_fields[name])}, not {one_line(given[name], 80)!r}"
         raise InputError(what, remedy="give a number in this range, or leave the option out") from None
 
 
@@ -186,7 +194,7 @@ def field_values(found: argparse.Namespace, model: "type[BaseModel]") -> dict[st
     for key, value in vars(found).items():
         if key.startswith(_FIELD):
             name = key.removeprefix(_FIELD)
-            values[name] = _field_value("--" + name.replace("_", "-"), value, model.model_fields[name].annotation)
+            values[name] = _field_value(option_of(name), value, model.model_fields[name].annotation)
     return values
 
 
@@ -285,12 +293,11 @@ def _is_written_nowhere(option: str, path: Path, parser: Parser) -> bool:
     text = "\n".join([source, *ours])
     if names & {"messages", *re.findall(r"\w+", text)}:
         return False
-    known = [option for action in parser._actions for option in action.option_strings]
-    if difflib.get_close_matches(option, known, 1, 0.8):
+    if nearest(option, parser.names, 0.8):
         return True
     fields = {"messages", *_ANNOTATED.findall(source)}
     further = set(_ANNOTATED.findall("\n".join(ours)))
-    return not any(difflib.get_close_matches(each, fields, 1, 0.6) or difflib.get_close_matches(each, further, 1, 0.85) for each in names)
+    return not any(nearest(each, fields) or nearest(each, further, 0.85) for each in names)
 
 
 def _check_run_id(given: str | None) -> None:
@@ -356,7 +363,7 @@ def bare_input(rest: list[str], workflow: "Workflow", values: dict[str, Any], gi
     if not rest:
         took = next((name for name, value in given.items() if isinstance(value, list) and len(value) > 1), None)
         if took and field and field not in values and workflow.input_model.model_fields[field].is_required():
-            option = "--" + took.replace("_", "-")
+            option = option_of(took)
             where = f"{option} took {len(given[took])} values, the last is {one_line(given[took][-1], 80)!r}"
             raise InputError(f"{field!r} is missing", where=where, remedy=f"put the INPUT before {option}")
         return {}

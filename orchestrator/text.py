@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 
-__all__ = ["data_block", "one_line", "printable", "secrets_of", "trimmed", "without"]
+__all__ = ["data_block", "nearest", "one_line", "printable", "secrets_of", "trimmed", "without"]
 
 # Escape sequences go as a whole (OSC and DCS run to their terminator), then what is left of C0 and C1 controls.
 _ESCAPES = re.compile(r"\x1b(?:[\]P^_X].*?(?:\x07|\x1b\\|\x9c|$)|\[[0-?]*[ -/]*[@-~]?|[ -/]*[0-~]?)|\x9b[0-?]*[ -/]*[@-~]?", re.DOTALL)
@@ -25,6 +25,13 @@ def one_line(text: object, limit: int = 200) -> str:
     """`text` printable, on one line, cut to `limit` characters."""
     line = " ".join(printable(str(text)).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """The one of `names` that `name` was most likely meant to be; "" where none is `cutoff` alike (0 to 1, by `difflib`)."""
+    import difflib  # only errors ask for it
+
+    return next(iter(difflib.get_close_matches(name, [*names], 1, cutoff)), "")
 
 
 def trimmed(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -1,6 +1,5 @@
 """From a model string to a chat model; everything that can be wrong with it is said before a run starts."""
 
-import difflib
 import ipaddress
 import os
 import re
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
 from orchestrator.errors import ModelSpecError
+from orchestrator.text import nearest
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -177,8 +177,8 @@ def _any_provider(provider: str, name: str, spec: str) -> "BaseChatModel":
 
     known = _providers()
     if provider and provider not in known:
-        near = difflib.get_close_matches(provider, [*known, "offline"], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+        near = nearest(provider, [*known, "offline"])
+        hint = f"did you mean {near!r}?" if near else f"known: {', '.join(sorted(known))}"
         raise ModelSpecError(f"unknown provider {provider!r} in {spec!r}", remedy=hint)
     try:
         model = init_chat_model(name, model_provider=provider or None)
@@ -194,8 +194,8 @@ def _any_provider(provider: str, name: str, spec: str) -> "BaseChatModel":
 def _not_made(provider: str, spec: str, error: Exception) -> ModelSpecError:
     """Why a provider's class would not be made: the bare errors of init_chat_model and of the class itself."""
     if not provider:
-        near = difflib.get_close_matches(spec, ["offline"], n=1)
-        return ModelSpecError(f"no provider is known for the model {spec!r}", remedy=f"did you mean {near[0]!r}?" if near else _FORM)
+        near = nearest(spec, ["offline"])
+        return ModelSpecError(f"no provider is known for the model {spec!r}", remedy=f"did you mean {near!r}?" if near else _FORM)
     variable = re.search(r"\b[A-Z][A-Z0-9]*_(?:API_)?(?:KEY|TOKEN)\b", str(error))
     if variable:
         return ModelSpecError(f"{variable[0]} is not set or not usable", where=f"the model is {spec!r}", remedy=f"export {variable[0]}")
