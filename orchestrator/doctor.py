@@ -115,7 +115,7 @@ def _clashes(folder: Path) -> Iterator[Finding]:
 
 
 def _models(environ: Mapping[str, str], given: str | Mapping[str, str] | None) -> Iterator[Finding]:
-    from orchestrator.models import choose_model, resolve_model, warnings_for
+    from orchestrator.models import choose_model, openai_endpoint, resolve_model, warnings_for
 
     by_role = dict(given) if isinstance(given, Mapping) else {"": given}
     for role, spec in by_role.items():
@@ -124,6 +124,7 @@ def _models(environ: Mapping[str, str], given: str | Mapping[str, str] | None) -
         try:
             resolve_model(choice.spec)
             cautions = warnings_for(choice.spec, environ)
+            endpoint = openai_endpoint(choice.spec, environ)
         except ModelSpecError as error:
             yield Finding(name, "fail", f"{choice.spec} ({choice.reason}): {'; '.join(error.lines()[:-1] or error.lines())}", error.remedy)
             continue
@@ -133,16 +134,15 @@ def _models(environ: Mapping[str, str], given: str | Mapping[str, str] | None) -
         else:
             yield Finding(name, "ok", f"{choice.spec} ({choice.reason})")
             yield from (Finding(name, "warn", caution) for caution in cautions)
-        if choice.spec.startswith(("openai:", "gpt-")):
-            yield _endpoint(environ, choice.spec.removeprefix("openai:"))
+        if endpoint is not None:
+            yield _endpoint(*endpoint, environ.get("OPENAI_API_KEY", ""))
 
 
-def _endpoint(environ: Mapping[str, str], model: str) -> Finding:
+def _endpoint(base: str, model: str, key: str) -> Finding:
     """Whether the OpenAI-compatible endpoint answers `GET /models` with this model in it; the key is sent to it and to nobody else."""
-    base = (environ.get("OPENAI_API_BASE") or environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1").rstrip("/")
     answered: list[Finding] = []
     # A thread of its own: a server that sends a byte now and then outlasts every timeout of the socket.
-    asking = threading.Thread(target=lambda: answered.append(_ask_endpoint(base, environ.get("OPENAI_API_KEY", ""), model)), daemon=True)
+    asking = threading.Thread(target=lambda: answered.append(_ask_endpoint(base, model, key)), daemon=True)
     asking.start()
     asking.join(ENDPOINT_SECONDS)
     remedy = "check the network and OPENAI_BASE_URL, or use --model offline"
@@ -156,7 +156,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         """Nothing is asked again."""
 
 
-def _ask_endpoint(base: str, key: str, model: str) -> Finding:
+def _ask_endpoint(base: str, model: str, key: str) -> Finding:
     headers = {"Authorization": f"Bearer {key}"} if key.strip() else {}
     request = urllib.request.Request(f"{base}/models", headers=headers)  # noqa: S310 - http or https: the model was made with this URL
     try:

@@ -139,13 +139,7 @@ def _told(error: Exception) -> str:
 def _message(error: Exception) -> str:
     """The provider's own sentence where its body has one, else the text of the body."""
     body = getattr(error, "body", None)
-    if isinstance(body, dict):
-        inner = body.get("error", body)
-        if isinstance(inner, dict) and isinstance(inner.get("message"), str):
-            return str(inner["message"])
-    if isinstance(body, str) and body.strip():
-        return body
-    return str(getattr(error, "message", "") or error)
+    return _told(error) or (body if isinstance(body, str) else "").strip() or str(getattr(error, "message", "") or error)
 
 
 def _retry_after(error: Exception) -> str:

@@ -15,7 +15,7 @@ from orchestrator.text import nearest
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
 
-__all__ = ["CLIENT_TIMEOUT", "DEFAULT_OPENAI", "ModelChoice", "choose_model", "resolve_model", "warnings_for"]
+__all__ = ["CLIENT_TIMEOUT", "DEFAULT_OPENAI", "ModelChoice", "choose_model", "openai_endpoint", "resolve_model", "warnings_for"]
 
 DEFAULT_OPENAI = "openai:gpt-5-mini"
 _FORM = "a model is `offline` or `provider:model`, such as `openai:gpt-5-mini` or `ollama:llama3.2`"
@@ -55,6 +55,15 @@ def resolve_model(spec: str) -> "BaseChatModel":
         base = _base_url(os.environ)
         return _openai(name, base.geturl() if base else None, _openai_key(os.environ, base))
     return _any_provider(provider, name, spec)
+
+
+def openai_endpoint(spec: str, environ: Mapping[str, str]) -> tuple[str, str] | None:
+    """The base URL that is asked for this model, and the model's name there; None for other providers. Raises ModelSpecError."""
+    provider, name = _parts(spec)
+    if provider != "openai":
+        return None
+    base = _base_url(environ)
+    return (base.geturl().rstrip("/") if base else "https://api.openai.com/v1"), name
 
 
 def warnings_for(spec: str, environ: Mapping[str, str]) -> list[str]:
