@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -129,8 +130,9 @@ def write_json(value: object, *, indent: int | None = None) -> None:
 
 def _dumped(value: object, indent: int | None, encoding: str | None) -> str:
     text = json.dumps(value, ensure_ascii=(encoding or "").lower().replace("-", "") != "utf8", indent=indent, default=_plain)
-    # Half a surrogate pair, from a file name that is no UTF-8, cannot be encoded; as an escape it is still valid JSON.
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    # What a terminal obeys or hides stands in strings only, and as an escape it is the same JSON. So does half a surrogate pair,
+    # from a file name that is no UTF-8, which cannot be encoded.
+    return re.sub(r"[^ -~\n]", lambda odd: odd[0] if odd[0].isprintable() else json.dumps(odd[0])[1:-1], text)
 
 
 def _plain(value: object) -> object:

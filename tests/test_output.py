@@ -45,8 +45,10 @@ def test_json_is_json_on_every_terminal(monkeypatch: pytest.MonkeyPatch) -> None
     for encoding in ("utf-8", "ascii", "latin-1"):
         stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
         monkeypatch.setattr("sys.stdout", stream)
-        write_json({"text": "ü€😀\ud800\x1b\x9b"})
-        assert json.loads(stream.buffer.getvalue().decode(encoding)) == {"text": "ü€😀\ud800\x1b\x9b"}
+        write_json({"text": "ü€😀\ud800\x1b\x7f\x9b\u202e\U000e0041"})
+        written = stream.buffer.getvalue().decode(encoding)
+        assert json.loads(written) == {"text": "ü€😀\ud800\x1b\x7f\x9b\u202e\U000e0041"}
+        assert written.rstrip("\n").isprintable()
 
 
 def test_an_error_is_what_where_and_remedy() -> None:
