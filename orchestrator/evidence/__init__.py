@@ -12,7 +12,7 @@ from orchestrator.evidence.numbers import missing_numbers, numbers_of
 from orchestrator.evidence.spelling import fold, plain
 from orchestrator.state import Check
 
-__all__ = ["check_claim", "fold", "names_of", "numbers_of", "opening_name", "refers_back"]
+__all__ = ["check_claim", "fold", "names_of", "numbers_of", "opening_name", "refers_back", "word_for_word"]
 
 
 def check_claim(claim: str, quotes: Sequence[str], *, title: str = "") -> list[Check]:
@@ -22,8 +22,7 @@ def check_claim(claim: str, quotes: Sequence[str], *, title: str = "") -> list[C
     A check that fails says in `detail` what is missing. A claim that stands word for word in a quote passes all three.
     """
     missing: dict[str, list[str]] = {"numbers": [], "dates": [], "names": []}
-    wanted = " ".join(claim.split())
-    if not any(wanted in " ".join(quote.split()) for quote in quotes):
+    if not word_for_word(claim, quotes):
         said, given, titled = plain(claim), plain("\n".join(quotes)), plain(title)
         missing["dates"], rest = missing_dates(said, given)
         missing["numbers"] = missing_numbers(rest, f"{given}\n{titled}")
@@ -33,6 +32,12 @@ def check_claim(claim: str, quotes: Sequence[str], *, title: str = "") -> list[C
         Check(name="dates", passed=not missing["dates"], detail=_detail(missing["dates"])),
         Check(name="names", passed=not missing["names"], detail=_detail(missing["names"])),
     ]
+
+
+def word_for_word(claim: str, quotes: Iterable[str]) -> bool:
+    """Whether one of the quotes holds the claim as it is, white space apart."""
+    wanted = " ".join(claim.split())
+    return any(wanted in " ".join(quote.split()) for quote in quotes)
 
 
 def _detail(missing: Iterable[str]) -> str:

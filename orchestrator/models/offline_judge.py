@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.evidence import check_claim, fold, names_of, numbers_of, opening_name, refers_back
+from orchestrator.evidence import check_claim, fold, names_of, numbers_of, opening_name, refers_back, word_for_word
 from orchestrator.models.offline_prompt import Prompt
 from orchestrator.models.offline_words import content, negated, opposites, sentences
 from orchestrator.state import Check, Verdict
@@ -38,8 +38,7 @@ class _Reading:
 
 def judge(claim: str, quotes: Sequence[str], title: str = "") -> Verdict:
     """Whether `quotes` support `claim`; `title` names what the quotes are about. Always supported when word for word in a quote."""
-    wanted = " ".join(claim.split())
-    if any(wanted in " ".join(quote.split()) for quote in quotes):
+    if word_for_word(claim, quotes):
         return Verdict(label="supported", reason="the claim stands word for word in a quote")
     checks = check_claim(claim, quotes, title=title)
     failed = [check for check in checks if not check.passed]

@@ -92,7 +92,11 @@ async def test_a_schema_is_answered_with_a_value_of_it(model: BaseChatModel) -> 
     assert plan.value.questions[0] == "When was the lighthouse of Westerby built?"
     judged = await ask(
         model,
-        told(VERIFIER, f"<claim>\n{SENTENCE}\n</claim>", data_block("quote", SENTENCE, BOUNDARY, source="westerby.md", title="Westerby")),
+        told(
+            VERIFIER,
+            data_block("claim", SENTENCE, BOUNDARY),
+            data_block("quote", SENTENCE, BOUNDARY, source="westerby.md", title="Westerby"),
+        ),
         Judgement,
         role="verifier",
         timeout=20,
