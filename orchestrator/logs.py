@@ -5,7 +5,6 @@ import logging.handlers
 import os
 import queue
 import sys
-import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,15 +22,7 @@ __all__ = ["LogFormat", "escaped", "log_event", "open_logs"]
 
 LogFormat = Literal["console", "json"]
 
-_LEVELS: dict[str, int] = {
-    "run_started": logging.INFO,
-    "documents": logging.INFO,
-    "plan": logging.INFO,
-    "branch_started": logging.INFO,
-    "branch_finished": logging.INFO,
-    "report": logging.INFO,
-    "result": logging.INFO,
-}
+_TOLD = {"run_started", "documents", "plan", "branch_started", "branch_finished", "report", "result"}
 _LONGEST = 2000  # characters of one field; a model's whole answer does not belong into a log
 
 
@@ -77,7 +68,7 @@ def open_logs(
 
 def log_event(event: Event) -> None:
     """An event of a run as a log record: what a person wants to know later at INFO, each call and step at DEBUG."""
-    level = _LEVELS.get(event.kind, logging.DEBUG)
+    level = logging.INFO if event.kind in _TOLD else logging.DEBUG
     if event.kind == "log":
         level = logging.getLevelNamesMapping().get(str(event.fields.get("level", "info")).upper(), logging.INFO)
     if not logging.getLogger("orchestrator").isEnabledFor(level):
@@ -249,8 +240,4 @@ def _render_line(logger: "WrappedLogger", method: str, record: "EventDict") -> s
 
 def escaped(text: str) -> str:
     """`text` on one line, every control, bidirectional, zero-width and line-breaking character as its escape, such as `\\n`."""
-    return "".join(c if _is_plain(c) else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def _is_plain(character: str) -> bool:
-    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

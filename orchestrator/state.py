@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from orchestrator.text import ALIKE
+
 __all__ = [
     "BranchResult",
     "BranchStatus",
@@ -130,7 +132,6 @@ class Report(_Value):
     sources: list[Source]
 
 
-_ALIKE = ("'‘’‚‛′`", '"“”„«»″', "-‐‑‒–—−")
 _EDGES = " \t\r\n\"'“”‘’«»…"
 
 
@@ -154,7 +155,7 @@ def cite(source: str, quote: str, text: str, *, near: int = 0) -> Citation:
 
 
 def _shape(character: str) -> str:
-    for alike in _ALIKE:
+    for alike in ALIKE:
         if character in alike:
             return f"[{re.escape(alike)}]"
     return re.escape(character)

@@ -5,11 +5,13 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 
-__all__ = ["data_block", "nearest", "one_line", "printable", "secrets_of", "trimmed", "without"]
+__all__ = ["ALIKE", "data_block", "nearest", "one_line", "printable", "secrets_of", "trimmed", "without"]
 
 # Escape sequences go as a whole (OSC and DCS run to their terminator), then what is left of C0 and C1 controls.
 _ESCAPES = re.compile(r"\x1b(?:[\]P^_X].*?(?:\x07|\x1b\\|\x9c|$)|\[[0-?]*[ -/]*[@-~]?|[ -/]*[0-~]?)|\x9b[0-?]*[ -/]*[@-~]?", re.DOTALL)
 _REMOVED = "[removed]"
+ALIKE = ("'‘’‚‛′´`", '"“”„″«»', "-‐‑‒–—―−")
+"""Apostrophes, quotation marks and hyphens that a copy may exchange for one another; the plain one comes first."""
 _KEPT = {"\n", "\t"}
 _SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 _SHORTEST_SECRET = 6  # characters; shorter values ("true", "1") are ordinary words

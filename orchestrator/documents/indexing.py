@@ -4,6 +4,7 @@ import hashlib
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.documents.files import Listed, Listing, Skipped, Unreadable, list_files, read_bytes, sha256
@@ -134,7 +135,7 @@ def _one(file: Listed, indexed: Indexed, parser: Parser) -> _Read:
     fallback = name_as_title(file.path)
     known = next((document for document, title in indexed.store.known(digest, file.kind) if title == fallback), None)
     if known is not None:
-        return FileRow(row.path, row.size, row.mtime_ns, known, None), file, None
+        return replace(row, document=known), file, None
     return row, file, (digest, parser.parse(content, file.kind))
 
 
@@ -143,7 +144,7 @@ def _keep(store: Store, row: FileRow, file: Listed, read: tuple[str, Extracted] 
         return row
     digest, extracted = read
     document = store.keep(digest, file.kind, extracted.title or name_as_title(file.path), extracted)
-    return FileRow(row.path, row.size, row.mtime_ns, document, extracted.note or None)
+    return replace(row, document=document, reason=extracted.note or None)
 
 
 def _settle(indexed: Indexed, listing: Listing, rows: dict[str, FileRow], transient: dict[str, str]) -> None:

@@ -2,12 +2,12 @@
 
 import unicodedata
 
+from orchestrator.text import ALIKE
+
 __all__ = ["fold", "plain"]
 
 _CHARACTERS = {
-    **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u00b4`", "'"),
-    **dict.fromkeys("\u201c\u201d\u201e\u2033\u00ab\u00bb", '"'),
-    **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
+    **{odd: alike[0] for alike in ALIKE for odd in alike[1:]},
     **dict.fromkeys("\u00a0\u2009\u202f", "\u00a0"),
     **dict.fromkeys("\u00ad\u200b\u200c\u200d\ufeff", ""),
     **dict(zip("ßøØłŁæÆœŒđĐı", ("ss", "o", "O", "l", "L", "ae", "Ae", "oe", "Oe", "d", "D", "i"), strict=True)),
