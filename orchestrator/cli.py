@@ -219,7 +219,7 @@ def _without_workflow(words: list[str]) -> int:
 
 
 def _workflow_table() -> str:
-    from orchestrator.loading import list_workflows, shown
+    from orchestrator.places import list_workflows, shown
 
     rows = [(entry.name, entry.summary or entry.remark, shown(entry.path)) for entry in list_workflows()]
     return columns([(one_line(name, 40), one_line(what, 100)) for name, what, _ in rows], indent="  ")
@@ -244,7 +244,7 @@ def _verb_options(verb: str, words: list[str], *options: str, workflow: bool = F
 def _list(words: list[str]) -> int:
     found, _ = _verb_options("list", words, "--json")
     if found.json:
-        from orchestrator.loading import list_workflows
+        from orchestrator.places import list_workflows
 
         entries = list_workflows()
         write_json([{"name": e.name, "path": str(e.path), "summary": e.summary, "remark": e.remark} for e in entries], indent=2)
@@ -283,7 +283,7 @@ def _graph(words: list[str]) -> int:
 
 
 def _loaded(name: str) -> "Workflow":
-    from orchestrator.loading import find_workflow
+    from orchestrator.places import find_workflow
 
     find_workflow(name, Path.cwd())  # an unknown name is answered before anything heavy is imported
 
@@ -325,7 +325,7 @@ class _Request:
 def _run(name: str, words: list[str], signals: _Signals) -> int:
     """Check what can be checked without the workflow, load it, check the rest, run it."""
     gc.disable()  # until the run starts: collecting while modules load was measured at a tenth of the start, and frees nothing
-    from orchestrator.loading import find_workflow
+    from orchestrator.places import find_workflow
 
     place = find_workflow(name, Path.cwd())  # an unknown name is answered before anything heavy is imported
     prog = f"{PROG} {one_line(name, 80)}"

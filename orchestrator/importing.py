@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 
 from orchestrator.errors import InputError, WorkflowLoadError
-from orchestrator.loading import SHIPPED, Place, shown
+from orchestrator.places import SHIPPED, Place, shown
 from orchestrator.text import one_line
 
 __all__ = ["file_notes", "import_place", "users_code"]

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import GraphError, WorkflowLoadError
-from orchestrator.loading import Place, WorkflowEntry, find_workflow, list_workflows
+from orchestrator.places import Place, WorkflowEntry, find_workflow, list_workflows
 from orchestrator.text import one_line
 
 if TYPE_CHECKING:

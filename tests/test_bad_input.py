@@ -342,7 +342,7 @@ def test_a_fault_of_ours_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPat
     def broken(*_: object) -> None:
         raise KeyError("x\x1b[2J\ny")
 
-    monkeypatch.setattr("orchestrator.loading.list_workflows", broken)
+    monkeypatch.setattr("orchestrator.places.list_workflows", broken)
 
     assert main(["list"]) == 1
     line = "error: a fault of the program itself: KeyError: 'x\\x1b[2J\\ny'; --debug shows the traceback"

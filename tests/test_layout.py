@@ -24,7 +24,7 @@ GROUPS = (
     ("context",),
     ("returns",),
     ("checks",),
-    ("workflow", "loading", "importing", "inputs", "drawing", "graphs", "storage"),
+    ("workflow", "places", "importing", "inputs", "drawing", "graphs", "storage"),
     ("runner",),
     ("batch", "tracing", "progress", "live", "output", "logs", "doctor"),
     ("testing",),
@@ -97,7 +97,7 @@ def test_a_module_imports_only_from_the_left(path: Path) -> None:
     if module == "__init__":
         return  # the public face names modules of every group, lazily
     assert module in RANK, f"{module} has no place in the import rule"
-    peers = {"workflow", "loading", "importing", "inputs", "drawing"}, {"progress", "live", "output"}, {"cli", "options"}
+    peers = {"workflow", "places", "importing", "inputs", "drawing"}, {"progress", "live", "output"}, {"cli", "options"}
     family = next((peer for peer in peers if module in peer), {module})
     assert {used for used in engine_modules(path) if used not in family and RANK[used] >= RANK[module]} == set()
 

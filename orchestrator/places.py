@@ -1,4 +1,4 @@
-"""Where workflow modules are and how they are imported: names, dotted modules, files and `langgraph.json`.
+"""Where workflow modules are: names, dotted modules, files and `langgraph.json`. Nothing is imported to find them.
 
 Nothing here knows what a workflow is, and importing this module is cheap: the command line lists workflows through it.
 """
