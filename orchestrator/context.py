@@ -51,6 +51,7 @@ class RunContext:
     library_seconds: float = float("inf")
     asked: set[str] = field(default_factory=set)
     _slots: list[asyncio.Semaphore] = field(default_factory=list, repr=False)
+    _tools: dict[tuple[Any, ...], list[BaseTool]] = field(default_factory=dict, repr=False)
     _libraries: dict[tuple[str, ...], tuple[float, "asyncio.Task[Library]"]] = field(default_factory=dict, repr=False)
 
     @staticmethod
@@ -105,12 +106,16 @@ class RunContext:
         if task is None or time.monotonic() - opened > self.library_seconds:
             task = asyncio.ensure_future(_open(key))
             self._libraries[key] = (time.monotonic(), task)
+            self._tools.clear()  # they hold their library
         return await asyncio.shield(task)
 
     def tools(self, library: Library, allow_hosts: Sequence[str] = ()) -> list[BaseTool]:
-        """Search and read the documents; fetch a URL where hosts are allowed."""
-        fetching = [fetch_tool(library, allow_hosts=allow_hosts, boundary=self.boundary)] if allow_hosts else []
-        return [*document_tools(library, boundary=self.boundary), *fetching]
+        """Search and read the documents; fetch a URL where hosts are allowed. Made once: a tool's schema costs 3 ms."""
+        key = (id(library), *allow_hosts)
+        if key not in self._tools:
+            fetching = [fetch_tool(library, allow_hosts=allow_hosts, boundary=self.boundary)] if allow_hosts else []
+            self._tools[key] = [*document_tools(library, boundary=self.boundary), *fetching]
+        return self._tools[key]
 
     async def check_finding(self, finding: Finding, sources: Sequence[Source], library: Library) -> list[Check]:
         """What can be checked without a model: quotes at their offsets, source hashes, numbers, dates and names."""
