@@ -58,7 +58,6 @@ class FetchedPage:
     title: str
     text: str
     sha256: str
-    content_type: str
     cut: bool = False
 
 
@@ -261,7 +260,7 @@ async def _page(place: WebUrl, content: _Content) -> FetchedPage:
     if not shown:
         raise ToolError("The page has no text")
     digest = hashlib.sha256(content.body).hexdigest()
-    return FetchedPage(str(place), one_line(title) or str(place), shown, digest, content.content_type, len(text) > PAGE_CHARACTERS)
+    return FetchedPage(str(place), one_line(title) or str(place), shown, digest, len(text) > PAGE_CHARACTERS)
 
 
 def _read(content: _Content, kind: str) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """Files that should not be read, and what is said of each; a run goes on with the others."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -120,7 +121,7 @@ def test_a_reader_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Monkey
 
     (tmp_path / "worker.py").write_text("import time\ntime.sleep(600)\n", encoding="utf-8")
     monkeypatch.setattr(parsing, "__file__", str(tmp_path / "parsing.py"))
-    with Parser(seconds=0.3) as parser, pytest.raises(Unreadable, match=r"took longer than 0\.3 seconds"):
+    with contextlib.closing(Parser(seconds=0.3)) as parser, pytest.raises(Unreadable, match=r"took longer than 0\.3 seconds"):
         parser.parse(pdf(["text"]), ".pdf")
 
 

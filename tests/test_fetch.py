@@ -223,7 +223,6 @@ async def test_a_page_comes_with_its_text_title_and_hash(web: Web) -> None:
         title="A & B",
         text="One two.\n\nThree é",
         sha256=hashlib.sha256(body).hexdigest(),
-        content_type="text/html",
     )
 
 

@@ -1,6 +1,7 @@
 """The documents of a run: searched, read and checked without blocking the event loop."""
 
 import asyncio
+import contextlib
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -217,7 +218,7 @@ async def open_library(paths: Sequence[str], *, home: Path | None = None) -> Lib
     parser = Parser()
 
     def work() -> Library:
-        with parser:
+        with contextlib.closing(parser):
             return Library(open_index(paths, home, parser), executor)
 
     try:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from orchestrator.documents.files import Unreadable
@@ -34,12 +33,6 @@ class Parser:
         self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
         self.cancelled = False
-
-    def __enter__(self) -> "Parser":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stop()
 
     def cancel(self) -> None:
         """Ends what is being read."""
@@ -70,7 +63,7 @@ class Parser:
         try:
             answer = _exchange(process, kind, content)
         except (OSError, struct.error, ValueError) as error:
-            self._stop()
+            self.close()
             if self.cancelled:
                 raise Abandoned from error
             if timed_out.is_set():
@@ -90,7 +83,8 @@ class Parser:
         )
         return self._process
 
-    def _stop(self) -> None:
+    def close(self) -> None:
+        """Ends the worker process, if there is one."""
         process, self._process = self._process, None
         if process is None:
             return
