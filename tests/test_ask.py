@@ -5,41 +5,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+from asking import GOOD, QUESTION, Plan, asked, search
 from langchain_core.language_models import FakeListChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
-from langchain_core.tools import BaseTool, tool
-from pydantic import BaseModel, Field
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
 from orchestrator.errors import (
     InvalidAnswerError,
 )
-from orchestrator.models import Answer, ask
+from orchestrator.models import ask
 from orchestrator.models.answers import read_answer
-from orchestrator.testing import ModelServer, Reply, model_server
-
-KEY = "sk-planted-0123456789"
-
-
-class Plan(BaseModel):
-    """The sub-questions."""
-
-    questions: list[str] = Field(max_length=3)
-    note: str | None = None
-
-
-@tool
-async def search(query: str) -> str:
-    """Search the documents."""
-    return query
-
-
-QUESTION: list[BaseMessage] = [HumanMessage("What is asked?")]
-GOOD = {"questions": ["What is asked?"], "note": None}
-
-
-async def asked(server: ModelServer, *, tools: tuple[BaseTool, ...] = (), timeout: float = 20, **options: Any) -> Answer[Plan]:  # noqa: ASYNC109
-    """One `ask` of a fresh model."""
-    return await ask(server.chat_model(api_key=KEY, **options), QUESTION, Plan, tools=tools, role="planner", timeout=timeout)
+from orchestrator.testing import Reply, model_server
 
 
 def way(request: Mapping[str, Any]) -> str:

@@ -7,10 +7,10 @@ import threading
 from typing import Any, get_args
 
 import pytest
+from asking import GOOD, KEY, QUESTION, Plan, asked, search
 from langchain_core.language_models import FakeListChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
-from langchain_core.tools import BaseTool, tool
-from pydantic import BaseModel, Field
+from langchain_core.messages import AIMessage
+from langchain_core.tools import BaseTool
 
 from orchestrator.errors import (
     CallFailedError,
@@ -21,33 +21,8 @@ from orchestrator.errors import (
     RefusedError,
     TruncatedError,
 )
-from orchestrator.models import Answer, ask
-from orchestrator.testing import Fault, ModelServer, Reply, model_server
-
-KEY = "sk-planted-0123456789"
-
-
-class Plan(BaseModel):
-    """The sub-questions."""
-
-    questions: list[str] = Field(max_length=3)
-    note: str | None = None
-
-
-@tool
-async def search(query: str) -> str:
-    """Search the documents."""
-    return query
-
-
-QUESTION: list[BaseMessage] = [HumanMessage("What is asked?")]
-GOOD = {"questions": ["What is asked?"], "note": None}
-
-
-async def asked(server: ModelServer, *, tools: tuple[BaseTool, ...] = (), timeout: float = 20, **options: Any) -> Answer[Plan]:  # noqa: ASYNC109
-    """One `ask` of a fresh model."""
-    return await ask(server.chat_model(api_key=KEY, **options), QUESTION, Plan, tools=tools, role="planner", timeout=timeout)
-
+from orchestrator.models import ask
+from orchestrator.testing import Fault, Reply, model_server
 
 BROKEN = "the connection to 127.0.0.1:PORT broke before the answer was whole: "
 STRANGE = "endpoint is not OpenAI-compatible: "

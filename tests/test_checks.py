@@ -1,10 +1,10 @@
 import asyncio
 import logging
-import operator
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import pytest
+from graphs_made import Graph, State, builder, finish, start, work
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
@@ -13,35 +13,8 @@ from langgraph.types import Command, Send
 from orchestrator.checks import check_graph, needed_keys, unknown_targets
 from orchestrator.errors import GraphError
 
-Graph = StateGraph[Any, Any, Any, Any] | CompiledStateGraph[Any, Any, Any, Any]
 WORK = "work"
 DEBUG = False
-
-
-class State(TypedDict):
-    items: list[str]
-    result: str
-    found: Annotated[list[str], operator.add]
-
-
-async def start(state: State) -> dict[str, Any]:
-    return {"items": state["items"]}
-
-
-async def work(state: State) -> dict[str, Any]:
-    return {"found": ["x"]}
-
-
-async def finish(state: State) -> dict[str, Any]:
-    return {"result": "done"}
-
-
-def builder(*nodes: Callable[..., Any], state: Any = State) -> StateGraph[Any, Any, Any, Any]:
-    graph = StateGraph(state)
-    for node in nodes:
-        graph.add_node(node.__name__, node)
-    graph.add_edge(START, nodes[0].__name__)
-    return graph
 
 
 def problems(graph: Graph) -> list[str]:

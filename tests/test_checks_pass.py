@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypedDict
 
 import pytest
+from graphs_made import Graph, State, builder, finish, start, work
 from langchain.agents import create_agent
 from langchain.agents.middleware import TodoListMiddleware
 from langchain_core.language_models import FakeListChatModel
@@ -17,35 +18,8 @@ from pydantic import BaseModel, Field
 
 from orchestrator.checks import check_graph
 
-Graph = StateGraph[Any, Any, Any, Any] | CompiledStateGraph[Any, Any, Any, Any]
 WORK = "work"
 DEBUG = False
-
-
-class State(TypedDict):
-    items: list[str]
-    result: str
-    found: Annotated[list[str], operator.add]
-
-
-async def start(state: State) -> dict[str, Any]:
-    return {"items": state["items"]}
-
-
-async def work(state: State) -> dict[str, Any]:
-    return {"found": ["x"]}
-
-
-async def finish(state: State) -> dict[str, Any]:
-    return {"result": "done"}
-
-
-def builder(*nodes: Callable[..., Any], state: Any = State) -> StateGraph[Any, Any, Any, Any]:
-    graph = StateGraph(state)
-    for node in nodes:
-        graph.add_node(node.__name__, node)
-    graph.add_edge(START, nodes[0].__name__)
-    return graph
 
 
 def narrow(output: Any) -> CompiledStateGraph[Any, Any, Any, Any]:

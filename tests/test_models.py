@@ -9,43 +9,16 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 import pytest
+from asking import GOOD, KEY, QUESTION, Plan
 from langchain_core.callbacks import AsyncCallbackHandler
-from langchain_core.messages import BaseMessage, HumanMessage
-from langchain_core.tools import BaseTool, tool
 from langchain_openai import ChatOpenAI
 from langgraph.graph import END, START, StateGraph
-from pydantic import BaseModel, Field
 
 from orchestrator.errors import (
     ModelSpecError,
 )
 from orchestrator.models import Answer, ModelChoice, ask, choose_model, resolve_model, warnings_for
-from orchestrator.testing import ModelServer, Reply, answer_for, model_server
-
-KEY = "sk-planted-0123456789"
-
-
-class Plan(BaseModel):
-    """The sub-questions."""
-
-    questions: list[str] = Field(max_length=3)
-    note: str | None = None
-
-
-@tool
-async def search(query: str) -> str:
-    """Search the documents."""
-    return query
-
-
-QUESTION: list[BaseMessage] = [HumanMessage("What is asked?")]
-GOOD = {"questions": ["What is asked?"], "note": None}
-
-
-async def asked(server: ModelServer, *, tools: tuple[BaseTool, ...] = (), timeout: float = 20, **options: Any) -> Answer[Plan]:  # noqa: ASYNC109
-    """One `ask` of a fresh model."""
-    return await ask(server.chat_model(api_key=KEY, **options), QUESTION, Plan, tools=tools, role="planner", timeout=timeout)
-
+from orchestrator.testing import Reply, answer_for, model_server
 
 CHOICES: list[tuple[str | None, dict[str, str], ModelChoice]] = [
     (None, {}, ModelChoice("offline", "no model is named and OPENAI_API_KEY is not set")),
