@@ -7,8 +7,9 @@ from html import escape
 
 __all__ = ["ALIKE", "data_block", "nearest", "one_line", "printable", "secrets_of", "trimmed", "without"]
 
-# Escape sequences go as a whole (OSC and DCS run to their terminator), then what is left of C0 and C1 controls.
-_ESCAPES = re.compile(r"\x1b(?:[\]P^_X].*?(?:\x07|\x1b\\|\x9c|$)|\[[0-?]*[ -/]*[@-~]?|[ -/]*[0-~]?)|\x9b[0-?]*[ -/]*[@-~]?", re.DOTALL)
+# Escape sequences go as a whole, then what is left of C0 and C1 controls. OSC and DCS run to their terminator; where the line has
+# none, only the introducer goes, so that nobody hides the text behind it.
+_ESCAPES = re.compile(r"\x1b(?:[\]P^_X][^\n\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)|\[[0-?]*[ -/]*[@-~]?|[ -/]*[0-~]?)|\x9b[0-?]*[ -/]*[@-~]?")
 _REMOVED = "[removed]"
 ALIKE = ("'‘’‚‛′´`", '"“”„″«»', "-‐‑‒–—―−")
 """Apostrophes, quotation marks and hyphens that a copy may exchange for one another; the plain one comes first."""
