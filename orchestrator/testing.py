@@ -7,7 +7,6 @@ with model_server(agents_script()) as server:
 
 import asyncio
 import contextlib
-import html
 import inspect
 import json
 import re
@@ -26,6 +25,8 @@ from orchestrator.models.connection import LazyClient, LoopClient
 
 if TYPE_CHECKING:
     from langchain_openai import ChatOpenAI
+
+    from orchestrator.models.offline_prompt import Prompt
 
 __all__ = ["Fault", "ModelServer", "Reply", "Request", "Responder", "agents_script", "answer_for", "model_server"]
 
@@ -433,30 +434,31 @@ def _prompt(request: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _blocks(request: Mapping[str, Any], tag: str) -> list[tuple[dict[str, str], str]]:
-    """Attributes and text of the `<tag>` or `<tag-BOUNDARY>` blocks of a prompt, as `agents/prompts.py` writes them."""
-    found = re.finditer(rf"<({tag}(?:-\w+)?)((?: \w+=\"[^\"]*\")*)>\n(.*?)\n</\1>", _prompt(request), re.DOTALL)
-    return [({name: html.unescape(value) for name, value in re.findall(r'(\w+)="([^"]*)"', match[2])}, match[3]) for match in found]
+def _read(request: Mapping[str, Any]) -> "Prompt":
+    from langchain_core.messages import convert_to_messages
+
+    from orchestrator.models.offline_prompt import read_prompt
+
+    return read_prompt(convert_to_messages(request.get("messages", [])))
 
 
 def _plan(request: dict[str, Any]) -> dict[str, Any]:
-    if _blocks(request, "finding") or _blocks(request, "open"):
-        return {"questions": []}  # a further round: there is nothing else to ask
-    return {"questions": [html.unescape(text) for _, text in _blocks(request, "question")[-1:]]}
+    prompt = _read(request)
+    asked_before = prompt.findings or prompt.open_questions  # a further round: there is nothing else to ask
+    return {"questions": [prompt.question] if prompt.question and not asked_before else []}
 
 
 def _findings(request: dict[str, Any]) -> dict[str, Any]:
-    passages = _blocks(request, "passage")
+    passages = _read(request).passages
     if not passages:
         return {"findings": [], "missing": "No passage was given."}
-    attributes, text = passages[0]
-    sentence = _first_sentence(text)
-    return {"findings": [{"claim": sentence, "citations": [{"passage": attributes.get("id", ""), "quote": sentence}]}], "missing": ""}
+    sentence = _first_sentence(passages[0].text)
+    return {"findings": [{"claim": sentence, "citations": [{"passage": passages[0].id, "quote": sentence}]}], "missing": ""}
 
 
 def _draft(request: dict[str, Any]) -> dict[str, Any]:
-    found = [(int(attributes["id"]), text.partition("\n")[0]) for attributes, text in _blocks(request, "finding")]
-    return {"sentences": [{"text": claim, "findings": [number]} for number, claim in found]}
+    found = _read(request).findings
+    return {"sentences": [{"text": finding.text.partition("\n")[0], "findings": [int(finding.id)]} for finding in found]}
 
 
 def _first_sentence(text: str) -> str:

@@ -65,4 +65,7 @@ def _block(words: str, body: str) -> Block:
 
 
 def _once(passages: Sequence[Block]) -> tuple[Block, ...]:
-    return tuple({passage.id: passage for passage in reversed(passages)}.values())[::-1]
+    found: dict[str, Block] = {}
+    for passage in passages:
+        found.setdefault(passage.id, passage)
+    return tuple(found.values())

@@ -15,9 +15,9 @@ from orchestrator.text import nearest
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
 
-__all__ = ["CLIENT_TIMEOUT", "DEFAULT_OPENAI", "ModelChoice", "choose_model", "openai_endpoint", "resolve_model", "warnings_for"]
+__all__ = ["CLIENT_TIMEOUT", "ModelChoice", "choose_model", "openai_endpoint", "resolve_model", "warnings_for"]
 
-DEFAULT_OPENAI = "openai:gpt-5-mini"
+_DEFAULT_OPENAI = "openai:gpt-5-mini"
 _FORM = "a model is `offline` or `provider:model`, such as `openai:gpt-5-mini` or `ollama:llama3.2`"
 _OPENAI_NAMES = re.compile(r"(gpt-|chatgpt|o\d)")  # names that need no provider in front
 _BASE_URLS = ("OPENAI_API_BASE", "OPENAI_BASE_URL")  # in the order in which langchain-openai reads them
@@ -40,7 +40,7 @@ def choose_model(spec: str | None, environ: Mapping[str, str]) -> ModelChoice:
     if named := environ.get("ORCHESTRATOR_MODEL", "").strip():
         return ModelChoice(named, "set in ORCHESTRATOR_MODEL")
     if environ.get("OPENAI_API_KEY", "").strip():
-        return ModelChoice(DEFAULT_OPENAI, "OPENAI_API_KEY is set")
+        return ModelChoice(_DEFAULT_OPENAI, "OPENAI_API_KEY is set")
     return ModelChoice("offline", "no model is named and OPENAI_API_KEY is not set")
 
 
