@@ -55,7 +55,7 @@ class Quote(BaseModel):
 class FoundClaim(BaseModel):
     """One claim and the quotes that prove it."""
 
-    claim: str = Field(description="one full sentence")
+    claim: str = Field(description="one full sentence", pattern=r"\S")
     citations: list[Quote] = Field(min_length=1)
 
 

@@ -3,11 +3,9 @@
 import contextlib
 import gc
 import os
-import secrets
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import InputError, OrchestratorError
+from orchestrator.events import new_run_id
 from orchestrator.options import (
     Parser,
     add_controls,
@@ -347,7 +346,7 @@ def _run(name: str, words: list[str], signals: _Signals) -> int:
     given = field_values(found, workflow.input_model)
     values |= given
     values |= bare_input(rest, workflow, values, given, stdin_used=found.input == "-")
-    identity = found.run_id or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    identity = found.run_id or new_run_id()
     return _start(_Request(workflow, values, model, controls, found, files["output"], files["log_file"], identity), signals)
 
 

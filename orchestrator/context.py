@@ -4,7 +4,9 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -16,7 +18,7 @@ from pydantic import BaseModel
 
 from orchestrator.controls import Controls
 from orchestrator.documents import Library, open_library
-from orchestrator.errors import InvalidAnswerError
+from orchestrator.errors import DeadlineReached, InvalidAnswerError
 from orchestrator.events import tell
 from orchestrator.evidence import check_claim
 from orchestrator.models import Answer, ask, choose_model, resolve_model
@@ -28,7 +30,7 @@ from orchestrator.usage import Ledger
 if TYPE_CHECKING:
     from langgraph.runtime import Runtime
 
-__all__ = ["RunContext"]
+__all__ = ["RunContext", "kinds_asked"]
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -36,12 +38,23 @@ T = TypeVar("T", bound=BaseModel)
 _DEFAULT_LIBRARY_SECONDS = 30.0
 
 
+_asked: ContextVar[set[str]] = ContextVar("asked", default=set())  # noqa: B039 - what nobody listens to may pile up: kinds are few
+
+
+@contextmanager
+def kinds_asked() -> Iterator[set[str]]:
+    """The kinds of model (`_llm_type`) that were asked inside, also by tasks that were started inside."""
+    kinds: set[str] = set()
+    token = _asked.set(kinds)
+    try:
+        yield kinds
+    finally:
+        _asked.reset(token)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunContext:
-    """Models by role (`""` is every other role), controls, the ledger, the data boundary and the document libraries of one run.
-
-    `asked` holds the kinds of model (`_llm_type`) that were asked so far.
-    """
+    """Models by role (`""` is every other role), controls, the ledger, the data boundary and the document libraries of one run."""
 
     models: dict[str, BaseChatModel] = field(default_factory=dict)
     controls: Controls = field(default_factory=Controls)
@@ -49,7 +62,6 @@ class RunContext:
     boundary: str = field(default_factory=lambda: secrets.token_hex(8))
     began: float = field(default_factory=time.monotonic)
     library_seconds: float = float("inf")
-    asked: set[str] = field(default_factory=set)
     _slots: list[asyncio.Semaphore] = field(default_factory=list, repr=False)
     _tools: dict[tuple[Any, ...], list[BaseTool]] = field(default_factory=dict, repr=False)
     _libraries: dict[tuple[str, ...], tuple[float, "asyncio.Task[Library]"]] = field(default_factory=dict, repr=False)
@@ -89,7 +101,7 @@ class RunContext:
             self._slots.append(asyncio.Semaphore(self.controls.max_concurrency))
         async with self._slots[0]:
             chat = model or await self.model(role)
-            self.asked.add(chat._llm_type)
+            _asked.get().add(chat._llm_type)
             return await ask(chat, messages, schema, tools=tools, role=role, timeout=self.controls.call_timeout)
 
     async def answer(self, role: str, messages: Sequence[BaseMessage], schema: type[T], *, model: BaseChatModel | None = None) -> T:
@@ -98,6 +110,20 @@ class RunContext:
         if answer.value is None:
             raise InvalidAnswerError(f"the {role} model called a tool where none was offered")
         return answer.value
+
+    @asynccontextmanager
+    async def within(self, share: float) -> AsyncIterator[None]:
+        """Until `share` of the run's deadline has passed, where it has one; then DeadlineReached."""
+        if self.controls.deadline is None:
+            yield
+            return
+        try:
+            async with asyncio.timeout(self.began + share * self.controls.deadline - time.monotonic()) as clock:
+                yield
+        except TimeoutError:
+            if clock.expired():
+                raise DeadlineReached(f"the run's deadline of {self.controls.deadline:g} s left no more time") from None
+            raise
 
     async def library(self, documents: Sequence[str]) -> Library:
         """The opened documents, indexed once for all who ask at the same time; raises DocumentsError."""

@@ -44,6 +44,7 @@ __all__ = [
     "TruncatedError",
     "WorkflowLoadError",
     "WorkflowNotFoundError",
+    "said",
 ]
 
 
@@ -150,3 +151,8 @@ class LimitReached(OrchestratorError):  # noqa: N818 - a stop signal says what h
 
 class DeadlineReached(LimitReached):
     """The run took longer than its deadline."""
+
+
+def said(error: BaseException) -> str:
+    """An error in one sentence; one that is not ours is named by its type."""
+    return str(error) if isinstance(error, OrchestratorError) else one_line(f"{type(error).__name__}: {error}", 400)

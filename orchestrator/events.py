@@ -1,5 +1,7 @@
 """Events: what happens in a run, told once. The terminal, JSON lines, streams and pages all read these."""
 
+import re
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -7,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Event", "EventKind", "current_branch", "in_branch", "listening", "tell"]
+__all__ = ["RUN_ID", "Event", "EventKind", "current_branch", "in_branch", "listening", "new_run_id", "tell"]
 
 EventKind = Literal[
     "run_started",  # workflow, model, reason, notes
@@ -27,6 +29,14 @@ EventKind = Literal[
     "log",  # level, message
     "result",  # the whole result of the run; always the last event
 ]
+
+
+RUN_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+
+
+def new_run_id() -> str:
+    """The time to the second and three random bytes: `20261120-215609-03d304`."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,9 @@ import inspect
 import json
 import types
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, NotRequired, Required, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, Required, Union, get_args, get_origin, get_type_hints
 
+import typing_extensions
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
@@ -57,6 +58,29 @@ def build_input_model(graph: "Graph", name: str) -> type[BaseModel]:
     return create_model(title, __config__=_CONFIG, **fields)
 
 
+def _readable(annotation: Any, known: dict[Any, Any]) -> Any:
+    """`annotation` with every TypedDict of `typing` as one of `typing_extensions`: before Python 3.12 pydantic reads no other."""
+    if is_typeddict(annotation):
+        if annotation in known:
+            return known[annotation]
+        known[annotation] = annotation  # one that holds itself stays as it is
+        hints = {
+            key: (Required if key in annotation.__required_keys__ else NotRequired)[_readable(hint, known)]
+            for key, hint in get_type_hints(annotation).items()
+        }
+        known[annotation] = typing_extensions.TypedDict(annotation.__name__, hints)  # type: ignore[operator]  # made at run time
+        return known[annotation]
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is None or origin is Literal:
+        return annotation
+    readable = tuple(_readable(argument, known) for argument in arguments)
+    if readable == arguments:
+        return annotation
+    if origin in (Union, types.UnionType):
+        return Union[readable]  # noqa: UP007 - the members are known at run time only
+    return Annotated[readable] if origin is Annotated else origin[readable]
+
+
 def _has_reducer(builder: "StateGraph[Any, Any, Any, Any]", key: str) -> bool:
     from langgraph.channels import BinaryOperatorAggregate
 
@@ -68,7 +92,7 @@ def _field(key: str, hint: Any, schema: type[Any]) -> tuple[Any, FieldInfo]:
     optional = is_typeddict(schema) and key not in schema.__required_keys__
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         return schema.model_fields[key].annotation, schema.model_fields[key]
-    annotation, metadata = _bare(hint)
+    annotation, metadata = _bare(_readable(hint, {}))
     infos = [item for item in metadata if isinstance(item, FieldInfo)]
     kept = [item for item in metadata if not isinstance(item, FieldInfo) and not _is_reducer(item)]
     if any(getattr(item, "__name__", "") in ("add_messages", "_add_messages") for item in metadata):

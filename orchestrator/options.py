@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from orchestrator.errors import InputError
+from orchestrator.events import RUN_ID
 from orchestrator.text import nearest, one_line
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ __all__ = [
 MAX_INPUT = 10 * 1024 * 1024
 """Bytes that `--input` and standard input may have."""
 
-_RUN_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}\Z")
 _OPTION = re.compile(r"--[A-Za-z][\w-]*(=|\Z)|-[A-Za-z]\Z")
 _ROLE = re.compile(r"([A-Za-z_][\w-]*)=(.*)\Z", re.DOTALL)
 _LISTS = (list, set, frozenset, tuple, Sequence, Iterable)
@@ -301,7 +301,7 @@ def _is_written_nowhere(option: str, path: Path, parser: Parser) -> bool:
 
 
 def _check_run_id(given: str | None) -> None:
-    if given is not None and not _RUN_ID.match(given):
+    if given is not None and not RUN_ID.fullmatch(given):
         raise InputError(f"--run-id is not usable: {one_line(given, 80)!r}", remedy="use 1 to 128 letters, digits, '_', '.' and '-'")
 
 

@@ -5,16 +5,18 @@ import contextlib
 import difflib
 import json
 import os
-import re
-import secrets
+import sysconfig
 import time
+import traceback
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableConfig
-from langgraph.graph import START
+from langgraph.errors import GraphRecursionError
+from langgraph.graph import START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Interrupt, StreamMode
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -22,8 +24,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from orchestrator.checks import check_graph, unknown_targets
 from orchestrator.context import RunContext
 from orchestrator.controls import Controls
-from orchestrator.errors import DeadlineReached, InputError, OrchestratorError
-from orchestrator.events import Event, listening, tell
+from orchestrator.errors import DeadlineReached, InputError, OrchestratorError, said
+from orchestrator.events import RUN_ID, Event, listening, new_run_id, tell
 from orchestrator.models import choose_model, resolve_model, warnings_for
 from orchestrator.state import BranchResult, Failure
 from orchestrator.text import one_line
@@ -33,12 +35,12 @@ from orchestrator.workflow import Workflow, load_workflow
 __all__ = ["EXIT_CODES", "Result", "Status", "run", "stream"]
 
 Status = Literal["complete", "partial", "failed", "limited", "interrupted", "cancelled"]
+Graph = StateGraph[Any, Any, Any, Any] | CompiledStateGraph[Any, Any, Any, Any]
 ModelSpec = str | BaseChatModel | Mapping[str, str | BaseChatModel]
 
 EXIT_CODES: dict[str, int] = {"complete": 0, "failed": 1, "partial": 3, "limited": 4, "interrupted": 5, "cancelled": 130}
 
 _OF_A_BRANCH = {"status", "error", "gap", "rejected", "attempts", "seconds"}
-_RUN_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _ROLES = ("planner", "researcher", "verifier", "writer")
 
 
@@ -101,12 +103,17 @@ class _Run:
                 raise
             except TimeoutError as error:
                 if not clock.expired():
-                    return await self.result("failed", f"{_said(error)} (in step {self.lost_step!r})")
+                    return await self.result("failed", self._blamed(error))
                 late = DeadlineReached(f"the run took longer than its deadline of {self.controls.deadline:g} s", remedy="raise --deadline")
                 return await self.result("limited", str(late))
+            except GraphRecursionError:
+                steps = (
+                    f"the graph took more than {_steps(self.controls)} steps: it goes round without an end, or --max-branches is too low"
+                )
+                return await self.result("limited", steps)
             except Exception as error:  # noqa: BLE001 - a run that fails ends with a result that says so
                 tell("log", level="debug", message="the run failed", exception=error)
-                return await self.result("failed", _said(error) + (f" (in step {self.lost_step!r})" if self.lost_step else ""))
+                return await self.result("failed", self._blamed(error))
             finally:
                 await context.aclose()
             if unknown:
@@ -119,7 +126,7 @@ class _Run:
             "run_name": self.workflow.name,
             "callbacks": [Observer(self.ledger)],
             "max_concurrency": self.controls.max_concurrency,
-            "recursion_limit": self.controls.max_branches + 50,
+            "recursion_limit": _steps(self.controls),
             "metadata": {"run_id": self.run_id, "workflow": self.workflow.name},
             "tags": [f"workflow:{self.workflow.name}"],
         }
@@ -128,7 +135,7 @@ class _Run:
         async with contextlib.aclosing(cast("AsyncGenerator[Any, None]", parts)) as open_parts:
             async for part in open_parts:
                 if part["type"] == "values":
-                    self.state = part["data"] if isinstance(part["data"], dict) else dict(part["data"])
+                    self.state = part["data"] if isinstance(part["data"], dict) else _fields(part["data"])
                     self.interrupts.extend(part["interrupts"])
                 elif part["type"] == "tasks":
                     self._tell_step(part["data"])
@@ -143,12 +150,21 @@ class _Run:
         self.lost_step = task["name"] if error else self.lost_step
         tell("step_finished", node=task["name"], error=error)
 
+    def _blamed(self, error: BaseException) -> str:
+        """What failed, in which step, and at which line of the user's own code."""
+        line = "" if isinstance(error, OrchestratorError) else _own_line(error)
+        where = ", ".join(part for part in (f"in step {self.lost_step!r}" if self.lost_step else "", line) if part)
+        return f"{said(error)} ({where})" if where else said(error)
+
     def _outcome(self) -> tuple[Status, str | None]:
         if self.interrupts:
             asked = _summed_up(one_line(interrupt.value) for interrupt in self.interrupts)
             return "interrupted", f"the graph waits for a person, and a run cannot be resumed yet: {asked}"
         branches, failures = self.branches(), self._failures()
         lost = [branch for branch in branches if branch.status != "ok"]
+        statuses = {*(branch.status for branch in lost), *(failure.status for failure in failures)}
+        if statuses and statuses <= {"limited", "skipped"}:
+            return "limited", _summed_up([*(b.error or b.status for b in lost), *(f.error for f in failures)])
         if branches and len(lost) == len(branches) and not any(branch.findings for branch in branches):
             return "failed", _summed_up(branch.error or branch.status for branch in lost)
         if lost or failures:
@@ -179,7 +195,7 @@ class _Run:
 
 
 async def stream(
-    workflow: str | Workflow,
+    workflow: str | Workflow | Graph,
     input: Mapping[str, Any] | BaseModel,
     *,
     model: ModelSpec | None = None,
@@ -197,7 +213,7 @@ async def stream(
 
 
 async def run(
-    workflow: str | Workflow,
+    workflow: str | Workflow | Graph,
     input: Mapping[str, Any] | BaseModel,
     *,
     model: ModelSpec | None = None,
@@ -215,7 +231,7 @@ async def run(
 
 
 def prepare(
-    workflow: str | Workflow,
+    workflow: str | Workflow | Graph,
     values: Mapping[str, Any] | BaseModel,
     *,
     model: ModelSpec | None,
@@ -223,19 +239,21 @@ def prepare(
     run_id: str | None,
 ) -> _Run:
     """Check everything that can be checked before a run starts; raises InputError."""
+    if isinstance(workflow, StateGraph | CompiledStateGraph):
+        workflow = Workflow(workflow, name=getattr(workflow, "name", None) or "graph")
     loaded = load_workflow(workflow) if isinstance(workflow, str) else workflow
     if loaded.path is None:  # made in Python: nobody has checked it yet
         loaded = replace(loaded, notes=(*loaded.notes, *check_graph(loaded.graph, loaded.name)))
-    if run_id is not None and not _RUN_ID.fullmatch(run_id):
+    if run_id is not None and not RUN_ID.fullmatch(run_id):
         raise InputError(f"{run_id!r} is no run id", remedy="use 1 to 128 letters, digits, dots, dashes and underscores")
-    given = values.model_dump() if isinstance(values, BaseModel) else dict(values)
+    given = values.model_dump(exclude_unset=True) if isinstance(values, BaseModel) else dict(values)
     return _Run(
         workflow=loaded,
         graph=loaded.compile(),
         values=loaded.validate_input(given),
         models=_resolve_models(model, loaded),
         controls=_controls(loaded.controls, controls),
-        run_id=run_id or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}",
+        run_id=run_id or new_run_id(),
     )
 
 
@@ -303,12 +321,25 @@ def _controls(of_workflow: Controls, given: Mapping[str, Any] | Controls | None)
         raise InputError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", remedy="see --help for the range") from None
 
 
+def _steps(controls: Controls) -> int:
+    """LangGraph's recursion limit: its own default lets a loop go round ten thousand times."""
+    return controls.max_branches + 50
+
+
+def _own_line(error: BaseException) -> str:
+    """`file.py:12`, the last line that is neither the standard library's, nor a package's, nor ours."""
+    others = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "<")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(others)]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+
+
+def _fields(state: Any) -> dict[str, Any]:
+    """A state that is a dataclass or a model, by key."""
+    return {key: value for key, value in vars(state).items() if not key.startswith("_")}
+
+
 def _listed(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
-
-
-def _said(error: BaseException) -> str:
-    return str(error) if isinstance(error, OrchestratorError) else f"{type(error).__name__}: {error}"
 
 
 def _summed_up(errors: Iterable[str]) -> str:

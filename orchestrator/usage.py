@@ -13,7 +13,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import said
 from orchestrator.events import tell
 from orchestrator.state import Usage
 from orchestrator.text import one_line
@@ -146,7 +146,7 @@ class Observer(BaseCallbackHandler):
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """Tell that the call failed."""
         if call := self._calls.pop(run_id, None):
-            self._finished(call, (0, 0), _said(error))
+            self._finished(call, (0, 0), said(error))
 
     def on_tool_start(self, serialized: dict[str, Any], input_str: str, *, run_id: UUID, **kwargs: Any) -> None:
         """Tell that a tool began."""
@@ -160,7 +160,7 @@ class Observer(BaseCallbackHandler):
 
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """Tell that a tool failed."""
-        tell("tool_finished", tool=self._tools.pop(run_id, "tool"), error=_said(error))
+        tell("tool_finished", tool=self._tools.pop(run_id, "tool"), error=said(error))
 
     def _finished(self, call: _Call, tokens: tuple[int, int], error: str | None) -> None:
         tell(
@@ -173,10 +173,6 @@ class Observer(BaseCallbackHandler):
             seconds=round(time.monotonic() - call.began, 3),
             error=error,
         )
-
-
-def _said(error: BaseException) -> str:
-    return one_line(str(error) if isinstance(error, OrchestratorError) else f"{type(error).__name__}: {error}")
 
 
 def _tokens(generations: Sequence[Sequence[Any]]) -> tuple[int, int]:

@@ -424,7 +424,6 @@ async def test_where_every_host_is_allowed_no_secret_leaves(name: str, tmp_path:
     await check(outcome, tmp_path, web, ["*"], clean)
 
 
-@pytest.mark.xfail(strict=True, reason="a sentence of the writer may begin a block of markdown: a fence swallows the sources")
 @pytest.mark.parametrize("sentence", ["~~~ so", "# so", "> so", "- so", "+ so", "* so"])
 async def test_a_sentence_begins_no_block(sentence: str, tmp_path: Path, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Obedient, "_draft", lambda *_: Reply(value={"sentences": [{"text": sentence, "findings": [1]}]}))

@@ -257,3 +257,22 @@ def test_both_kinds_of_typed_dict_ask_for_what_the_first_node_reads_and_no_more(
         graph = StateGraph(state).add_node("greet", greet).add_edge(START, "greet").add_edge("greet", END)
         fields = Workflow(graph).input_model.model_fields
         assert {name: field.is_required() for name, field in fields.items()} == {"name": True, "greeting": False}
+
+
+class Item(TypedDict):
+    name: str
+    size: NotRequired[int]
+
+
+async def test_a_typed_dict_within_the_state_is_read_on_every_python() -> None:
+    class Shelf(TypedDict):
+        items: Annotated[list[Item], operator.add]
+        best: Item | None
+
+    async def pick(state: Shelf) -> dict[str, Any]:
+        return {"best": state["items"][0]}
+
+    graph = StateGraph(Shelf).add_node("pick", pick).add_edge(START, "pick").add_edge("pick", END)
+    values = Workflow(graph, name="shelf").validate_input({"items": [{"name": "a", "size": "3"}]})
+    assert values["items"] == [{"name": "a", "size": 3}]
+    assert input_error(Workflow(graph, name="shelf"), items=[{"size": 3}])[0].startswith("'items.0.name'")

@@ -183,7 +183,7 @@ async def test_branches_beyond_the_limit_are_skipped_and_said(documents: Path) -
     agents = planner(["a", "b", "c"]), researcher(documents), verifier(), writer()
     result = await outcome(documents, *agents, controls={"max_branches": 2})
     assert told(result) == [("a", "ok"), ("b", "ok"), ("c", "skipped")]
-    assert (result.status, result.error) == ("partial", "not started: max_branches is 2")
+    assert (result.status, result.error) == ("limited", "not started: max_branches is 2")
 
 
 async def test_without_the_planner_nothing_is_researched(documents: Path) -> None:
@@ -258,3 +258,28 @@ async def test_without_the_runner_an_offline_report_still_says_so(documents: Pat
     answer = await workflow.compile().ainvoke({"question": "What limits a resume?", "documents": [str(documents)]})
     assert answer["report"].splitlines()[2].startswith("> No language model was used")
     assert set(answer) == {"report", "findings", "gaps", "sources"}
+
+
+async def test_the_deadline_ends_branches_in_time_to_report_what_the_others_found(documents: Path) -> None:
+    async def own(state: Mapping[str, Any]) -> dict[str, Any]:
+        if state["question"] == "b":
+            await asyncio.sleep(3_600)
+        return {"findings": [finding(f"{state['question']} holds.", documents)]}
+
+    agents = planner(["a", "b"], ["never"]), agent(own, "findings"), verifier(), writer()
+    result = await outcome(documents, *agents, controls={"deadline": 2})
+    assert (result.status, result.exit_code, told(result)) == ("limited", 4, [("a", "ok"), ("b", "limited")])
+    assert result.error == "the run's deadline of 2 s left no more time"
+    assert "a holds. [1]" in result.output["report"]
+    assert result.output["gaps"] == ["b (the run's deadline of 2 s left no more time)"]
+
+
+async def test_the_deadline_ends_the_writer_in_time_to_report_the_findings(documents: Path) -> None:
+    async def own(state: Mapping[str, Any]) -> dict[str, Any]:
+        await asyncio.sleep(3_600)
+        return {"answer": []}
+
+    agents = planner(["a"]), researcher(documents), verifier(), agent(own, "answer")
+    result = await outcome(documents, *agents, controls={"deadline": 2})
+    assert (result.status, told(result)) == ("limited", [("a", "ok")])
+    assert "a holds. [1]" in result.output["report"]

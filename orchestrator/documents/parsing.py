@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import threading
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,9 @@ class Parser:
             timer.cancel()
         if "reason" in answer:
             raise Unreadable(one_line(answer["reason"], 300))
-        return Extracted(tidy(answer["text"]), one_line(answer["title"]), tuple(answer["pages"]), note=one_line(answer["note"]))
+        text, pages = answer["text"], answer["pages"]
+        tidied = accumulate(len(tidy(text[start:end])) for start, end in pairwise([0, *pages]))  # what is left out moves the pages
+        return Extracted(tidy(text), one_line(answer["title"]), tuple(tidied), note=one_line(answer["note"]))
 
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-P", str(Path(__file__).with_name("worker.py"))]

@@ -14,6 +14,8 @@ __all__ = ["distinct_findings", "write_report"]
 
 _ANSWER_CHARACTERS = 1_200
 _MARKUP = re.compile(r"[\[\]<]|\\(?=[!-/:-@\[-`{-~])")  # links, images, our own markers, HTML, and what would unescape them
+# What would begin a list, a heading, a quote, a rule or a fence that swallows the rest of the report.
+_LEADING = re.compile(r"^(?:(\d{1,9})(?=[.)](?:\s|$))|(?=#{1,6}(?:\s|$)|[-+*](?:\s|$)|>|~~~|[-*_=]{3}))")
 _OFFLINE = "> No language model was used: every sentence below was selected word for word from the documents by the offline model."
 
 
@@ -25,13 +27,14 @@ async def write_report(
     failures: Sequence[Failure],
     context: RunContext,
     library: Library,
+    *,
+    offline: bool,
 ) -> Report:
     """Put the report together; `answer` counts in `findings`, the distinct findings of `branches`.
 
     A sentence that rests on no finding, or whose numbers, dates or names are not in its findings, is left out; when none is left
     the findings themselves are the answer.
     """
-    offline = context.asked == {"offline"}  # what it selects is no text, but a list
     numbers = _numbers(findings)
     sentences = [sentence for sentence in answer if _holds(sentence, findings)] or _from_findings(findings)
     told = [f"{_plain(sentence.text)} {_marks([findings[n - 1] for n in sentence.findings], numbers)}" for sentence in sentences]
@@ -41,6 +44,7 @@ async def write_report(
         f"# {_plain(question)}",
         _OFFLINE if offline else "",
         _partial(branches, failures),
+        # What the offline model selects is no text, but a list.
         ("\n".join(f"- {sentence}" for sentence in told) if offline else " ".join(told)) or "No finding is supported by the documents.",
         *_by_question(branches, findings, sentences, numbers),
         _listed("Not answered", [f"- {_plain(gap)}" for gap in gaps]),
@@ -98,7 +102,9 @@ def _marks(findings: Sequence[Finding], numbers: Mapping[Citation, int]) -> str:
 def _plain(text: str) -> str:
     """`text` on one line, with what could become a link, a citation mark or HTML escaped: it came from documents and models."""
     line = _MARKUP.sub(lambda found: "\\" + found.group(), one_line(text, 4_000))
-    return line if line.count("`") % 2 == 0 else line.replace("`", "\\`")  # an open code span would swallow the marks behind it
+    if line.count("`") % 2 or line.startswith("```"):  # an open code span, or a fence, would swallow the marks behind it
+        line = line.replace("`", "\\`")
+    return _LEADING.sub(r"\1\\", line)
 
 
 def _partial(branches: Sequence[BranchResult], failures: Sequence[Failure]) -> str:
@@ -115,9 +121,8 @@ def _by_question(
     parts = []
     said = {sentence.text for sentence in answer} if len(branches) == 1 else set()
     told = any(finding.claim in said for finding in findings)
-    distinct = {id(finding) for finding in findings if finding.claim not in said}
     for result in branches:
-        lines = [f"- {_plain(finding.claim)} {_marks([finding], numbers)}" for finding in result.findings if id(finding) in distinct]
+        lines = [f"- {_plain(finding.claim)} {_marks([finding], numbers)}" for finding in result.findings if finding.claim not in said]
         if result.rejected:
             lines.append(f"- Left out: {_claims(len(result.rejected))} that the quotes did not support.")
         if lines:

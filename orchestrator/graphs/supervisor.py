@@ -14,8 +14,8 @@ from langgraph.types import Send
 from pydantic import BaseModel, Field, field_validator
 from typing_extensions import TypedDict
 
-from orchestrator.context import RunContext
-from orchestrator.errors import GraphError, InputError, LimitReached, ModelCallError, OrchestratorError
+from orchestrator.context import RunContext, kinds_asked
+from orchestrator.errors import GraphError, InputError, LimitReached, ModelCallError, said
 from orchestrator.events import in_branch, tell
 from orchestrator.graphs.report import distinct_findings, write_report
 from orchestrator.state import BranchResult, BranchStatus, Failure, Finding, Sentence, Source, Task
@@ -72,8 +72,13 @@ def extend(earlier: list[Failure], later: list[Failure]) -> list[Failure]:
     return [*earlier, *later]
 
 
+def union(earlier: list[str], later: list[str]) -> list[str]:
+    """Each once, in order."""
+    return list(dict.fromkeys([*earlier, *later]))
+
+
 class SupervisorState(SupervisorOutput):
-    """The supervisor's own state: `tasks` are the tasks of this round."""
+    """The supervisor's own state: `tasks` are the tasks of this round, `asked` the kinds of model that were asked so far."""
 
     question: str
     documents: list[str]
@@ -82,6 +87,7 @@ class SupervisorState(SupervisorOutput):
     round: int
     branches: Annotated[list[BranchResult], merge_branches]
     failures: Annotated[list[Failure], extend]
+    asked: Annotated[list[str], union]
 
 
 class BranchInput(TypedDict):
@@ -115,6 +121,8 @@ class AttemptState(AttemptInput, AttemptOutput):
     """One attempt of a branch: research, then verify."""
 
 
+# Of a run's deadline: branches end at the first share, the writer at the second, so that what was found is always reported.
+_RESEARCH_SHARE, _WRITING_SHARE = 0.8, 0.95
 _ANSWERED = {"planner": "questions", "researcher": "findings", "verifier": "findings", "writer": "answer"}
 
 
@@ -132,15 +140,18 @@ def create_supervisor(
     attempt = _attempt(researcher, verifier)
 
     async def plan(state: SupervisorState, runtime: Runtime[RunContext]) -> dict[str, Any]:
-        return await _plan(planner, state, RunContext.of(runtime))
+        with kinds_asked() as kinds:
+            return {**await _plan(planner, state, RunContext.of(runtime)), "asked": sorted(kinds)}
 
     async def branch(state: BranchInput, runtime: Runtime[RunContext]) -> dict[str, Any]:
-        with in_branch(state["task"].id):
-            return {"branches": [await _run_branch(attempt, state, RunContext.of(runtime), max_repairs)]}
+        with in_branch(state["task"].id), kinds_asked() as kinds:
+            result = await _run_branch(attempt, state, RunContext.of(runtime), max_repairs)
+        return {"branches": [result], "asked": sorted(kinds)}
 
     def after_join(state: SupervisorState) -> str:
         lost = all(result.status != "ok" for result in state["branches"])
-        return "write" if lost or state["round"] >= max_rounds else "plan"
+        late = any(result.status == "limited" for result in state["branches"])
+        return "write" if lost or late or state["round"] >= max_rounds else "plan"
 
     async def write(state: SupervisorState, runtime: Runtime[RunContext]) -> dict[str, Any]:
         return await _write(writer, state, RunContext.of(runtime))
@@ -282,11 +293,12 @@ async def _run_branch(attempt: Agent, sent: BranchInput, context: RunContext, ma
     branch = _Branch(task, given)
     tell("branch_started", question=task.question)
     try:
-        await branch.run(attempt, max_repairs)
+        async with context.within(_RESEARCH_SHARE):
+            await branch.run(attempt, max_repairs)
     except (GraphBubbleUp, InputError):
         raise
     except Exception as error:  # noqa: BLE001 - here the failure of a branch becomes data, whosever code it was
-        branch.status, branch.error = _status(error), _said(error)
+        branch.status, branch.error = _status(error), said(error)
     result = BranchResult(
         task=task,
         status=branch.status,
@@ -312,26 +324,27 @@ def _status(error: Exception) -> BranchStatus:
     return "limited" if isinstance(error, LimitReached) else "failed"
 
 
-def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, OrchestratorError) else f"{type(error).__name__}: {error}"
-
-
 async def _write(writer: Agent, state: SupervisorState, context: RunContext) -> dict[str, Any]:
     """The report; when the writer fails the findings themselves are the answer, and the run is partial."""
     branches, failures = state.get("branches", []), list[Failure]()
     findings = distinct_findings(branches)
     answer: list[Sentence] = []
+    asked = state.get("asked", [])
     if findings:
         try:
-            answer = (await writer.ainvoke({"question": state["question"], "findings": findings}))["answer"]
+            async with context.within(_WRITING_SHARE):
+                with kinds_asked() as kinds:
+                    answer = (await writer.ainvoke({"question": state["question"], "findings": findings}))["answer"]
+            asked = union(asked, sorted(kinds))
         except GraphBubbleUp:
             raise
         except Exception as error:  # noqa: BLE001 - the findings are paid for: they are reported without the writer
-            failures.append(Failure(role="writer", status=_status(error), error=_said(error)))
+            failures.append(Failure(role="writer", status=_status(error), error=said(error)))
     elif any(result.status == "ok" for result in branches):
         failures.append(Failure(role="supervisor", status="failed", error="no finding is supported by the documents"))
     library = await context.library(state["documents"])
     all_failures = [*state.get("failures", []), *failures]
-    report = await write_report(state["question"], branches, findings, answer, all_failures, context, library)
+    offline = asked == ["offline"]
+    report = await write_report(state["question"], branches, findings, answer, all_failures, context, library, offline=offline)
     tell("report", characters=len(report.markdown), findings=len(report.findings), gaps=len(report.gaps))
     return {"report": report.markdown, "findings": report.findings, "gaps": report.gaps, "sources": report.sources, "failures": failures}

@@ -48,6 +48,7 @@ class Exchange(Generic[T]):
         self._schema = schema
         self._tools = tools
         self._call = Call.of(model, role, timeout)
+        self._key = (self._call.host, self._call.model, bool(tools))
         self._tool_names = {tool.name for tool in tools}
         self._config: RunnableConfig = {"run_name": f"{role} model", "metadata": {"role": role}, "tags": [f"role:{role}"]}
 
@@ -63,6 +64,7 @@ class Exchange(Generic[T]):
                 return found
             problem, replies = found
             talk += replies
+            self._doubt(message)
         raise InvalidAnswerError(
             f"the answer does not fit {self._schema.__name__} after {_REPAIRS} repairs: {self._call.shown(problem, 300)}",
             where=self._call.where,
@@ -71,7 +73,7 @@ class Exchange(Generic[T]):
 
     async def _request(self, messages: list[BaseMessage]) -> AIMessage:
         """One answer, asked for in the way that worked last or in the first that the server takes."""
-        key = (self._call.host, self._call.model, bool(self._tools))
+        key = self._key
         ways = (*(_WITH_TOOLS if self._tools else ()), *(_OPENAI_WAYS if self._call.openai_like else _OTHER_WAYS))
         start = ways.index(_worked[key]) if _worked.get(key) in ways else 0
         for way in ways[start:]:
@@ -90,6 +92,12 @@ class Exchange(Generic[T]):
             # Calls that were not asked for are nothing to go by; cut ones look whole in a stream.
             return message if way in _CALLING else message.model_copy(update={"tool_calls": [], "invalid_tool_calls": []})
         raise AssertionError("the last way never continues")
+
+    def _doubt(self, message: AIMessage) -> None:
+        """A server that answers prose where JSON was asked for takes no notice of how it was asked: the repair asks in the next way."""
+        way = _worked.get(self._key)
+        if way in ("json_schema", "json_mode") and "{" not in str(message.text):
+            _worked[self._key] = _OPENAI_WAYS[_OPENAI_WAYS.index(way) + 1]
 
     def _remember(self, key: tuple[str, str, bool], way: Way) -> None:
         if self._tools and way not in _WITH_TOOLS and _worked.get(key) != way:
