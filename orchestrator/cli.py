@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,7 +70,8 @@ Run a workflow: a name that `list` shows, a dotted module, or path/to/file.py[:a
   list [--json]                  the workflows that can be run by name
   describe WORKFLOW [--json]     its input, agents and limits
   graph WORKFLOW [--mermaid]     its graph, drawn
-  doctor [--json]                check the installation, the model, storage and documents
+  doctor [--json] [--documents PATH ...] [--model SPEC]
+                                 check the installation, the model, storage and documents
   WORKFLOW --help                the fields and options of one workflow
 
 Exit codes: 0 complete, 1 failed, 2 bad input, 3 partial, 4 a limit was reached, 5 waiting for a person, 130/143 signal.
@@ -358,6 +360,8 @@ def _start(request: _Request, signals: _Signals) -> int:
     from orchestrator.progress import RunView
     from orchestrator.tracing import langsmith_tracing
 
+    # LangGraph's own, when a run is cancelled while branches wait for max_concurrency; there is nothing that a user could do about it.
+    warnings.filterwarnings("ignore", "coroutine 'arun_with_retry' was never awaited", RuntimeWarning)
     options, view = request.options, RunView()
     logs = open_logs(
         log_file=request.log_file, log_format=options.log_format, debug=options.debug, quiet=options.quiet, run_id=request.run_id

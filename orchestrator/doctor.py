@@ -1,10 +1,8 @@
 """What `doctor` looks at: the installation, the model, storage, documents and tracing, each with what to do."""
 
-import contextlib
 import http.client
 import importlib.util
 import json
-import os
 import stat
 import sys
 import tempfile
@@ -190,8 +188,8 @@ def _storage() -> Iterator[Finding]:
         return
     nearest = next(folder for folder in (home, *home.parents) if folder.is_dir())
     try:
-        with tempfile.TemporaryFile(dir=nearest) if nearest == home else contextlib.nullcontext():
-            usable = os.access(nearest, os.W_OK | os.X_OK)
+        with tempfile.TemporaryDirectory(dir=nearest):  # permission bits alone do not tell: /proc takes no folder of anybody's
+            usable = True
     except OSError:
         usable = False
     index = home / "index"  # what is kept of documents; its mode is the one that counts

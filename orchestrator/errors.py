@@ -16,6 +16,7 @@ OrchestratorError            what happened, where, what to do; `exit_code` 1
 │   └── InvalidAnswerError      the answer does not fit its schema after the allowed repairs
 ├── ToolError                a tool that could not do its work; its text is fed back to the model
 │   └── FetchRefusedError       the policy forbids this URL
+├── OutputError              stdout or a file that cannot be written: the run is over, its output lost
 └── LimitReached             a stop signal: a limit of the run ended it; exit code 4
     └── DeadlineReached         the run's own clock
 """
@@ -39,6 +40,7 @@ __all__ = [
     "ModelCallError",
     "ModelSpecError",
     "OrchestratorError",
+    "OutputError",
     "RefusedError",
     "ToolError",
     "TruncatedError",
@@ -141,6 +143,10 @@ class ToolError(OrchestratorError):
 
 class FetchRefusedError(ToolError):
     """The policy forbids this URL."""
+
+
+class OutputError(OrchestratorError):
+    """Stdout or a file cannot be written: the run is over, and its output is lost."""
 
 
 class LimitReached(OrchestratorError):  # noqa: N818 - a stop signal says what happened

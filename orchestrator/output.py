@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, OutputError
 from orchestrator.events import Event
 from orchestrator.text import one_line, printable
 
@@ -116,11 +116,17 @@ def describe_error(error: OrchestratorError) -> list[str]:
 
 
 def write_text(text: str) -> None:
-    """Text on stdout; raises BrokenPipeError where nobody reads any more."""
+    """Text on stdout; raises BrokenPipeError where nobody reads any more, and OutputError where it cannot be written."""
     stream = stdout()
-    if stream is not None:
+    if stream is None:
+        raise OutputError("stdout is closed", remedy="write to a file with --output, or to /dev/null")
+    try:
         stream.write(text if text.endswith("\n") or not text else text + "\n")
         stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"stdout cannot be written: {error.strerror}", remedy="write to a file with --output") from error
 
 
 def write_json(value: object, *, indent: int | None = None) -> None:

@@ -233,3 +233,11 @@ async def test_an_answer_after_tools_were_used_fits_into_the_conversation() -> N
         model = server.chat_model()
         assert (await ask(model, talk, Plan, tools=(search,), role="researcher", timeout=10)).value == Plan.model_validate(GOOD)
     assert [message["role"] for message in server.requests[1].body["messages"]] == ["user", "assistant", "tool", "assistant", "user"]
+
+
+async def test_a_server_that_takes_no_notice_of_the_schema_is_asked_in_another_way() -> None:
+    async with model_server(lambda request: GOOD if request.get("tools") else "Gladly! Here is my plan.") as server:
+        assert (await asked(server)).value == Plan(**GOOD)
+        assert ["response_format" in request.body for request in server.requests] == [True, False]
+        assert (await asked(server)).value == Plan(**GOOD)  # and that is remembered
+        assert len(server.requests) == 3

@@ -46,7 +46,7 @@ async def test_what_is_no_file_or_leads_away(tmp_path: Path) -> None:
         "up": "a link that leads out of the folder",
         "circle": "a link inside the folder: read under its own name",
         "same.txt": "a link inside the folder: read under its own name",
-        "nowhere.txt": "a link inside the folder: read under its own name",
+        "nowhere.txt": "a link that leads nowhere",
         "sub/node_modules": "a folder of generated files",
     }
 

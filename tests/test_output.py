@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,12 @@ def test_print_is_kept_from_the_output(capsys: pytest.CaptureFixture[str]) -> No
         print("from a workflow")  # noqa: T201 - what a workflow may do
         write_json(1)
     assert capsys.readouterr() == ("1\n", "from a workflow\n")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "what"), [("> /dev/full", "stdout cannot be written: No space left on device"), (">&-", "stdout is closed")]
+)
+def test_an_output_that_is_lost_is_no_success(redirection: str, what: str) -> None:
+    command = f"{sys.executable} -m orchestrator list {redirection}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stdout, done.stderr.splitlines()[0]) == (1, "", f"error: {what}")

@@ -130,6 +130,8 @@ def _entry(uri: str, entry: os.DirEntry[str], root: str) -> Listed | Skipped | N
     try:
         if entry.is_symlink():
             inside = Path(os.path.realpath(entry.path)).is_relative_to(root)
+            if not os.path.exists(entry.path):
+                return Skipped(uri, "a link that leads nowhere")
             return Skipped(uri, "a link inside the folder: read under its own name" if inside else "a link that leads out of the folder")
         if entry.name.startswith("."):
             return Skipped(uri, "hidden (name it to have it read)")
