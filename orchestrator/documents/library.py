@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from orchestrator.documents.indexing import Indexed, open_index
 from orchestrator.documents.parsing import Parser
 from orchestrator.documents.passages import split
 from orchestrator.documents.ranking import Ranking
+from orchestrator.documents.store import Store
 from orchestrator.state import Source
 
 __all__ = ["Library", "Passage", "open_library"]
@@ -44,6 +46,8 @@ class Library:
     def __init__(self, indexed: Indexed, executor: ThreadPoolExecutor) -> None:
         self._executor = executor  # of one thread: the only one that uses the store
         self._store = indexed.store
+        self._unclosed = weakref.finalize(self, _close, self._store, executor)  # for a library that nobody closes
+        self._unclosed.atexit = False
         self._files = indexed.paths
         self._by_uri = dict(indexed.documents)
         self._sources: dict[int, Source] = {}
@@ -113,12 +117,9 @@ class Library:
 
     async def aclose(self) -> None:
         """Closes the index; the library cannot be used afterwards. Twice is once."""
-        if not self._closed:
-            self._closed = True
+        if self._unclosed.detach():
             await asyncio.get_running_loop().run_in_executor(self._executor, self._store.close)
             self._executor.shutdown(wait=False)
-
-    _closed = False
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
@@ -207,6 +208,11 @@ def _numbers(passage_id: str) -> tuple[int, int] | None:
     if len(document) > 15 or len(ordinal) > 15:
         return None
     return (int(document) if kind == "d" else -int(document)), int(ordinal)
+
+
+def _close(store: Store, executor: ThreadPoolExecutor) -> None:
+    executor.submit(store.close)
+    executor.shutdown(wait=False)
 
 
 async def open_library(paths: Sequence[str], *, home: Path | None = None) -> Library:
