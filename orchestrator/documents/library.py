@@ -211,7 +211,7 @@ def _numbers(passage_id: str) -> tuple[int, int] | None:
 
 
 def _close(store: Store, executor: ThreadPoolExecutor) -> None:
-    executor.submit(store.close)
+    store.close()  # nobody uses it: work that is under way holds its library
     executor.shutdown(wait=False)
 
 
