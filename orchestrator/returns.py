@@ -396,9 +396,14 @@ class _Reader:
         values, uses = self.values[item.id], [other for other in self.own if isinstance(other, ast.Name) and other.id == item.id]
         loads = sum(isinstance(use.ctx, ast.Load) for use in uses)
         returns = sum(isinstance(value, ast.Name) and value.id == item.id for value in self.returned)
-        if values is None or loads != returns or item.id in self.code.co_cellvars:
+        stored = [
+            part.slice for part in self.own if isinstance(part, ast.Subscript) and isinstance(part.ctx, ast.Store) and part.value in uses
+        ]
+        keys = {self._constant(key) for key in stored}
+        if values is None or loads != returns + len(stored) or item.id in self.code.co_cellvars or _MISSING in keys:
             self.found.targets_known = self.found.keys_known = False
             return
+        self.found.keys |= {key for key in keys if isinstance(key, str)}
         for value in values:
             self._returned(value, seen)
 

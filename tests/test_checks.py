@@ -121,6 +121,15 @@ def unknown_key() -> Graph:
     return builder(write).compile()
 
 
+def unknown_key_set_one_by_one() -> Graph:
+    async def write(state: State) -> dict[str, Any]:
+        update = {"result": "x"}
+        update["results"] = "x"
+        return update
+
+    return builder(write).compile()
+
+
 def unknown_key_in_a_command() -> Graph:
     async def write(state: State) -> Command[Literal["finish"]]:
         return Command(goto="finish", update={"results": "x"})
@@ -197,6 +206,7 @@ BAD: list[tuple[Callable[[], Graph], list[str]]] = [
     (cycle_with_a_way_out_that_does_not_count, ["the graph can never end: from 'start', 'work' no way leads to END"]),
     (routed_cycle, ["the graph can never end: from 'start', 'work' no way leads to END"]),
     (unknown_key, ["node 'write' writes 'results', which is no key of the state. Did you mean 'result'?"]),
+    (unknown_key_set_one_by_one, ["node 'write' writes 'results', which is no key of the state. Did you mean 'result'?"]),
     (unknown_key_in_a_command, ["node 'write' writes 'results', which is no key of the state. Did you mean 'result'?"]),
     (
         fan_out_without_reducer,
