@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from orchestrator.checks import check_graph, unknown_targets
 from orchestrator.context import RunContext
 from orchestrator.controls import Controls
-from orchestrator.errors import DeadlineReached, InputError, OrchestratorError, said
+from orchestrator.errors import DeadlineReached, InputError, LimitReached, OrchestratorError, said
 from orchestrator.events import RUN_ID, Event, listening, new_run_id, tell
 from orchestrator.models import choose_model, resolve_model, warnings_for
 from orchestrator.state import BranchResult, Failure
@@ -106,6 +106,8 @@ class _Run:
                     return await self.result("failed", self._blamed(error))
                 late = DeadlineReached(f"the run took longer than its deadline of {self.controls.deadline:g} s", remedy="raise --deadline")
                 return await self.result("limited", str(late))
+            except LimitReached as error:
+                return await self.result("limited", said(error))
             except GraphRecursionError:
                 steps = (
                     f"the graph took more than {_steps(self.controls)} steps: it goes round without an end, or --max-branches is too low"

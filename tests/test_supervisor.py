@@ -267,11 +267,11 @@ async def test_the_deadline_ends_branches_in_time_to_report_what_the_others_foun
         return {"findings": [finding(f"{state['question']} holds.", documents)]}
 
     agents = planner(["a", "b"], ["never"]), agent(own, "findings"), verifier(), writer()
-    result = await outcome(documents, *agents, controls={"deadline": 2})
+    result = await outcome(documents, *agents, controls={"deadline": 4})
     assert (result.status, result.exit_code, told(result)) == ("limited", 4, [("a", "ok"), ("b", "limited")])
-    assert result.error == "the run's deadline of 2 s left no more time"
+    assert result.error == "the run's deadline of 4 s left no more time"
     assert "a holds. [1]" in result.output["report"]
-    assert result.output["gaps"] == ["b (the run's deadline of 2 s left no more time)"]
+    assert result.output["gaps"] == ["b (the run's deadline of 4 s left no more time)"]
 
 
 async def test_the_deadline_ends_the_writer_in_time_to_report_the_findings(documents: Path) -> None:
@@ -280,6 +280,30 @@ async def test_the_deadline_ends_the_writer_in_time_to_report_the_findings(docum
         return {"answer": []}
 
     agents = planner(["a"]), researcher(documents), verifier(), agent(own, "answer")
-    result = await outcome(documents, *agents, controls={"deadline": 2})
+    result = await outcome(documents, *agents, controls={"deadline": 4})
     assert (result.status, told(result)) == ("limited", [("a", "ok")])
     assert "a holds. [1]" in result.output["report"]
+
+
+async def test_the_deadline_ends_a_planner_in_time_to_report_the_findings(documents: Path) -> None:
+    rounds = [["a"]]
+
+    async def own(state: Mapping[str, Any]) -> dict[str, Any]:
+        if not rounds:
+            await asyncio.sleep(3_600)
+        return {"questions": rounds.pop()}
+
+    agents = agent(own, "questions"), researcher(documents), verifier(), writer()
+    result = await outcome(documents, *agents, controls={"deadline": 4})
+    assert (result.status, told(result)) == ("limited", [("a", "ok")])
+    assert "a holds. [1]" in result.output["report"]
+
+
+async def test_without_time_for_a_first_plan_the_run_is_limited(documents: Path) -> None:
+    async def own(state: Mapping[str, Any]) -> dict[str, Any]:
+        await asyncio.sleep(3_600)
+        return {"questions": []}
+
+    agents = agent(own, "questions"), researcher(documents), verifier(), writer()
+    result = await outcome(documents, *agents, controls={"deadline": 1})
+    assert (result.status, result.error) == ("limited", "the run's deadline of 1 s left no more time")

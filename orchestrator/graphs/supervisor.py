@@ -176,11 +176,14 @@ async def _plan(planner: Agent, state: SupervisorState, context: RunContext) -> 
     await context.library(documents)  # before the first model call: documents that cannot be read cost nothing
     asked = {"question": state["question"], "findings": distinct_findings(branches), "open_questions": _open_questions(branches)}
     try:
-        questions = (await planner.ainvoke(asked))["questions"]
-    except ModelCallError as error:
+        async with context.within(_RESEARCH_SHARE):
+            questions = (await planner.ainvoke(asked))["questions"]
+    except (GraphBubbleUp, InputError):
+        raise
+    except Exception as error:
         if not branches:
             raise
-        return {"tasks": [], "round": number, "failures": [Failure(role="planner", status=error.status, error=str(error))]}
+        return {"tasks": [], "round": number, "failures": [Failure(role="planner", status=_status(error), error=said(error))]}
     if not branches:
         questions = questions or [state["question"]]
     tasks, skipped = _new_tasks(questions, branches, context.controls.max_branches)
