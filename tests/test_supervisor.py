@@ -307,3 +307,12 @@ async def test_without_time_for_a_first_plan_the_run_is_limited(documents: Path)
     agents = agent(own, "questions"), researcher(documents), verifier(), writer()
     result = await outcome(documents, *agents, controls={"deadline": 1})
     assert (result.status, result.error) == ("limited", "the run's deadline of 1 s left no more time")
+
+
+async def test_a_task_that_is_asked_again_does_not_shift_the_ids_of_new_ones(documents: Path) -> None:
+    asked: list[Mapping[str, Any]] = []
+    fails = {"b": RefusedError("no")}
+    rounds = planner(["a", "b", "c"], ["b", "d"], ["e"])
+    result = await outcome(documents, rounds, researcher(documents, fails, asked), verifier(), writer(), max_rounds=3)
+    assert [(state["task_id"], state["question"]) for state in asked[3:]] == [("t2", "b"), ("t4", "d"), ("t5", "e")]
+    assert told(result) == [("a", "ok"), ("b", "refused"), ("c", "ok"), ("d", "ok"), ("e", "ok")]

@@ -237,12 +237,14 @@ def _new_tasks(questions: Sequence[str], branches: Sequence[BranchResult], limit
     """The tasks of a round: a failed task asked again keeps its id, one already answered is not asked again; beyond `limit` are skipped."""
     known = {_key(result.task.question): result for result in branches}
     tasks: dict[str, Task] = {}
+    number = len(branches)
     for question in questions:
         earlier = known.get(_key(question))
-        if earlier is None:
-            tasks.setdefault(_key(question), Task(id=f"t{len(branches) + len(tasks) + 1}", question=question))
-        elif earlier.status != "ok":
-            tasks.setdefault(_key(question), earlier.task)
+        if earlier is None and _key(question) not in tasks:
+            number += 1
+            tasks[_key(question)] = Task(id=f"t{number}", question=question)
+        elif earlier is not None and earlier.status != "ok":
+            tasks[_key(question)] = earlier.task
     room = max(0, limit - len(branches))
     planned = list(tasks.values())
     error = f"not started: max_branches is {limit}"
@@ -332,13 +334,12 @@ async def _write(writer: Agent, state: SupervisorState, context: RunContext) -> 
     branches, failures = state.get("branches", []), list[Failure]()
     findings = distinct_findings(branches)
     answer: list[Sentence] = []
-    asked = state.get("asked", [])
+    kinds: set[str] = set()
     if findings:
         try:
-            async with context.within(_WRITING_SHARE):
-                with kinds_asked() as kinds:
+            with kinds_asked() as kinds:
+                async with context.within(_WRITING_SHARE):
                     answer = (await writer.ainvoke({"question": state["question"], "findings": findings}))["answer"]
-            asked = union(asked, sorted(kinds))
         except GraphBubbleUp:
             raise
         except Exception as error:  # noqa: BLE001 - the findings are paid for: they are reported without the writer
@@ -347,7 +348,7 @@ async def _write(writer: Agent, state: SupervisorState, context: RunContext) -> 
         failures.append(Failure(role="supervisor", status="failed", error="no finding is supported by the documents"))
     library = await context.library(state["documents"])
     all_failures = [*state.get("failures", []), *failures]
-    offline = asked == ["offline"]
+    offline = kinds.union(state.get("asked", [])) == {"offline"}
     report = await write_report(state["question"], branches, findings, answer, all_failures, context, library, offline=offline)
     tell("report", characters=len(report.markdown), findings=len(report.findings), gaps=len(report.gaps))
     return {"report": report.markdown, "findings": report.findings, "gaps": report.gaps, "sources": report.sources, "failures": failures}
