@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -62,7 +63,6 @@ class RunContext:
     boundary: str = field(default_factory=lambda: secrets.token_hex(8))
     began: float = field(default_factory=time.monotonic)
     library_seconds: float = float("inf")
-    _slots: list[asyncio.Semaphore] = field(default_factory=list, repr=False)
     _tools: dict[tuple[Any, ...], list[BaseTool]] = field(default_factory=dict, repr=False)
     _libraries: dict[tuple[str, ...], tuple[float, "asyncio.Task[Library]"]] = field(default_factory=dict, repr=False)
 
@@ -75,6 +75,10 @@ class RunContext:
         if loop not in _defaults:
             _defaults[loop] = RunContext(library_seconds=_DEFAULT_LIBRARY_SECONDS)
         return _defaults[loop]
+
+    @cached_property
+    def _slots(self) -> asyncio.Semaphore:
+        return asyncio.Semaphore(self.controls.max_concurrency)
 
     async def model(self, role: str) -> BaseChatModel:
         """The chat model of a role; the one of role `""`, else the environment's choice, serves the others. Raises ModelSpecError."""
@@ -97,9 +101,7 @@ class RunContext:
         model: BaseChatModel | None = None,
     ) -> Answer[T]:
         """An answer that validates as `schema`, or tool calls; raises ModelCallError. Waiting for a free slot is not timed."""
-        if not self._slots:
-            self._slots.append(asyncio.Semaphore(self.controls.max_concurrency))
-        async with self._slots[0]:
+        async with self._slots:
             chat = model or await self.model(role)
             _asked.get().add(chat._llm_type)
             return await ask(chat, messages, schema, tools=tools, role=role, timeout=self.controls.call_timeout)

@@ -17,6 +17,7 @@ from typing import Literal
 
 from orchestrator.errors import ModelSpecError, OrchestratorError
 from orchestrator.text import one_line
+from orchestrator.tracing import SWITCHES
 
 __all__ = ["Finding", "diagnose"]
 
@@ -26,12 +27,6 @@ ENDPOINT_SECONDS = 5.0
 """How long the endpoint may take to answer."""
 
 _ROOT = Path(__file__).resolve().parent.parent
-_TRACING_SWITCHES = (
-    "LANGSMITH_TRACING",
-    "LANGSMITH_TRACING_V2",
-    "LANGCHAIN_TRACING",
-    "LANGCHAIN_TRACING_V2",
-)  # each is on for exactly the word `true`
 _LARGEST_ANSWER = 4 * 1024 * 1024
 
 
@@ -229,7 +224,7 @@ def _documents(documents: Sequence[str], folder: Path) -> Iterator[Finding]:
 
 
 def _tracing(environ: Mapping[str, str]) -> Iterator[Finding]:
-    switch = next((name for name in _TRACING_SWITCHES if environ.get(name)), None)
+    switch = next((name for name in SWITCHES if environ.get(name)), None)
     if switch is None:
         yield Finding("tracing", "ok", "LangSmith is off", "")
     elif environ[switch] != "true":

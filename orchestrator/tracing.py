@@ -7,11 +7,16 @@ from contextlib import contextmanager
 
 from orchestrator.text import one_line
 
-__all__ = ["langsmith_tracing"]
+__all__ = ["SWITCHES", "langsmith_tracing"]
 
 _CONNECT_MS, _READ_MS = 1_000, 2_000  # with these and no retries a dead endpoint was measured to hold the end of a run 4 to 6 s
 _FLUSH_SECONDS = 2.0
-_SWITCHES = ("LANGSMITH_TRACING", "LANGSMITH_TRACING_V2", "LANGCHAIN_TRACING", "LANGCHAIN_TRACING_V2")
+SWITCHES = (
+    "LANGSMITH_TRACING",
+    "LANGSMITH_TRACING_V2",
+    "LANGCHAIN_TRACING",
+    "LANGCHAIN_TRACING_V2",
+)  # each is on for exactly the word `true`
 
 
 @contextmanager
@@ -20,7 +25,7 @@ def langsmith_tracing() -> Iterator[bool]:
 
     What could not be sent is one line of the log, whatever langsmith itself has to say about it.
     """
-    if "true" not in {os.environ.get(name) for name in _SWITCHES}:
+    if "true" not in {os.environ.get(name) for name in SWITCHES}:
         yield False
         return
     os.environ.setdefault("LANGSMITH_USE_DAEMON", "true")  # else its threads keep the process alive

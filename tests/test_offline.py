@@ -1,7 +1,7 @@
 """The offline model through LangChain's own calls: every schema, tool calls, streaming, usage, and what it refuses."""
 
 import json
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, ToolMessage
@@ -10,7 +10,11 @@ from langchain_core.runnables import Runnable
 from langchain_core.tools import tool
 from pydantic import BaseModel
 
+from agents.planner import Plan
 from agents.prompts import PLANNER, RESEARCHER, VERIFIER, WRITER, prompt, question_block
+from agents.researcher import Findings
+from agents.verifier import Judgement
+from agents.writer import Draft
 from orchestrator.errors import ModelSpecError
 from orchestrator.models.offline import OfflineModel
 from orchestrator.models.offline_judge import judge
@@ -18,39 +22,6 @@ from orchestrator.models.offline_words import content, negated, opposites, sente
 from orchestrator.text import data_block
 
 B = "3f9c01ab"
-
-
-class Plan(BaseModel):
-    questions: list[str]
-
-
-class Quote(BaseModel):
-    passage: str
-    quote: str
-
-
-class FoundClaim(BaseModel):
-    claim: str
-    citations: list[Quote]
-
-
-class Findings(BaseModel):
-    findings: list[FoundClaim]
-    missing: str = ""
-
-
-class Judgement(BaseModel):
-    label: Literal["supported", "contradicted", "unsupported"]
-    reason: str
-
-
-class Written(BaseModel):
-    text: str
-    findings: list[int]
-
-
-class Draft(BaseModel):
-    sentences: list[Written]
 
 
 class Weather(BaseModel):

@@ -4,15 +4,17 @@ import json
 from collections.abc import AsyncIterator
 from functools import reduce
 from operator import add
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
 from langchain_core.tools import tool
-from pydantic import BaseModel
 
+from agents.planner import Plan
 from agents.prompts import PLANNER, RESEARCHER, VERIFIER, prompt, question_block
+from agents.researcher import Findings
+from agents.verifier import Judgement
 from orchestrator.models import ask, resolve_model
 from orchestrator.testing import Reply, agents_script, model_server
 from orchestrator.text import data_block
@@ -21,40 +23,6 @@ BOUNDARY = "5d2a7c"
 SENTENCE = "The lighthouse of Westerby was built in 1874."
 QUESTION = question_block("When was the lighthouse of Westerby built?")
 PASSAGE = data_block("passage", f"{SENTENCE} It is 40 metres high.", BOUNDARY, id="d1.1", source="westerby.md", title="Westerby")
-
-
-class Plan(BaseModel):
-    """The sub-questions."""
-
-    questions: list[str]
-
-
-class Quote(BaseModel):
-    """A quote of a passage."""
-
-    passage: str
-    quote: str
-
-
-class FoundClaim(BaseModel):
-    """A claim and its quotes."""
-
-    claim: str
-    citations: list[Quote]
-
-
-class Findings(BaseModel):
-    """What the passages prove."""
-
-    findings: list[FoundClaim]
-    missing: str = ""
-
-
-class Judgement(BaseModel):
-    """Whether the quotes support the claim."""
-
-    label: Literal["supported", "contradicted", "unsupported"]
-    reason: str
 
 
 @tool
