@@ -7,18 +7,24 @@ OrchestratorError            what happened, where, what to do; `exit_code` 1
 │   ├── GraphError              the graph fails the checks at load; carries every problem found
 │   ├── ModelSpecError          a model string, key or base URL that cannot work
 │   └── DocumentsError          documents that are missing or that nothing can be read from
-├── ModelCallError           a model call that gave no usable answer; carries role, model and branch status
+├── ModelCallError           a model call that gave no usable answer; carries the branch status, and whether another try may help
 │   ├── CallFailedError         the endpoint refused the call or was not reached
-│   ├── CallTimeoutError        the call took longer than its clock
+│   │   └── ThrottledError         the endpoint asks for fewer requests (429, 503)
+│   ├── CallTimeoutError        the call took longer than one of its clocks
 │   ├── RefusedError            a content filter or the model itself refused
 │   ├── TruncatedError          the answer was cut: length limit, or no finish reason
 │   ├── EmptyAnswerError        no content and no tool call
 │   └── InvalidAnswerError      the answer does not fit its schema after the allowed repairs
 ├── ToolError                a tool that could not do its work; its text is fed back to the model
 │   └── FetchRefusedError       the policy forbids this URL
+├── BranchTimeoutError       a branch took longer than branch_timeout
 ├── OutputError              stdout or a file that cannot be written: the run is over, its output lost
 └── LimitReached             a stop signal: a limit of the run ended it; exit code 4
-    └── DeadlineReached         the run's own clock
+    ├── BudgetExceeded          a call did not fit what is left of a budget
+    ├── DeadlineReached         the run's own clock
+    ├── LoopStopped             an agent went round without an end
+    ├── QueueFull               too many calls wait for their turn at an endpoint
+    └── StopRequested           somebody asked the run to stop: it begins no new call
 """
 
 from collections.abc import Sequence
@@ -27,6 +33,8 @@ from typing import ClassVar, Literal
 from orchestrator.text import one_line
 
 __all__ = [
+    "BranchTimeoutError",
+    "BudgetExceeded",
     "CallFailedError",
     "CallTimeoutError",
     "DeadlineReached",
@@ -37,11 +45,15 @@ __all__ = [
     "InputError",
     "InvalidAnswerError",
     "LimitReached",
+    "LoopStopped",
     "ModelCallError",
     "ModelSpecError",
     "OrchestratorError",
     "OutputError",
+    "QueueFull",
     "RefusedError",
+    "StopRequested",
+    "ThrottledError",
     "ToolError",
     "TruncatedError",
     "WorkflowLoadError",
@@ -104,17 +116,28 @@ class DocumentsError(InputError):
 
 
 class ModelCallError(OrchestratorError):
-    """A model call that gave no usable answer; `status` is what its branch ends as."""
+    """A model call that gave no usable answer; `status` is what its branch ends as.
+
+    `retry`: the same request may succeed when it is made again. `retry_after`: seconds that the server asks to wait, None: it said nothing.
+    """
 
     status: ClassVar[Literal["failed", "refused", "timed_out"]] = "failed"
+    retry: bool = False
+    retry_after: float | None = None
 
 
 class CallFailedError(ModelCallError):
     """The endpoint refused the call, or was not reached."""
 
 
+class ThrottledError(CallFailedError):
+    """The endpoint asks for fewer requests."""
+
+    retry = True
+
+
 class CallTimeoutError(ModelCallError):
-    """The call took longer than its clock."""
+    """The call took longer than one of its clocks."""
 
     status = "timed_out"
 
@@ -145,6 +168,10 @@ class FetchRefusedError(ToolError):
     """The policy forbids this URL."""
 
 
+class BranchTimeoutError(OrchestratorError):
+    """A branch took longer than branch_timeout, waiting for a turn left out."""
+
+
 class OutputError(OrchestratorError):
     """Stdout or a file cannot be written: the run is over, and its output is lost."""
 
@@ -155,8 +182,24 @@ class LimitReached(OrchestratorError):  # noqa: N818 - a stop signal says what h
     exit_code = 4
 
 
+class BudgetExceeded(LimitReached):
+    """A call did not fit what is left of a budget."""
+
+
 class DeadlineReached(LimitReached):
     """The run took longer than its deadline."""
+
+
+class LoopStopped(LimitReached):
+    """An agent went round without an end: too many model calls."""
+
+
+class QueueFull(LimitReached):
+    """Too many calls wait for their turn at an endpoint."""
+
+
+class StopRequested(LimitReached):
+    """Somebody asked the run to stop: what is in flight ends, and no new call is begun."""
 
 
 def said(error: BaseException) -> str:

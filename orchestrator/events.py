@@ -14,7 +14,7 @@ __all__ = ["RUN_ID", "Event", "EventKind", "current_branch", "in_branch", "liste
 EventKind = Literal[
     "run_started",  # workflow, model, reason, notes
     "documents",  # read, skipped: [{uri, reason}], passages
-    "plan",  # tasks: [{id, question}], round
+    "plan",  # tasks: [{id, question}], round, merged: [{question, into}]
     "branch_started",  # question
     "branch_step",  # step: "search" | "research" | "tools" | "verify" | "repair", detail
     "branch_finished",  # status, error, findings, attempts, seconds
@@ -23,9 +23,16 @@ EventKind = Literal[
     "step_finished",  # node, error
     "model_started",  # model
     "model_finished",  # model, input_tokens, output_tokens, seconds, error
+    "token",  # text: a piece of an answer that is streamed; may be dropped where the consumer is slow
+    "throttled",  # host, seconds that everybody waits, in_flight: how many calls may be in flight from now on
+    "retry",  # attempt (the one that failed), seconds until the next, error
+    "fallback",  # model that failed, next, error
+    "shared",  # model: an identical call was in flight, and this one got its answer
     "tool_started",  # tool, input
     "tool_finished",  # tool, error
     "report",  # markdown characters, findings, gaps
+    "custom",  # data: what a node wrote to LangGraph's stream; may be dropped where the consumer is slow
+    "dropped",  # count: of token and custom events that a slow consumer was spared
     "log",  # level, message
     "result",  # the whole result of the run; always the last event
 ]

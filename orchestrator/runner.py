@@ -8,10 +8,10 @@ import os
 import sysconfig
 import time
 import traceback
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableConfig
@@ -27,14 +27,12 @@ from orchestrator.controls import Controls
 from orchestrator.errors import DeadlineReached, InputError, LimitReached, OrchestratorError, said
 from orchestrator.events import RUN_ID, Event, listening, new_run_id, tell
 from orchestrator.models import choose_model, resolve_model, warnings_for
-from orchestrator.state import BranchResult, Failure
-from orchestrator.text import one_line
+from orchestrator.outcome import Status, branches, outcome
 from orchestrator.usage import Ledger, Observer
 from orchestrator.workflow import Workflow, load_workflow
 
 __all__ = ["EXIT_CODES", "Result", "Status", "run", "stream"]
 
-Status = Literal["complete", "partial", "failed", "limited", "interrupted", "cancelled"]
 Graph = StateGraph[Any, Any, Any, Any] | CompiledStateGraph[Any, Any, Any, Any]
 ModelSpec = str | BaseChatModel | Mapping[str, str | BaseChatModel]
 
@@ -121,7 +119,7 @@ class _Run:
             if unknown:
                 named = ", ".join(repr(name) for name in dict.fromkeys(unknown))
                 return await self.result("failed", f"the graph sent work to {named}, and it has no such node: that work was not done")
-            return await self.result(*self._outcome())
+            return await self.result(*outcome(self.state, self.interrupts))
 
     async def _follow(self, context: RunContext) -> None:
         config: RunnableConfig = {
@@ -158,28 +156,6 @@ class _Run:
         where = ", ".join(part for part in (f"in step {self.lost_step!r}" if self.lost_step else "", line) if part)
         return f"{said(error)} ({where})" if where else said(error)
 
-    def _outcome(self) -> tuple[Status, str | None]:
-        if self.interrupts:
-            asked = _summed_up(one_line(interrupt.value) for interrupt in self.interrupts)
-            return "interrupted", f"the graph waits for a person, and a run cannot be resumed yet: {asked}"
-        branches, failures = self.branches(), self._failures()
-        lost = [branch for branch in branches if branch.status != "ok"]
-        statuses = {*(branch.status for branch in lost), *(failure.status for failure in failures)}
-        if statuses and statuses <= {"limited", "skipped"}:
-            return "limited", _summed_up([*(b.error or b.status for b in lost), *(f.error for f in failures)])
-        if branches and len(lost) == len(branches) and not any(branch.findings for branch in branches):
-            return "failed", _summed_up(branch.error or branch.status for branch in lost)
-        if lost or failures:
-            return "partial", _summed_up([*(b.error or b.status for b in lost), *(f"{f.role}: {f.error}" for f in failures)])
-        return "complete", None
-
-    def branches(self) -> list[BranchResult]:
-        """The branches that the graph's state holds, if it holds any."""
-        return [branch for branch in _listed(self.state.get("branches")) if isinstance(branch, BranchResult)]
-
-    def _failures(self) -> list[Failure]:
-        return [failure for failure in _listed(self.state.get("failures")) if isinstance(failure, Failure)]
-
     async def result(self, status: Status, error: str | None) -> Result:
         """The result as it stands now."""
         output = self.graph.output_channels
@@ -188,7 +164,7 @@ class _Run:
             workflow=self.workflow.name,
             status=status,
             output={key: _json(self.state[key]) for key in ([output] if isinstance(output, str) else output) if key in self.state},
-            branches=[{"task": branch.task.question, **branch.model_dump(include=_OF_A_BRANCH)} for branch in self.branches()],
+            branches=[{"task": branch.task.question, **branch.model_dump(include=_OF_A_BRANCH)} for branch in branches(self.state)],
             usage={**(await self.ledger.usage()).model_dump(), "by_role": await self.ledger.by_role()},
             seconds=round(time.monotonic() - self.began, 3),
             model=self.models.said,
@@ -338,18 +314,6 @@ def _own_line(error: BaseException) -> str:
 def _fields(state: Any) -> dict[str, Any]:
     """A state that is a dataclass or a model, by key."""
     return {key: value for key, value in vars(state).items() if not key.startswith("_")}
-
-
-def _listed(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _summed_up(errors: Iterable[str]) -> str:
-    """Each distinct cause once, with how often it came."""
-    counts: dict[str, int] = {}
-    for error in errors:
-        counts[error] = counts.get(error, 0) + 1
-    return "; ".join(f"{error} ({count} times)" if count > 1 else error for error, count in counts.items())
 
 
 def _json(value: Any) -> Any:

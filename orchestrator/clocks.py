@@ -1,0 +1,84 @@
+"""Clocks that stand still while work waits for its turn: waiting is the engine's doing, not the work's."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Self
+
+__all__ = ["Clock", "waiting"]
+
+
+class Clock:
+    """`async with Clock(seconds)` raises TimeoutError when that much time was spent inside, waits left out; None never ends it.
+
+    `expired` tells whether it was this clock; `end()` ends what is inside at once.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._left = seconds
+        self._running_since = 0.0
+        self._waits = 0
+        self._open = False
+        self._timeout = asyncio.timeout(None)
+        self._outer: Clock | None = None
+
+    @property
+    def expired(self) -> bool:
+        """Whether it ran out, or was ended."""
+        return self._timeout.expired()
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        await self._timeout.__aenter__()
+        self._open = True
+        self._start()
+        self._outer = _current.get()
+        self._token = _current.set(self)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        _current.reset(self._token)
+        self._open = False  # a task that outlives it may still wait
+        await self._timeout.__aexit__(kind, error, trace)
+
+    def end(self) -> None:
+        """End what is inside, as if the time were over."""
+        self._open, was_open = False, self._open
+        if was_open and not self._timeout.expired():
+            self._timeout.reschedule(self._loop.time())
+
+    def _start(self) -> None:
+        self._running_since = self._loop.time()
+        if self._open and self._left is not None and not self._timeout.expired():
+            self._timeout.reschedule(self._running_since + self._left)
+
+    def _stop(self) -> None:
+        if self._open and self._left is not None and not self._timeout.expired():
+            self._left -= self._loop.time() - self._running_since
+            self._timeout.reschedule(None)
+
+
+_current: ContextVar[Clock | None] = ContextVar("clock", default=None)
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """The clocks around stand still as long as anything inside them waits."""
+    clocks = []
+    clock = _current.get()
+    while clock is not None:
+        clocks.append(clock)
+        clock = clock._outer
+    for clock in clocks:
+        clock._waits += 1
+        if clock._waits == 1:
+            clock._stop()
+    try:
+        yield
+    finally:
+        for clock in clocks:
+            clock._waits -= 1
+            if clock._waits == 0:
+                clock._start()

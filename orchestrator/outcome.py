@@ -1,0 +1,47 @@
+"""What a run came to, read from the state of its graph."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from langgraph.types import Interrupt
+
+from orchestrator.state import BranchResult, Failure
+from orchestrator.text import one_line
+
+__all__ = ["Status", "branches", "outcome"]
+
+Status = Literal["complete", "partial", "failed", "limited", "interrupted", "cancelled"]
+
+
+def outcome(state: Mapping[str, Any], interrupts: Sequence[Interrupt]) -> tuple[Status, str | None]:
+    """The status of a graph that ran to its end, and what is to be said of it."""
+    if interrupts:
+        asked = _summed_up(one_line(interrupt.value) for interrupt in interrupts)
+        return "interrupted", f"the graph waits for a person, and a run cannot be resumed yet: {asked}"
+    failures = [failure for failure in _listed(state.get("failures")) if isinstance(failure, Failure)]
+    lost = [branch for branch in branches(state) if branch.status != "ok"]
+    statuses = {*(branch.status for branch in lost), *(failure.status for failure in failures)}
+    if statuses and statuses <= {"limited", "skipped"}:
+        return "limited", _summed_up([*(b.error or b.status for b in lost), *(f.error for f in failures)])
+    if lost and len(lost) == len(branches(state)) and not any(branch.findings for branch in lost):
+        return "failed", _summed_up(branch.error or branch.status for branch in lost)
+    if lost or failures:
+        return "partial", _summed_up([*(b.error or b.status for b in lost), *(f"{f.role}: {f.error}" for f in failures)])
+    return "complete", None
+
+
+def branches(state: Mapping[str, Any]) -> list[BranchResult]:
+    """The branches that the graph's state holds, if it holds any."""
+    return [branch for branch in _listed(state.get("branches")) if isinstance(branch, BranchResult)]
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _summed_up(errors: Iterable[str]) -> str:
+    """Each distinct cause once, with how often it came."""
+    counts: dict[str, int] = {}
+    for error in errors:
+        counts[error] = counts.get(error, 0) + 1
+    return "; ".join(f"{error} ({count} times)" if count > 1 else error for error, count in counts.items())
