@@ -9,8 +9,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 __all__ = ["Budget", "Controls", "JoinPolicy"]
 
 _JOIN = re.compile(r"(collect|fail-fast|(?:at-least|first):[1-9]\d{0,5})(?:@(\d+(?:\.\d+)?))?")
-    r"(?P<kind>collect|fail-fast|at-least:(?P<least>[1-9]\d{0,5})|first:(?P<first>[1-9]\d{0,5}))(?:@(?P<seconds>\d+(?:\.\d+)?))?"
-)
 
 
 class Budget(BaseModel):
@@ -79,16 +77,12 @@ class Controls(BaseModel):
     first_token_timeout: float | None = Field(default=None, gt=0, le=86_400, description="seconds to the first token; answers are streamed")
     idle_timeout: float | None = Field(default=None, gt=0, le=86_400, description="seconds between two tokens; answers are streamed")
     call_timeout: float = Field(default=120.0, gt=0, le=86_400, description="seconds one model or tool call may take")
-    branch_timeout: float | None = Field(
-        default=None, gt=0, le=2_592_000, description="seconds one branch may take, waits left out"
-    )
+    branch_timeout: float | None = Field(default=None, gt=0, le=2_592_000, description="seconds one branch may take, waits left out")
     deadline: float | None = Field(default=None, gt=0, le=2_592_000, description="seconds the whole run may take")
     max_branches: int = Field(default=200, ge=1, le=100_000, description="branches a run may start, over all rounds")
     max_agent_calls: int = Field(default=50, ge=1, le=100_000, description="model calls of one agent in one branch")
     max_identical_tool_calls: int = Field(default=3, ge=1, le=1_000, description="times an agent may call a tool with the same arguments")
-    max_answer_tokens: int = Field(
-        default=8_192, ge=16, le=10_000_000, description="output tokens of one answer, where a budget counts"
-    )
+    max_answer_tokens: int = Field(default=8_192, ge=16, le=10_000_000, description="output tokens of one answer, where a budget counts")
     join: Join = Field(default=JoinPolicy(), description="when a round is over: collect, fail-fast, at-least:K or first:K, and @SECONDS")
     race: tuple[str, ...] = Field(default=(), description="roles whose models are asked at once; the first valid answer wins")
     hedge: tuple[str, ...] = Field(default=(), description="roles of which a slow request is made a second time")
