@@ -1,0 +1,64 @@
+"""Identical work in flight is done once, and of several ways to the same answer the first good one counts."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+__all__ = ["Flights", "first_good"]
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Flight:
+    task: "asyncio.Task[Any]"
+    waiters: int = 0
+
+
+class Flights:
+    """Work in flight by its key. It belongs to nobody who waits for it: it ends early only when all of them have left."""
+
+    def __init__(self) -> None:
+        self._flying: dict[Hashable, _Flight] = {}
+
+    async def share(self, key: Hashable, make: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T, bool]:
+        """What `make` comes to, and whether it was under way already; its error is raised for everybody who waits."""
+        flight = self._flying.get(key)
+        shared = flight is not None
+        if flight is None:
+            flight = self._flying[key] = _Flight(asyncio.create_task(make()))
+        flight.waiters += 1
+        try:
+            return await asyncio.shield(flight.task), shared
+        finally:
+            flight.waiters -= 1
+            if (flight.waiters == 0 or flight.task.done()) and self._flying.get(key) is flight:
+                del self._flying[key]
+            if flight.waiters == 0:
+                await _ended([flight.task])
+
+
+async def first_good(ways: Sequence[Callable[[], Awaitable[T]]], *, passing: type[Exception]) -> T:
+    """The first result of `ways`, begun at once; the others are cancelled and have ended when it is given.
+
+    One that raises `passing` drops out; when all did, the first way's error is raised. Any other error ends all.
+    """
+    tasks = [asyncio.ensure_future(way()) for way in ways]
+    try:
+        running = set(tasks)
+        while running:
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in (task for task in tasks if task in done):
+                if not isinstance(task.exception(), passing):
+                    return task.result()
+        return tasks[0].result()
+    finally:
+        await _ended(tasks)
+
+
+async def _ended(tasks: Sequence["asyncio.Future[Any]"]) -> None:
+    """Cancel what still runs, wait for its end, and look at every error, so that none is reported as never looked at."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
