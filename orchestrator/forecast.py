@@ -1,0 +1,369 @@
+"""The forecast: what a run may cost at most, told from its graph and its limits before anything is spent.
+
+A node says what it costs in LangGraph's own node metadata, each a number or the name of a control:
+`asks`: how many `RunContext.ask` a visit makes at most; a number of them follow one another, those that a control counts go side by side;
+`visits`: how often one run of its graph comes to the node at most; `runs`: how often a visit runs the graphs inside it;
+`input_tokens`: what one prompt holds at most. A node that says nothing and has no graph inside may ask as often as the loop guard lets it.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.checks import GraphView
+from orchestrator.controls import Controls
+from orchestrator.errors import InputError
+from orchestrator.returns import function_of, names
+from orchestrator.text import one_line
+from orchestrator.usage import price
+
+if TYPE_CHECKING:
+    from orchestrator.workflow import Workflow
+
+__all__ = ["Forecast", "forecast"]
+
+Models = Mapping[str, str | Sequence[str | None] | None]
+
+_PROMPT_TOKENS = 16_000  # where a node does not say
+_REQUESTS = 3  # of one question: the first and two repairs
+_RETRY_SHARE, _RETRIES_AT_FIRST = 0.2, 5  # the run's retry budget, for each endpoint
+_STEPS = 50  # that a graph may take beyond max_branches
+_USUAL_BRANCHES = 5
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Upper bounds of one run: `calls` are requests to models, `seconds` those of the longest `chain` of calls.
+
+    `by` and `seconds_by` say which limits make them what they are. `usual_calls` is one pass without repairs, with `usual_branches`
+    branches; None where the graph does not tell. `cost_usd` is None where a model has no price (`unpriced`).
+    """
+
+    calls: int
+    by: str
+    input_tokens: int
+    output_tokens: int
+    cost_usd: float | None
+    unpriced: list[str]
+    chain: int
+    seconds: float
+    seconds_by: str
+    usual_calls: int | None
+    usual_branches: int
+    by_role: dict[str, int]
+    assumptions: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The forecast as one JSON object."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The forecast for people: at most 12 lines of at most 80 columns."""
+        return [one_line(line, 80) if line[0] != " " else f"  {one_line(line, 78)}" for line in self._lines()][:12]
+
+    def _lines(self) -> Iterator[str]:
+        yield f"at most {_counted(self.calls, 'model call')}{': ' if self.by else ''}{self.by}"
+        if not self.calls:
+            return
+        if self.usual_calls is not None:
+            several = f" with {_counted(self.usual_branches, 'branch')}" if self.usual_branches else ""
+            yield f"one pass without repairs{several}: {_counted(self.usual_calls, 'call')}"
+        yield f"at most {self.input_tokens:,} tokens in, {self.output_tokens:,} out"
+        if self.cost_usd is None:
+            yield f"cost unknown: no price for {', '.join(self.unpriced)}"
+        else:
+            yield f"at most ${self.cost_usd:,.2f}" if self.cost_usd else "no cost"
+        yield f"longest chain: {_counted(self.chain, 'call')}, at most {self.seconds:,.0f} s by {self.seconds_by}"
+        yield "taken for granted:"
+        yield from (f"  {assumption}" for assumption in self.assumptions)
+
+
+def forecast(workflow: "Workflow", controls: Controls, models: Models) -> Forecast:
+    """What a run of `workflow` costs at most; `models` are names by role, `""` every other's.
+
+    A role with several models may ask each of them. Raises InputError for node metadata that cannot be read.
+    """
+    walk = _Walk(controls, models)
+    chain = walk.graph(GraphView(workflow.graph), _Place())
+    return _Sum(controls, models, walk).forecast(chain)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a walk is: the fan-outs around it with their sizes, how often a branch comes here, and the graphs around."""
+
+    fans: tuple[tuple[str, int], ...] = ()
+    times: int = 1
+    name: str = ""
+    within: tuple[int, ...] = ()
+
+    @property
+    def branches(self) -> int:
+        return prod(size for _, size in self.fans)
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """What one node asks: `requests` at most in each of its branches."""
+
+    role: str
+    fans: tuple[tuple[str, int], ...]
+    branches: int
+    requests: int
+    input_tokens: int
+    guarded: bool
+
+    @property
+    def in_all(self) -> int:
+        return self.branches * self.requests
+
+
+@dataclass
+class _Walk:
+    """The asks of a graph and of the graphs inside it."""
+
+    controls: Controls
+    models: Models
+    asks: list[_Ask] = field(default_factory=list)
+    usual: int = 0
+    untold: list[str] = field(default_factory=list)
+
+    def graph(self, view: GraphView, place: _Place) -> int:
+        """The longest chain of requests in one run of a graph; its asks are collected."""
+        shape = _Shape(view)
+        chains = {node: self._node(view, shape, node, place) for node in view.nodes}
+        return shape.longest(chains, self.controls.max_branches + _STEPS)
+
+    def _node(self, view: GraphView, shape: "_Shape", node: str, place: _Place) -> tuple[int, int | None]:
+        """The chain of one visit, and how many visits follow one another: None where only the steps of the graph bound them."""
+        told = _Told(view, node, self.controls, place.name)
+        visits, name = told.number("visits"), place.name or node
+        fanned = node in shape.fanned
+        fans, times = place.fans, place.times
+        if fanned:
+            fans = (*fans, (node, visits or self.controls.max_branches))
+        else:
+            times *= visits or (self.controls.max_branches + _STEPS if node in shape.circling else 1)
+        graphs = [graph for graph in view.subgraphs.get(node, ()) if id(graph.builder) not in place.within]
+        asks = told.number("asks")
+        chain = 0
+        if asks is None and not graphs:
+            chain = self._ask(told, name, fans, self.controls.max_agent_calls, guarded=True)
+            self.untold.append(node)
+        elif asks:
+            requests = asks * _REQUESTS * self._models(name)
+            self._ask(told, name, fans, min(requests * times, self.controls.max_agent_calls), guarded=False)
+            self.usual += (asks if told.follows else 1) * _usual(fans, self.controls)
+            chain = (asks if told.follows else 1) * _REQUESTS * (1 if name in self.controls.race else self._models(name))
+        runs = 1 if (told_runs := told.number("runs")) is None else told_runs
+        for graph in graphs:
+            inner = _Place(fans, times * runs, graph.name or node, (*place.within, id(view.builder)))
+            chain += runs * self.graph(GraphView(graph), inner)
+        return chain, None if fanned or (not visits and node in shape.circling) else visits or 1
+
+    def _ask(self, told: "_Told", role: str, fans: tuple[tuple[str, int], ...], requests: int, *, guarded: bool) -> int:
+        tokens = told.number("input_tokens") or _PROMPT_TOKENS
+        self.asks.append(_Ask(role, fans, prod(size for _, size in fans), requests, tokens, guarded))
+        return requests
+
+    def _models(self, role: str) -> int:
+        """How many requests one question makes of its role's models: every model may be asked, a slow request a second time."""
+        return len(_models_of(self.models, role)) * (2 if role in self.controls.hedge else 1)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a node's metadata tells."""
+
+    view: GraphView
+    node: str
+    controls: Controls
+    where: str
+
+    @property
+    def follows(self) -> bool:
+        """Whether its asks follow one another."""
+        return isinstance((self.view.builder.nodes[self.node].metadata or {}).get("asks"), int)
+
+    def number(self, key: str) -> int | None:
+        """A number of the metadata, by itself or as the name of a control; None where it says nothing."""
+        value = (self.view.builder.nodes[self.node].metadata or {}).get(key)
+        found = getattr(self.controls, value, None) if isinstance(value, str) and value in Controls.model_fields else value
+        if found is None or (isinstance(found, int) and not isinstance(found, bool) and found >= 0):
+            return found
+        raise InputError(
+            f"node {self.node!r} says {key}={value!r}",
+            where=f"in the graph of {self.where}" if self.where else "",
+            remedy="use a whole number from 0 or the name of a control that is one, such as 'max_branches'",
+        )
+
+
+class _Shape:
+    """Which nodes a graph may come to again, and which a Send starts many times."""
+
+    def __init__(self, view: GraphView) -> None:
+        self.view = view
+        loose = [node for node in view.nodes if view.leads_anywhere(node)]
+        self.next = {node: set(view.nodes) if node in loose else view.successors(node) & set(view.nodes) for node in view.nodes}
+        self.reach = {node: self._reached(node) for node in view.nodes}
+        self.circling = {node for node in view.nodes if node in self.reach[node]}
+        self.fanned = set(view.nodes) if any(map(self._may_send, ["__start__", *loose])) else view.fanned
+
+    def _reached(self, node: str) -> set[str]:
+        found: set[str] = set()
+        ahead = set(self.next[node])
+        while ahead:
+            found.add(other := ahead.pop())
+            ahead |= self.next[other] - found
+        return found
+
+    def _may_send(self, node: str) -> bool:
+        """Whether `node` or a router after it knows Send, and does not tell where to."""
+        if not self.view.leads_anywhere(node):
+            return False
+        routers = [function_of(branch.path) for branch in self.view.builder.branches.get(node, {}).values()]
+        return any(function is not None and names(function, {"Send"}) for function in (*routers, self.view.functions.get(node)))
+
+    def longest(self, chains: Mapping[str, tuple[int, int | None]], steps: int) -> int:
+        """The longest way through the graph: nodes that lead to one another count all, as often as they are visited."""
+        groups = {node: frozenset({node} | {other for other in self.reach[node] if node in self.reach[other]}) for node in chains}
+        weights = {group: self._weight(group, chains, steps) for group in set(groups.values())}
+        known: dict[frozenset[str], int] = {}
+
+        def way(group: frozenset[str]) -> int:
+            if group not in known:
+                ahead = {groups[other] for node in group for other in self.next[node]} - {group}
+                known[group] = weights[group] + max(map(way, ahead), default=0)
+            return known[group]
+
+        return max(map(way, weights), default=0)
+
+    def _weight(self, group: frozenset[str], chains: Mapping[str, tuple[int, int | None]], steps: int) -> int:
+        circles = any(node in self.circling for node in group)
+        told = [visits for node in group if (visits := chains[node][1]) is not None]
+        laps = (max(told) if told else steps) if circles else 1
+        return sum(chain * (laps if visits is None else visits) for chain, visits in (chains[node] for node in group))
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """The asks of a walk under the limits of a run."""
+
+    controls: Controls
+    models: Models
+    walk: _Walk
+
+    def forecast(self, longest: int) -> Forecast:
+        controls, asks = self.controls, self.walk.asks
+        by_role = self._by_role()
+        first = min(sum(by_role.values()), self._by_branch())
+        retries = self._retries(first)
+        wanted = first + retries
+        calls = min(wanted, controls.budget.max_calls or wanted)
+        chain = min(longest + min(retries, longest * (controls.max_attempts - 1)), calls)
+        tokens_in = self._input_tokens(calls)
+        seconds = chain * controls.call_timeout
+        deadline = controls.deadline if controls.deadline is not None and controls.deadline < seconds else None
+        fans = {name: size for ask in asks for name, size in ask.fans}
+        cost, unpriced = self._cost(calls)
+        return Forecast(
+            calls=calls,
+            by=self._by(calls, wanted),
+            input_tokens=_least(tokens_in, controls.budget.max_input_tokens, controls.budget.max_tokens),
+            output_tokens=_least(calls * controls.max_answer_tokens, controls.budget.max_output_tokens, controls.budget.max_tokens),
+            cost_usd=cost,
+            unpriced=unpriced,
+            chain=chain,
+            seconds=deadline or seconds,
+            seconds_by="--deadline" if deadline else "--call-timeout",
+            usual_calls=None if self.walk.untold else min(self.walk.usual, calls),
+            usual_branches=min(_USUAL_BRANCHES, *fans.values()) if fans else 0,
+            by_role=by_role,
+            assumptions=list(self._assumptions(retries, bool(fans))),
+        )
+
+    def _by_role(self) -> dict[str, int]:
+        """Requests by role, within the budgets of roles and branches."""
+        roles: dict[str, int] = defaultdict(int)
+        limit = self.controls.branch_budget.max_calls
+        for ask in self.walk.asks:
+            roles[ask.role] += ask.branches * _least(ask.requests, limit if ask.fans else None)
+        budgets = self.controls.role_budgets
+        return {role: _least(count, budgets[role].max_calls if role in budgets else None) for role, count in sorted(roles.items())}
+
+    def _by_branch(self) -> int:
+        """Requests in all, within the budget of each branch."""
+        inside: dict[tuple[tuple[str, int], ...], list[_Ask]] = defaultdict(list)
+        for ask in self.walk.asks:
+            inside[ask.fans].append(ask)
+        limit = self.controls.branch_budget.max_calls
+        return sum(asks[0].branches * _least(sum(ask.requests for ask in asks), limit if fans else None) for fans, asks in inside.items())
+
+    def _retries(self, first: int) -> int:
+        """What may be asked again: a fifth of the first requests, and five at each endpoint."""
+        online = {model for ask in self.walk.asks for model in _models_of(self.models, ask.role)} - {"offline"}
+        if not online or self.controls.max_attempts == 1:
+            return 0
+        return min(int(first * _RETRY_SHARE) + _RETRIES_AT_FIRST * len(online), first * (self.controls.max_attempts - 1))
+
+    def _input_tokens(self, calls: int) -> int:
+        """Those of the first requests, and the most that any prompt holds for each retry."""
+        sizes = [ask.input_tokens for ask in self.walk.asks]
+        first = sum(ask.in_all * ask.input_tokens for ask in self.walk.asks)
+        more = max(0, calls - sum(ask.in_all for ask in self.walk.asks))
+        return min(first + more * max(sizes), calls * max(sizes)) if sizes else 0
+
+    def _cost(self, calls: int) -> tuple[float | None, list[str]]:
+        """US dollars of `calls` calls at the price of the dearest, and the models without a price."""
+        dearest, unpriced = 0.0, dict[str, None]()
+        for ask in self.walk.asks:
+            for model in _models_of(self.models, ask.role):
+                cost = price(model, ask.input_tokens, self.controls.max_answer_tokens) if model else None
+                if cost is None:
+                    unpriced[model or "the default model"] = None
+                dearest = max(dearest, cost or 0.0)
+        limit = self.controls.budget.usd
+        if unpriced and calls:
+            return limit, list(unpriced)
+        return min(dearest * calls, limit or dearest * calls), []
+
+    def _by(self, calls: int, wanted: int) -> str:
+        if calls < wanted:
+            return "by --max-calls"
+        costly = max(self.walk.asks, key=lambda ask: ask.in_all, default=None)
+        if costly is None:
+            return "no node asks a model"
+        if costly.fans:
+            return f"up to {costly.branches:,} branches; --max-branches or --max-calls lowers it"
+        return "--max-agent-calls or --max-calls lowers it" if costly.guarded else "--max-calls lowers it"
+
+    def _assumptions(self, retries: int, fans: bool) -> Iterator[str]:
+        prompts = {ask.input_tokens for ask in self.walk.asks}
+        yield f"a prompt holds at most {max(prompts):,} tokens" if prompts else ""
+        yield f"an answer has at most {self.controls.max_answer_tokens:,} tokens (--max-answer-tokens)"
+        yield f"an answer that does not fit is repaired at most {_REQUESTS - 1} times"
+        yield f"{_counted(retries, 'retry')} at most; what an endpoint throttles (429) costs nothing" if retries else "nothing fails"
+        if self.walk.untold:
+            yield f"nodes that do not say what they ask ask {self.controls.max_agent_calls:,} times: {', '.join(self.walk.untold)}"
+        if fans:
+            yield f"a fan-out starts at most {self.controls.max_branches:,} branches (--max-branches)"
+
+
+def _usual(fans: Sequence[tuple[str, int]], controls: Controls) -> int:
+    return prod(min(_USUAL_BRANCHES, size) for _, size in fans)
+
+
+def _models_of(models: Models, role: str) -> list[str | None]:
+    found = models.get(role, models.get(""))
+    return [found] if found is None or isinstance(found, str) else list(found)
+
+
+def _least(value: int, *limits: int | None) -> int:
+    return min([value, *(limit for limit in limits if limit is not None)])
+
+
+def _counted(number: int, what: str) -> str:
+    plural = f"{what[:-1]}ies" if what.endswith("ry") else f"{what}es" if what.endswith("ch") else f"{what}s"
+    return f"{number:,} {what if number == 1 else plural}"
