@@ -3,13 +3,17 @@
 A node says what it costs in LangGraph's own node metadata, each a number or the name of a control:
 `asks`: how many `RunContext.ask` a visit makes at most; a number of them follow one another, those that a control counts go side by side;
 `visits`: how often one run of its graph comes to the node at most; `runs`: how often a visit runs the graphs inside it;
-`input_tokens`: what one prompt holds at most. A node that says nothing and has no graph inside may ask as often as the loop guard lets it.
+`input_tokens`: what one prompt holds at most. A node that says nothing, has no graph inside and whose source may reach a model may ask as
+often as the loop guard lets it.
 """
 
+import builtins
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import prod
+from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.checks import GraphView
@@ -31,6 +35,9 @@ _REQUESTS = 3  # of one question: the first and two repairs
 _RETRY_SHARE, _RETRIES_AT_FIRST = 0.2, 5  # the run's retry budget, for each endpoint
 _STEPS = 50  # that a graph may take beyond max_branches
 _USUAL_BRANCHES = 5
+_HARMLESS = ("langgraph.types", "langgraph.graph", "langgraph.constants", "langchain_core.messages")
+_PLAIN_ATTRIBUTES = {name for kind in (str, bytes, int, float, list, tuple, dict, set) for name in dir(kind)}
+_REACHES_ANYTHING = (getattr, eval, exec, __import__)
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,6 @@ class _Ask:
     branches: int
     requests: int
     input_tokens: int
-    guarded: bool
 
     @property
     def in_all(self) -> int:
@@ -149,12 +155,12 @@ class _Walk:
         graphs = [graph for graph in view.subgraphs.get(node, ()) if id(graph.builder) not in place.within]
         asks = told.number("asks")
         chain = 0
-        if asks is None and not graphs:
-            chain = self._ask(told, name, fans, self.controls.max_agent_calls, guarded=True)
+        if asks is None and not graphs and not _harmless(view.functions.get(node)):
+            chain = self._ask(told, name, fans, self.controls.max_agent_calls)
             self.untold.append(node)
         elif asks:
             requests = asks * _REQUESTS * self._models(name)
-            self._ask(told, name, fans, min(requests * times, self.controls.max_agent_calls), guarded=False)
+            self._ask(told, name, fans, min(requests * times, self.controls.max_agent_calls))
             self.usual += (asks if told.follows else 1) * _usual(fans, self.controls)
             chain = (asks if told.follows else 1) * _REQUESTS * (1 if name in self.controls.race else self._models(name))
         runs = 1 if (told_runs := told.number("runs")) is None else told_runs
@@ -163,9 +169,9 @@ class _Walk:
             chain += runs * self.graph(GraphView(graph), inner)
         return chain, None if fanned or (not visits and node in shape.circling) else visits or 1
 
-    def _ask(self, told: "_Told", role: str, fans: tuple[tuple[str, int], ...], requests: int, *, guarded: bool) -> int:
+    def _ask(self, told: "_Told", role: str, fans: tuple[tuple[str, int], ...], requests: int) -> int:
         tokens = told.number("input_tokens") or _PROMPT_TOKENS
-        self.asks.append(_Ask(role, fans, prod(size for _, size in fans), requests, tokens, guarded))
+        self.asks.append(_Ask(role, fans, prod(size for _, size in fans), requests, tokens))
         return requests
 
     def _models(self, role: str) -> int:
@@ -263,16 +269,18 @@ class _Sum:
         wanted = first + retries
         calls = min(wanted, controls.budget.max_calls or wanted)
         chain = min(longest + min(retries, longest * (controls.max_attempts - 1)), calls)
-        tokens_in = self._input_tokens(calls)
+        budget = controls.budget
+        input_tokens = _least(self._input_tokens(calls), budget.max_input_tokens, budget.max_tokens)
+        output_tokens = _least(calls * controls.max_answer_tokens, budget.max_output_tokens, budget.max_tokens)
         seconds = chain * controls.call_timeout
         deadline = controls.deadline if controls.deadline is not None and controls.deadline < seconds else None
         fans = {name: size for ask in asks for name, size in ask.fans}
-        cost, unpriced = self._cost(calls)
+        cost, unpriced = self._cost(calls, input_tokens, output_tokens)
         return Forecast(
             calls=calls,
             by=self._by(calls, wanted),
-            input_tokens=_least(tokens_in, controls.budget.max_input_tokens, controls.budget.max_tokens),
-            output_tokens=_least(calls * controls.max_answer_tokens, controls.budget.max_output_tokens, controls.budget.max_tokens),
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
             cost_usd=cost,
             unpriced=unpriced,
             chain=chain,
@@ -315,19 +323,20 @@ class _Sum:
         more = max(0, calls - sum(ask.in_all for ask in self.walk.asks))
         return min(first + more * max(sizes), calls * max(sizes)) if sizes else 0
 
-    def _cost(self, calls: int) -> tuple[float | None, list[str]]:
-        """US dollars of `calls` calls at the price of the dearest, and the models without a price."""
-        dearest, unpriced = 0.0, dict[str, None]()
-        for ask in self.walk.asks:
+    def _cost(self, calls: int, input_tokens: int, output_tokens: int) -> tuple[float | None, list[str]]:
+        """US dollars, as if every call were the dearest; and the models without a price."""
+        dearest, tokens, unpriced = 0.0, 0.0, dict[str, None]()
+        for ask in self.walk.asks if calls else ():
             for model in _models_of(self.models, ask.role):
-                cost = price(model, ask.input_tokens, self.controls.max_answer_tokens) if model else None
-                if cost is None:
+                cost = _price(model, ask.input_tokens, self.controls.max_answer_tokens)
+                if model is None or cost is None:
                     unpriced[model or "the default model"] = None
-                dearest = max(dearest, cost or 0.0)
-        limit = self.controls.budget.usd
-        if unpriced and calls:
-            return limit, list(unpriced)
-        return min(dearest * calls, limit or dearest * calls), []
+                    continue
+                dearest = max(dearest, cost)
+                tokens = max(tokens, (_price(model, input_tokens, 0) or 0.0) + (_price(model, 0, output_tokens) or 0.0))
+        if unpriced:
+            return None, list(unpriced)
+        return min(dearest * calls, tokens, self.controls.budget.usd or tokens), []
 
     def _by(self, calls: int, wanted: int) -> str:
         if calls < wanted:
@@ -335,9 +344,10 @@ class _Sum:
         costly = max(self.walk.asks, key=lambda ask: ask.in_all, default=None)
         if costly is None:
             return "no node asks a model"
-        if costly.fans:
-            return f"up to {costly.branches:,} branches; --max-branches or --max-calls lowers it"
-        return "--max-agent-calls or --max-calls lowers it" if costly.guarded else "--max-calls lowers it"
+        if costly.branches == 1:
+            return "--max-agent-calls lowers it" if costly.requests == self.controls.max_agent_calls else "--max-calls lowers it"
+        inside = _least(sum(a.requests for a in self.walk.asks if a.fans == costly.fans), self.controls.branch_budget.max_calls)
+        return f"{costly.branches:,} branches x {inside:,}; --max-branches lowers it"
 
     def _assumptions(self, retries: int, fans: bool) -> Iterator[str]:
         prompts = {ask.input_tokens for ask in self.walk.asks}
@@ -346,9 +356,43 @@ class _Sum:
         yield f"an answer that does not fit is repaired at most {_REQUESTS - 1} times"
         yield f"{_counted(retries, 'retry')} at most; what an endpoint throttles (429) costs nothing" if retries else "nothing fails"
         if self.walk.untold:
-            yield f"nodes that do not say what they ask ask {self.controls.max_agent_calls:,} times: {', '.join(self.walk.untold)}"
+            untold = ", ".join(dict.fromkeys(self.walk.untold))
+            yield f"{self.controls.max_agent_calls:,} calls a visit where a node does not say (--max-agent-calls): {untold}"
         if fans:
-            yield f"a fan-out starts at most {self.controls.max_branches:,} branches (--max-branches)"
+            yield f"a fan-out starts at most {_counted(self.controls.max_branches, 'branch')} (--max-branches)"
+
+
+def _harmless(function: FunctionType | None, seen: frozenset[CodeType] = frozenset()) -> bool:
+    """Whether a node's source uses plain data and the standard library alone: then it asks no model."""
+    if function is None:
+        return False
+    codes, known = [function.__code__], {**vars(builtins), **function.__globals__}
+    for code in codes:
+        codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
+    seen |= {function.__code__}
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    found = {name for code in codes for name in code.co_names}
+    values = [*cells, *(known[name] for name in found & known.keys())]
+    return found - known.keys() <= _PLAIN_ATTRIBUTES and all(_plain(value, seen) for value in values)
+
+
+def _plain(value: Any, seen: frozenset[CodeType]) -> bool:
+    if isinstance(value, FunctionType) and (value.__module__ or "").partition(".")[0] not in sys.stdlib_module_names:
+        return value.__code__ in seen or _harmless(value, seen)
+    module = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) or type(value).__module__
+    return value not in _REACHES_ANYTHING if callable(value) and module == "builtins" else _is_known(module)
+
+
+def _is_known(module: str) -> bool:
+    return module.partition(".")[0] in sys.stdlib_module_names or module.startswith(_HARMLESS)
+
+
+def _price(model: str | None, input_tokens: int, output_tokens: int) -> float | None:
+    """The price of one call; a spec such as `openai:gpt-5-mini` will do."""
+    if model is None:
+        return None
+    cost = price(model, input_tokens, output_tokens)
+    return price(model.partition(":")[2], input_tokens, output_tokens) if cost is None and ":" in model else cost
 
 
 def _usual(fans: Sequence[tuple[str, int]], controls: Controls) -> int:
