@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import InputError, OrchestratorError
 from orchestrator.events import new_run_id
+from orchestrator.limits import add_controls, option_of
 from orchestrator.options import (
     Parser,
-    add_controls,
     add_fields,
     bare_input,
     field_options,
     field_values,
     model_specs,
-    option_of,
     own_options,
     parse,
     read_input,

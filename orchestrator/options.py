@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Union, get_
 
 from orchestrator.errors import InputError
 from orchestrator.events import RUN_ID
+from orchestrator.limits import add_controls, option_controls, option_of
 from orchestrator.text import nearest, one_line
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ __all__ = [
     "field_options",
     "field_values",
     "model_specs",
-    "option_of",
     "own_options",
     "parse",
     "read_input",
@@ -48,7 +48,7 @@ _SOURCES = (Path(__file__).parent, Path(__file__).parent.parent / "agents")
 _KNOWN_IMPORTS = {"orchestrator", "agents", "langgraph", "langchain_core", "pydantic", "typing_extensions"}
 _MADE_FIELDS = re.compile(r"create_model|make_dataclass|TypedDict\s*\(|__annotations__|\bexec\b|\beval\b|setattr|importlib|__import__")
 _ANNOTATED = re.compile(r"^\s+(\w+)\s*:", re.MULTILINE)
-_FIELD, _CONTROL = "field ", "control "  # no option of ours has a space in its name
+_FIELD = "field "  # no option of ours has a space in its name
 
 
 class Parser(argparse.ArgumentParser):
@@ -112,11 +112,6 @@ def _refuse_option(parser: Parser, option: str) -> NoReturn:
     raise InputError(f"unknown option {option!r}", remedy=f"did you mean {near}?" if near else f"see {parser.prog} --help")
 
 
-def option_of(name: str) -> str:
-    """The option of a field or a control: `max_calls` is `--max-calls`."""
-    return "--" + name.replace("_", "-")
-
-
 def field_options(model: "type[BaseModel]", parser: Parser) -> dict[str, str]:
     """The option of each input field; "" where an option of ours has that name and the field is reached by --input alone."""
     taken = set(parser.names)
@@ -151,41 +146,6 @@ def _help(info: Any) -> str:
     default = "" if info.is_required() or info.default in (None, [], "") or info.default_factory else f" (default: {info.default})"
     text = one_line(f"{info.description or type_name(info.annotation)}{' (required)' if info.is_required() else default}", 300)
     return text.replace("%", "%%")
-
-
-def add_controls(parser: Parser) -> None:
-    """An option for each field of Controls."""
-    from orchestrator.controls import Controls
-
-    group = parser.add_argument_group("limits")
-    for name, info in Controls.model_fields.items():
-        text = f"{info.description}, {_range(info)} (default: {'none' if info.default is None else f'{info.default:g}'})"
-        group.add_argument(option_of(name), dest=_CONTROL + name, default=argparse.SUPPRESS, metavar="N", help=text)
-
-
-def _control_values(found: argparse.Namespace) -> dict[str, Any]:
-    """The controls that were given; raises InputError that names the range."""
-    from pydantic import ValidationError
-
-    from orchestrator.controls import Controls
-
-    given = {key.removeprefix(_CONTROL): value for key, value in vars(found).items() if key.startswith(_CONTROL)}
-    if not given:
-        return {}
-    try:
-        return Controls.model_validate(given).model_dump(include=set(given))
-    except ValidationError as error:
-        name = str(error.errors()[0]["loc"][0])
-        what = f"{option_of(name)} is {_range(Controls.model_fields[name])}, not {one_line(given[name], 80)!r}"
-        raise InputError(what, remedy="give a number in this range, or leave the option out") from None
-
-
-def _range(info: Any) -> str:
-    """`a whole number from 1 to 10,000`, `a number above 0 and up to 86,400`."""
-    limits = {name: getattr(item, name) for item in info.metadata for name in ("ge", "gt", "le") if hasattr(item, name)}
-    kind = "a whole number" if info.annotation is int else "a number"
-    low = f"from {limits['ge']:,} to" if "ge" in limits else f"above {limits.get('gt', 0):,} and up to"
-    return f"{kind} {low} {limits['le']:,}"
 
 
 def field_values(found: argparse.Namespace, model: "type[BaseModel]") -> dict[str, Any]:
@@ -267,7 +227,7 @@ def own_options(prog: str, words: Sequence[str], path: Path | None) -> tuple[arg
     if any(word.startswith("--") for word in rest):
         add_controls(parser)
         found, rest = parse(parser, words, fields_known=False)
-        controls = _control_values(found)
+        controls = option_controls(found)
     _check_run_id(found.run_id)
     if found.json and found.events:
         raise InputError("--json and --events exclude each other: each says what stdout holds", remedy="choose one")
