@@ -354,7 +354,10 @@ class _Sum:
         yield f"a prompt holds at most {max(prompts):,} tokens" if prompts else ""
         yield f"an answer has at most {self.controls.max_answer_tokens:,} tokens (--max-answer-tokens)"
         yield f"an answer that does not fit is repaired at most {_REQUESTS - 1} times"
-        yield f"{_counted(retries, 'retry')} at most; what an endpoint throttles (429) costs nothing" if retries else "nothing fails"
+        if retries:
+            yield f"{_counted(retries, 'retry')} at most; what an endpoint throttles (429) is not counted"
+        else:
+            yield "nothing is asked again after a failure"
         if self.walk.untold:
             untold = ", ".join(dict.fromkeys(self.walk.untold))
             yield f"{self.controls.max_agent_calls:,} calls a visit where a node does not say (--max-agent-calls): {untold}"
