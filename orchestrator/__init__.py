@@ -4,7 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from orchestrator.controls import Budget as Budget
     from orchestrator.controls import Controls as Controls
+    from orchestrator.controls import JoinPolicy as JoinPolicy
     from orchestrator.events import Event as Event
     from orchestrator.graphs.supervisor import create_supervisor as create_supervisor
     from orchestrator.runner import Result as Result
@@ -14,11 +16,25 @@ if TYPE_CHECKING:
     from orchestrator.workflow import list_workflows as list_workflows
     from orchestrator.workflow import load_workflow as load_workflow
 
-__all__ = ["Controls", "Event", "Result", "Workflow", "create_supervisor", "list_workflows", "load_workflow", "run", "stream"]
+__all__ = [
+    "Budget",
+    "Controls",
+    "Event",
+    "JoinPolicy",
+    "Result",
+    "Workflow",
+    "create_supervisor",
+    "list_workflows",
+    "load_workflow",
+    "run",
+    "stream",
+]
 
 _HOMES = {
+    "Budget": "controls",
     "Controls": "controls",
     "Event": "events",
+    "JoinPolicy": "controls",
     "Result": "runner",
     "Workflow": "workflow",
     "create_supervisor": "graphs.supervisor",

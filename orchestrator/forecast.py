@@ -162,7 +162,7 @@ class _Walk:
             requests = asks * _REQUESTS * self._models(name)
             self._ask(told, name, fans, min(requests * times, self.controls.max_agent_calls))
             self.usual += (asks if told.follows else 1) * _usual(fans, self.controls)
-            chain = (asks if told.follows else 1) * _REQUESTS * (1 if name in self.controls.race else self._models(name))
+            chain = (asks if told.follows else 1) * _REQUESTS * (1 if {name, "*"} & {*self.controls.race} else self._models(name))
         runs = 1 if (told_runs := told.number("runs")) is None else told_runs
         for graph in graphs:
             inner = _Place(fans, times * runs, graph.name or node, (*place.within, id(view.builder)))
@@ -176,7 +176,7 @@ class _Walk:
 
     def _models(self, role: str) -> int:
         """How many requests one question makes of its role's models: every model may be asked, a slow request a second time."""
-        return len(_models_of(self.models, role)) * (2 if role in self.controls.hedge else 1)
+        return len(_models_of(self.models, role)) * (2 if {role, "*"} & {*self.controls.hedge} else 1)
 
 
 @dataclass(frozen=True)
