@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from asking import GOOD, QUESTION, Plan, asked, search
+from asking import GOOD, QUESTION, Plan, asked, search, terms
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
@@ -90,7 +90,7 @@ async def test_a_server_without_tools_is_asked_without_them(
 
 async def test_a_model_that_knows_no_tools_is_asked_in_words() -> None:
     model = FakeListChatModel(responses=['Here it is:\n```json\n{"questions": ["a"]}\n```'])
-    assert (await ask(model, QUESTION, Plan, tools=(search,), role="planner", timeout=5)).value == Plan(questions=["a"])
+    assert (await ask(model, QUESTION, Plan, tools=(search,), role="planner", terms=terms())).value == Plan(questions=["a"])
 
 
 ANSWERS = [
@@ -231,7 +231,7 @@ async def test_an_answer_after_tools_were_used_fits_into_the_conversation() -> N
     ]
     async with model_server([Reply(text="no"), Reply(value=GOOD)]) as server:
         model = server.chat_model()
-        assert (await ask(model, talk, Plan, tools=(search,), role="researcher", timeout=10)).value == Plan.model_validate(GOOD)
+        assert (await ask(model, talk, Plan, tools=(search,), role="researcher", terms=terms())).value == Plan.model_validate(GOOD)
     assert [message["role"] for message in server.requests[1].body["messages"]] == ["user", "assistant", "tool", "assistant", "user"]
 
 

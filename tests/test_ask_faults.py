@@ -7,7 +7,7 @@ import threading
 from typing import Any, get_args
 
 import pytest
-from asking import GOOD, KEY, QUESTION, Plan, asked, search
+from asking import GOOD, KEY, QUESTION, Plan, asked, search, terms
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.tools import BaseTool
@@ -61,7 +61,9 @@ FAULTS: dict[Fault, tuple[type[ModelCallError], str, type[ModelCallError], str]]
 async def test_a_fault_is_never_an_answer(fault: Fault, tools: tuple[BaseTool, ...], streaming: bool) -> None:
     async with model_server(lambda _: Reply(value=GOOD, fault=fault)) as server:
         with pytest.raises(ModelCallError) as caught:
-            await asked(server, tools=tools, streaming=streaming, timeout=0.4 if fault in ("hang", "stall", "drip") else 20)
+            await asked(
+                server, tools=tools, streaming=streaming, controls={"call_timeout": 0.4 if fault in ("hang", "stall", "drip") else 20}
+            )
         port = re.findall(r":(\d+)/", server.base_url)[0]
     error = caught.value
     kind, what = FAULTS[fault][2:] if streaming and not tools else FAULTS[fault][:2]
@@ -145,7 +147,7 @@ async def test_a_server_that_is_not_there_is_named_with_its_address() -> None:
 async def test_the_clock_names_its_role_and_its_setting() -> None:
     async with model_server(lambda _: Reply(fault="hang")) as server:
         with pytest.raises(CallTimeoutError) as caught:
-            await asked(server, timeout=0.2)
+            await asked(server, controls={"call_timeout": 0.2})
     assert caught.value.lines()[0] == "no answer within 0.2 s"
     assert caught.value.where.startswith("planner model 'test-model'")
     assert caught.value.remedy == "raise call_timeout (--call-timeout)"
@@ -192,7 +194,7 @@ async def test_every_providers_way_of_ending_is_understood(metadata: dict[str, A
 
     model = Ending(responses=[""])
     if error is None:
-        assert (await ask(model, QUESTION, Plan, role="planner", timeout=5)).value == Plan.model_validate(GOOD)
+        assert (await ask(model, QUESTION, Plan, role="planner", terms=terms())).value == Plan.model_validate(GOOD)
     else:
         with pytest.raises(error):
-            await ask(model, QUESTION, Plan, role="planner", timeout=5)
+            await ask(model, QUESTION, Plan, role="planner", terms=terms())

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 import pytest
-from asking import GOOD, KEY, QUESTION, Plan
+from asking import GOOD, KEY, QUESTION, Plan, terms
 from langchain_core.callbacks import AsyncCallbackHandler
 from langchain_openai import ChatOpenAI
 from langgraph.graph import END, START, StateGraph
@@ -138,7 +138,7 @@ def test_a_model_serves_one_event_loop_after_the_other_and_threads(monkeypatch: 
 
         def run() -> None:
             async def twice() -> list[Answer[Plan]]:
-                return [await ask(resolve_model("openai:loops"), QUESTION, Plan, role="planner", timeout=10) for _ in range(2)]
+                return [await ask(resolve_model("openai:loops"), QUESTION, Plan, role="planner", terms=terms()) for _ in range(2)]
 
             answers.extend(answer.value for answer in asyncio.run(twice()))
 
@@ -168,7 +168,7 @@ async def test_a_call_in_a_node_is_seen_by_the_graphs_callbacks_and_streams() ->
         model = server.chat_model()
 
         async def plan(state: State) -> State:
-            answer = await ask(model, QUESTION, Plan, role="planner", timeout=10)
+            answer = await ask(model, QUESTION, Plan, role="planner", terms=terms())
             return {"plan": answer.value.questions if answer.value else []}
 
         graph = StateGraph(State)

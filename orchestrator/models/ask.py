@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
     from pydantic import BaseModel
 
+    from orchestrator.terms import Terms
+
 __all__ = ["Answer", "ask"]
 
 T = TypeVar("T", bound="BaseModel")
@@ -30,9 +32,9 @@ async def ask(
     *,
     tools: "Sequence[BaseTool]" = (),
     role: str,
-    timeout: float,  # noqa: ASYNC109 - every request of the call gets its own clock, so a caller's scope is no substitute
+    terms: "Terms",
 ) -> Answer[T]:
-    """Ask `model` for a `schema`, or for calls of `tools`; each request may take `timeout` seconds.
+    """Ask `model` for a `schema`, or for calls of `tools`, on the `terms` of a run.
 
     An answer that does not fit is fed back with the reason at most twice. A message that calls other tools and the schema's
     tool at once counts as tool calls: the answer was given without their results, so it is left out.
@@ -40,4 +42,4 @@ async def ask(
     """
     from orchestrator.models.exchange import Exchange  # imports langchain_core
 
-    return await Exchange(model, schema, tuple(tools), role, timeout).answer(messages)
+    return await Exchange(model, schema, tuple(tools), role, terms).answer(messages)

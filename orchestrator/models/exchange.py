@@ -22,6 +22,7 @@ from orchestrator.models.answers import check_whole, cleaned, explain, read_answ
 from orchestrator.models.ask import Answer
 from orchestrator.models.failures import Call, failure, is_rejection, timed_out
 from orchestrator.models.resolve import CLIENT_TIMEOUT
+from orchestrator.terms import Terms
 
 __all__ = ["Exchange"]
 
@@ -43,11 +44,11 @@ _worked: dict[tuple[str, str, bool], Way] = {}
 class Exchange(Generic[T]):
     """One question to a model, with the requests it takes until the answer fits."""
 
-    def __init__(self, model: BaseChatModel, schema: type[T], tools: Sequence[BaseTool], role: str, timeout: float) -> None:
+    def __init__(self, model: BaseChatModel, schema: type[T], tools: Sequence[BaseTool], role: str, terms: Terms) -> None:
         self._model = model
         self._schema = schema
         self._tools = tools
-        self._call = Call.of(model, role, timeout)
+        self._call = Call.of(model, role, terms.controls.call_timeout)
         self._key = (self._call.host, self._call.model, bool(tools))
         self._tool_names = {tool.name for tool in tools}
         self._config: RunnableConfig = {"run_name": f"{role} model", "metadata": {"role": role}, "tags": [f"role:{role}"]}

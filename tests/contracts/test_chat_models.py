@@ -7,6 +7,7 @@ from operator import add
 from typing import Any
 
 import pytest
+from asking import terms
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
 from langchain_core.tools import tool
@@ -55,7 +56,7 @@ def told(instructions: str, *parts: str) -> list[BaseMessage]:
 
 
 async def test_a_schema_is_answered_with_a_value_of_it(model: BaseChatModel) -> None:
-    plan = await ask(model, told(PLANNER, QUESTION), Plan, role="planner", timeout=20)
+    plan = await ask(model, told(PLANNER, QUESTION), Plan, role="planner", terms=terms())
     assert plan.value is not None
     assert plan.value.questions[0] == "When was the lighthouse of Westerby built?"
     judged = await ask(
@@ -67,14 +68,14 @@ async def test_a_schema_is_answered_with_a_value_of_it(model: BaseChatModel) -> 
         ),
         Judgement,
         role="verifier",
-        timeout=20,
+        terms=terms(),
     )
     assert judged.value is not None
     assert judged.value.label == "supported"
 
 
 async def test_quotes_are_copied_from_the_passage_that_is_named(model: BaseChatModel) -> None:
-    answer = await ask(model, told(RESEARCHER, QUESTION, PASSAGE), Findings, role="researcher", timeout=20)
+    answer = await ask(model, told(RESEARCHER, QUESTION, PASSAGE), Findings, role="researcher", terms=terms())
     assert answer.value is not None
     citations = [citation for finding in answer.value.findings for citation in finding.citations]
     assert citations
@@ -83,17 +84,17 @@ async def test_quotes_are_copied_from_the_passage_that_is_named(model: BaseChatM
 
 async def test_a_tool_is_called_first_and_its_result_is_used(model: BaseChatModel) -> None:
     talk = told(RESEARCHER, QUESTION)
-    called = await ask(model, talk, Findings, tools=(search_documents,), role="researcher", timeout=20)
+    called = await ask(model, talk, Findings, tools=(search_documents,), role="researcher", terms=terms())
     assert called.value is None
     assert [(call["name"], list(call["args"])) for call in called.message.tool_calls] == [("search_documents", ["query"])]
     talk += [called.message, ToolMessage(PASSAGE, tool_call_id=called.message.tool_calls[0]["id"])]
-    answer = await ask(model, talk, Findings, tools=(search_documents,), role="researcher", timeout=20)
+    answer = await ask(model, talk, Findings, tools=(search_documents,), role="researcher", terms=terms())
     assert answer.value is not None
     assert {citation.passage for finding in answer.value.findings for citation in finding.citations} == {"d1.1"}
 
 
 async def test_the_message_of_an_answer_tells_what_it_used(model: BaseChatModel) -> None:
-    answer = await ask(model, told(PLANNER, QUESTION), Plan, role="planner", timeout=20)
+    answer = await ask(model, told(PLANNER, QUESTION), Plan, role="planner", terms=terms())
     usage = answer.message.usage_metadata
     assert usage is not None
     assert usage["input_tokens"] > 0

@@ -1,0 +1,71 @@
+"""Terms: what a run grants its calls, and what they have used of it."""
+
+from collections import defaultdict
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from orchestrator.admission import Party
+from orchestrator.controls import Controls
+from orchestrator.errors import StopRequested
+from orchestrator.usage import Ledger
+
+__all__ = ["Retries", "Terms", "in_request"]
+
+_MOST = 5.0  # retries that an endpoint may cost a run at once
+_EARNED = 0.2  # of a retry, by each first request: a retry budget of 20 %, as in Google's "Handling Overload" (SRE book, chapter 21)
+
+in_request: ContextVar[bool] = ContextVar("in_request", default=False)
+"""Whether an Exchange makes this request: it has passed admission and the ledger, so an Observer only tells events."""
+
+
+class Retries:
+    """A run's retry budget for each endpoint: when everything fails, calls are made once and no more.
+
+    Requests that are repeated because the endpoint asks for fewer of them do not draw on it.
+    """
+
+    def __init__(self) -> None:
+        self._left: dict[str, float] = defaultdict(lambda: _MOST)
+
+    def earn(self, endpoint: str) -> None:
+        """Count the first request of a call."""
+        self._left[endpoint] = min(_MOST, self._left[endpoint] + _EARNED)
+
+    def take(self, endpoint: str) -> bool:
+        """Whether a request may be made again; if so, it is counted."""
+        if self._left[endpoint] < 1:
+            return False
+        self._left[endpoint] -= 1
+        return True
+
+
+@dataclass(eq=False, kw_only=True)
+class Terms:
+    """What the calls of one run keep to: its controls, its place at the door, its ledger and its retry budget.
+
+    `ends` is the loop time of the run's deadline; once `stopped` is set no new request is made.
+    """
+
+    controls: Controls = field(default_factory=Controls)
+    name: str = "run"
+    ends: float | None = None
+    stopped: bool = False
+    party: Party = field(init=False)
+    ledger: Ledger = field(init=False)
+    retries: Retries = field(init=False, default_factory=Retries)
+    warned: set[str] = field(init=False, default_factory=set)  # warnings that a run tells once
+
+    def __post_init__(self) -> None:
+        self.party = Party(
+            name=self.name,
+            max_concurrency=self.controls.max_concurrency,
+            requests_per_minute=self.controls.requests_per_minute,
+            tokens_per_minute=self.controls.tokens_per_minute,
+            max_queue=self.controls.max_queue,
+        )
+        self.ledger = Ledger(self.controls)
+
+    def check(self) -> None:
+        """Raise StopRequested once the run was asked to stop."""
+        if self.stopped:
+            raise StopRequested("the run was asked to stop", remedy="resume it, or run it again")
