@@ -82,9 +82,13 @@ class Finding(_Value):
 
 
 class Usage(_Value):
-    """What model calls used; `cost_usd` is None as long as a model without a known price was called."""
+    """What model calls used; `cost_usd` is None as long as a model without a known price was called.
+
+    `estimated_calls`: how many of the calls were given up before they were answered, or told no tokens: theirs are estimated.
+    """
 
     model_calls: int = 0
+    estimated_calls: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cost_usd: float | None = None
