@@ -1,6 +1,7 @@
 """RunContext: what the agents of a run share. It is LangGraph's `context_schema`, and the agents' one door to the engine."""
 
 import asyncio
+import json
 import os
 import secrets
 import time
@@ -8,22 +9,26 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import BaseMessage, ToolCall, ToolMessage
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel
 
+from orchestrator.calling import call_tool
 from orchestrator.controls import Controls
 from orchestrator.documents import Library, open_library
-from orchestrator.errors import DeadlineReached, InvalidAnswerError
+from orchestrator.errors import DeadlineReached, InvalidAnswerError, ModelCallError, said
 from orchestrator.events import tell
 from orchestrator.evidence import check_claim
+from orchestrator.flights import Flights, first_good
+from orchestrator.joining import Join
 from orchestrator.models import Answer, ask, choose_model, resolve_model
 from orchestrator.state import Check, Finding, Source
+from orchestrator.terms import Terms
 from orchestrator.text import data_block
 from orchestrator.tools import document_tools, fetch_tool
 from orchestrator.usage import Ledger
@@ -55,16 +60,21 @@ def kinds_asked() -> Iterator[set[str]]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunContext:
-    """Models by role (`""` is every other role), controls, the ledger, the data boundary and the document libraries of one run."""
+    """What one run shares: models by role, what it grants its calls, the data boundary, the document libraries.
 
-    models: dict[str, BaseChatModel] = field(default_factory=dict)
+    `models`: role (`""` is every other role) to a chat model, or to several: the first is asked, the next when it fails.
+    `name` is the run's id.
+    """
+
+    models: dict[str, BaseChatModel | Sequence[BaseChatModel]] = field(default_factory=dict)
     controls: Controls = field(default_factory=Controls)
-    ledger: Ledger = field(default_factory=Ledger)
+    name: str = "run"
     boundary: str = field(default_factory=lambda: secrets.token_hex(8))
     began: float = field(default_factory=time.monotonic)
     library_seconds: float = float("inf")
     _tools: dict[tuple[Any, ...], list[BaseTool]] = field(default_factory=dict, repr=False)
     _libraries: dict[tuple[str, ...], tuple[float, "asyncio.Task[Library]"]] = field(default_factory=dict, repr=False)
+    _flights: Flights = field(default_factory=Flights, repr=False)
 
     @staticmethod
     def of(runtime: "Runtime[Any]") -> "RunContext":
@@ -77,15 +87,40 @@ class RunContext:
         return _defaults[loop]
 
     @cached_property
-    def _slots(self) -> asyncio.Semaphore:
-        return asyncio.Semaphore(self.controls.max_concurrency)
+    def terms(self) -> Terms:
+        """What the run grants each of its calls."""
+        deadline = self.controls.deadline
+        return Terms(controls=self.controls, name=self.name, ends=None if deadline is None else self.began + deadline)
+
+    @cached_property
+    def join(self) -> Join:
+        """The run's join policy at work."""
+        return Join(self.controls.join)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the run has used."""
+        return self.terms.ledger
+
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody asked the run to stop."""
+        return self.terms.stopped
+
+    def stop(self) -> None:
+        """Begin no further model call; those in flight may end."""
+        self.terms.stopped = True
 
     async def model(self, role: str) -> BaseChatModel:
-        """The chat model of a role; the one of role `""`, else the environment's choice, serves the others. Raises ModelSpecError."""
+        """The chat model that a role is asked first. Raises ModelSpecError."""
+        return (await self._models_of(role))[0]
+
+    async def _models_of(self, role: str) -> Sequence[BaseChatModel]:
+        """The models of a role in the order of preference; those of role `""`, else the environment's choice, serve the others."""
         chosen = self.models.get(role) or self.models.get("")
-        if chosen is None:  # in a thread: making a client reads certificates
+        if not chosen:  # in a thread: making a client reads certificates
             chosen = self.models[""] = await asyncio.to_thread(_environments_choice)
-        return chosen
+        return [chosen] if isinstance(chosen, BaseChatModel) else chosen
 
     def block(self, tag: str, text: str, **attributes: str) -> str:
         """Retrieved text as a data block of this run, whose tag neither the text nor an attribute can repeat."""
@@ -100,11 +135,45 @@ class RunContext:
         tools: Sequence[BaseTool] = (),
         model: BaseChatModel | None = None,
     ) -> Answer[T]:
-        """An answer that validates as `schema`, or tool calls; raises ModelCallError. Waiting for a free slot is not timed."""
-        async with self._slots:
-            chat = model or await self.model(role)
-            _asked.get().add(chat._llm_type)
-            return await ask(chat, messages, schema, tools=tools, role=role, timeout=self.controls.call_timeout)
+        """An answer that validates as `schema`, or tool calls. Waiting for a turn is not timed.
+
+        A question that is just being asked is not asked again: both get its answer. Raises ModelCallError, LimitReached.
+        """
+        if self.terms.room is not None:
+            await self.terms.room()
+        self.terms.check()
+        models = [model] if model else await self._models_of(role)
+        told = tuple((message.type, str(message.content), repr(getattr(message, "tool_calls", ""))) for message in messages)
+        key = (role, schema, *map(id, models), *(tool.name for tool in tools), *told)
+        (answer, chat), shared = await self._flights.share(key, lambda: self._ask(role, models, messages, schema, tools))
+        _asked.get().add(chat._llm_type)
+        if shared:
+            tell("shared", role=role, model=_name(chat))
+        return answer
+
+    async def _ask(
+        self, role: str, models: Sequence[BaseChatModel], messages: Sequence[BaseMessage], schema: type[T], tools: Sequence[BaseTool]
+    ) -> tuple[Answer[T], BaseChatModel]:
+        """Ask the models of a role, one after the other as they fail or all at once where the role races; and which one answered."""
+
+        async def asked(chat: BaseChatModel) -> tuple[Answer[T], BaseChatModel]:
+            return await ask(chat, messages, schema, tools=tools, role=role, terms=self.terms), chat
+
+        ways = [partial(asked, chat) for chat in models]
+        if len(ways) > 1 and {role, "*"} & {*self.controls.race}:
+            return await first_good(ways, passing=ModelCallError)
+        for place, way in enumerate(ways[:-1]):
+            try:
+                return await way()
+            except ModelCallError as error:
+                tell("fallback", role=role, model=_name(models[place]), next=_name(models[place + 1]), error=said(error))
+        return await ways[-1]()
+
+    async def call_tool(self, tool: BaseTool, call: ToolCall) -> ToolMessage:
+        """What a tool answers to a model's call; its failure is an answer too. The same call in flight is made once."""
+        key = (id(tool), json.dumps(call["args"], sort_keys=True, default=str))
+        message, shared = await self._flights.share(key, lambda: call_tool(tool, call, self.terms))
+        return message.model_copy(update={"tool_call_id": call["id"]}) if shared else message
 
     async def answer(self, role: str, messages: Sequence[BaseMessage], schema: type[T], *, model: BaseChatModel | None = None) -> T:
         """The value of `ask` without tools."""
@@ -167,6 +236,10 @@ class RunContext:
 
 
 _defaults: WeakKeyDictionary[asyncio.AbstractEventLoop, RunContext] = WeakKeyDictionary()
+
+
+def _name(model: BaseChatModel) -> str:
+    return str(getattr(model, "model_name", None) or getattr(model, "model", None) or model._llm_type)
 
 
 def _environments_choice() -> BaseChatModel:

@@ -1,0 +1,118 @@
+"""What the agents of a run share: one flight for identical calls, fallbacks, races, and the stop."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from langchain_core.messages import HumanMessage
+from langchain_core.tools import StructuredTool
+from pydantic import BaseModel
+
+from orchestrator.context import RunContext, kinds_asked
+from orchestrator.controls import Controls
+from orchestrator.errors import CallFailedError, InvalidAnswerError, StopRequested
+from orchestrator.events import Event, listening
+from orchestrator.testing import Reply, model_server
+
+
+class Word(BaseModel):
+    """One word."""
+
+    word: str
+
+
+async def word(context: RunContext, question: str = "Which?", role: str = "planner") -> str:
+    return (await context.answer(role, [HumanMessage(question)], Word)).word
+
+
+def told(events: list[Event], *kinds: str) -> list[tuple[str, dict[str, Any]]]:
+    return [(event.kind, dict(event.fields)) for event in events if event.kind in kinds]
+
+
+async def test_identical_calls_in_flight_are_made_once_and_it_is_said() -> None:
+    events: list[Event] = []
+    async with model_server(lambda _: Reply(value={"word": "one"}, delay=0.05)) as server:
+        context = RunContext(models={"": server.chat_model()})
+        with listening(events.append):
+            words = await asyncio.gather(*(word(context) for _ in range(5)), word(context, "Another?"))
+        after = await word(context)
+    assert (words, after, len(server.requests)) == (["one"] * 6, "one", 3)
+    assert told(events, "shared") == [("shared", {"model": "test-model"})] * 4
+
+
+async def test_identical_calls_of_different_roles_are_two() -> None:
+    async with model_server(lambda _: Reply(value={"word": "one"}, delay=0.02)) as server:
+        context = RunContext(models={"": server.chat_model()})
+        await asyncio.gather(word(context), word(context, role="writer"))
+    assert len(server.requests) == 2
+
+
+async def test_identical_tool_calls_in_flight_are_made_once() -> None:
+    made: list[str] = []
+
+    async def look(name: str) -> str:
+        """Look it up."""
+        made.append(name)
+        await asyncio.sleep(0.01)
+        return f"found {name}"
+
+    tool = StructuredTool.from_function(coroutine=look, name="look", description="Look it up.")
+    context = RunContext()
+    calls: list[Any] = [{"name": "look", "args": {"name": name}, "id": f"c{place}"} for place, name in enumerate("aab")]
+    answers = await asyncio.gather(*(context.call_tool(tool, call) for call in calls))
+    assert sorted(made) == ["a", "b"]
+    assert [(answer.tool_call_id, answer.content) for answer in answers] == [("c0", "found a"), ("c1", "found a"), ("c2", "found b")]
+
+
+async def test_the_next_model_is_asked_when_one_fails_and_it_is_said() -> None:
+    events: list[Event] = []
+    async with model_server([Reply.error(401, "no such key")]) as down, model_server([{"word": "two"}]) as up:
+        models = [down.chat_model(model="first"), up.chat_model(model="second")]
+        context = RunContext(models={"planner": models})
+        with listening(events.append), kinds_asked() as kinds:
+            assert await word(context) == "two"
+    assert (len(down.requests), len(up.requests), kinds) == (1, 1, {"openai-chat"})
+    [(_, fields)] = told(events, "fallback")
+    assert (fields["model"], fields["next"], "the key was refused (401)" in fields["error"]) == ("first", "second", True)
+
+
+async def test_the_last_models_error_is_raised_when_all_fail() -> None:
+    async with model_server([Reply.error(401, "first")]) as one, model_server([Reply.error(403, "second")]) as other:
+        context = RunContext(models={"": [one.chat_model(), other.chat_model()]})
+        with pytest.raises(CallFailedError, match="403"):
+            await word(context)
+
+
+async def test_the_first_valid_answer_wins_a_race_and_the_losers_are_cancelled_and_billed() -> None:
+    async with (
+        model_server(lambda _: Reply(text="this is no JSON")) as wrong,
+        model_server(lambda _: Reply(value={"word": "quick"}, delay=0.1)) as quick,
+        model_server([Reply(fault="hang")]) as slow,
+    ):
+        models = [slow.chat_model(model="slow"), wrong.chat_model(model="wrong"), quick.chat_model(model="quick")]
+        context = RunContext(models={"": models}, controls=Controls(race=("planner",)))
+        assert await word(context) == "quick"
+        usage = await context.ledger.usage()
+    assert (len(slow.requests), len(quick.requests), len(wrong.requests) >= 1) == (1, 1, True)
+    assert usage.model_calls == len(slow.requests) + len(quick.requests) + len(wrong.requests)
+    assert usage.estimated_calls >= 1  # the slow one was sent and never answered
+    assert context.terms.party.in_flight == 0
+
+
+async def test_a_race_without_a_valid_answer_fails() -> None:
+    async with model_server(lambda _: "no JSON") as one, model_server(lambda _: "nor here") as other:
+        context = RunContext(models={"": [one.chat_model(), other.chat_model()]}, controls=Controls(race=("*",)))
+        with pytest.raises(InvalidAnswerError):
+            await word(context)
+
+
+async def test_no_call_begins_once_a_run_is_stopped_and_those_in_flight_end() -> None:
+    async with model_server(lambda _: Reply(value={"word": "late"}, delay=0.05)) as server:
+        context = RunContext(models={"": server.chat_model()})
+        asking = asyncio.create_task(word(context))
+        while not server.requests:
+            await asyncio.sleep(0.005)
+        context.stop()
+        with pytest.raises(StopRequested):
+            await word(context, "More?")
+        assert (await asking, len(server.requests), context.stopping) == ("late", 1, True)
