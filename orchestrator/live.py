@@ -11,14 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.events import Event
-from orchestrator.progress import BranchView, RunView, counted, plain_lines, status_words, summary
+from orchestrator.progress import BranchView, RunView, counted, plain_lines, spent, status_words, summary
 from orchestrator.text import one_line
 
 __all__ = ["open_live", "render"]
 
-_SYMBOLS = {"waiting": ("·", "-"), "active": ("●", "*"), "ok": ("✓", "+")}
+_SYMBOLS = {"waiting": ("·", "-"), "active": ("●", "*"), "ok": ("✓", "+"), "skipped": ("–", "=")}
 _LOST = ("✗", "x")
-_STYLES = {"waiting": "dim", "active": "cyan", "ok": "green"}
+_STYLES = {"waiting": "dim", "active": "cyan", "ok": "green", "skipped": "dim"}
 _COMPACT = 12  # a finished run with no more branches than this leaves all of them on the screen
 _REFRESHES = 8  # a second
 
@@ -52,6 +52,8 @@ def open_live(stream: TextIO) -> Iterator[Callable[[Event], None]]:
         view.add(event)
         if event.kind in ("run_started", "documents"):
             _print_lines(console, plain_lines(event))
+        elif event.kind == "plan" and event.fields.get("merged"):
+            _print_lines(console, [line for line in plain_lines(event) if line.startswith("  merged")])
 
     with live:
         yield show
@@ -75,6 +77,8 @@ def render(view: RunView, console: Console) -> RenderableType:
         figures = _figures(view)
         joined = (" - " if ascii_only else " · ").join(figures)
         parts += [_line(line, "dim") for line in ([joined] if len(joined) <= console.width else figures)]
+        if view.slow:
+            parts.append(_line(view.slow, "yellow"))
     return Group(*parts)
 
 
@@ -94,7 +98,7 @@ def _clock(seconds: float) -> str:
 
 
 def _counts(view: RunView) -> dict[str, int]:
-    counts = {"ok": 0, "active": 0, "waiting": 0, "lost": 0}
+    counts = {"ok": 0, "active": 0, "waiting": 0, "skipped": 0, "lost": 0}
     for branch in list(view.branches.values()):
         counts[branch.state if branch.state in counts else "lost"] += 1
     return counts
@@ -106,14 +110,17 @@ def _figures(view: RunView) -> list[str]:
     words = []
     if view.branches:
         states = [f"{counts['ok']:,} of {len(view.branches):,} ok"]
-        named = (("lost", "not ok"), ("active", "active"), ("waiting", "waiting"))
+        named = (("lost", "not ok"), ("skipped", "skipped"), ("active", "active"), ("waiting", "waiting"))
         states += [f"{counts[state]:,} {word}" for state, word in named if counts[state]]
         words.append(", ".join(states))
     elif view.steps:
         words.append(f"{view.steps_done:,} of {view.steps:,} steps done")
     in_flight = max(0, view.calls - view.calls_done)
     calls = counted(view.calls_done, "call") + (f" + {in_flight:,} in flight" if in_flight else "")
-    return [*words, f"{calls}, {view.input_tokens:,} tokens in, {view.output_tokens:,} out"]
+    calls += f" + {view.shared:,} shared" if view.shared else ""
+    words.append(f"{calls}, {view.input_tokens:,} tokens in, {view.output_tokens:,} out")
+    used, dropped = spent(view), f"{counted(view.dropped, 'event')} not shown" if view.dropped else ""
+    return [*words, *([f"used {used}"] if used else []), *([dropped] if dropped else [])]
 
 
 def _chosen(view: RunView, height: int) -> list[tuple[str, BranchView]]:
@@ -121,7 +128,8 @@ def _chosen(view: RunView, height: int) -> list[tuple[str, BranchView]]:
     branches = list(view.branches.items())
     if view.result is not None:
         return branches if len(branches) <= _COMPACT else []
-    room = max(1, height - 4)  # the head, two lines of figures, and one to spare
+    extra = sum((bool(spent(view)), bool(view.dropped), bool(view.slow)))
+    room = max(1, height - 4 - extra)  # the head, two lines of figures, what else there is to say, and one line to spare
     if len(branches) <= room:
         return branches
     active = [place for place, (_, branch) in enumerate(branches) if branch.state == "active"][:room]

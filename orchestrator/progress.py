@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from orchestrator.events import Event
 from orchestrator.text import one_line
 
-__all__ = ["BranchView", "RunView", "counted", "open_progress", "plain_lines", "status_words", "summary"]
+__all__ = ["BranchView", "RunView", "counted", "open_progress", "plain_lines", "spent", "status_words", "summary"]
 
 _DOING = {"search": "searching", "research": "researching", "tools": "using tools", "verify": "verifying", "repair": "repairing"}
 _WRITING = {"planner": "planning", "writer": "writing the report"}
@@ -42,8 +42,13 @@ class RunView:
     branches: dict[str, BranchView] = field(default_factory=dict)
     steps: int = 0
     steps_done: int = 0
+    limits: Mapping[str, float] = field(default_factory=dict)
     calls: int = 0
     calls_done: int = 0
+    shared: int = 0
+    dropped: int = 0
+    slowed: str = ""
+    slowed_until: float = 0.0
     input_tokens: int = 0
     output_tokens: int = 0
     result: Mapping[str, Any] | None = None
@@ -51,6 +56,11 @@ class RunView:
 
     def __post_init__(self) -> None:
         self.began = self.now()
+
+    @property
+    def slow(self) -> str:
+        """What an endpoint asks for, as long as everybody waits for it."""
+        return self.slowed if self.now() < self.slowed_until else ""
 
     @property
     def seconds(self) -> float:
@@ -87,7 +97,7 @@ class RunView:
             "status": status,
             "output": {},
             "branches": branches,
-            "usage": {"model_calls": self.calls, **tokens, "cost_usd": None, "by_role": {}},
+            "usage": {"model_calls": self.calls, "estimated_calls": 0, **tokens, "cost_usd": None, "by_role": {}},
             "seconds": round(self.seconds, 3),
             "model": self.model,
             "trace_url": None,
@@ -107,6 +117,7 @@ def _lost(branch: BranchView, error: str) -> str | None:
 
 def _run_started(view: RunView, event: Event) -> None:
     view.workflow, view.model = one_line(event.fields.get("workflow", "")), _model_names(event.fields.get("model"))
+    view.limits = event.fields.get("limits") or {}
 
 
 def _plan(view: RunView, event: Event) -> None:
@@ -165,6 +176,30 @@ def _model_finished(view: RunView, event: Event) -> None:
     view.output_tokens += int(event.fields.get("output_tokens") or 0)
 
 
+def _throttled(view: RunView, event: Event) -> None:
+    view.slowed, view.slowed_until = _slowed(event.fields), view.now() + float(event.fields.get("seconds") or 0.0)
+
+
+def _retry(view: RunView, event: Event) -> None:
+    branch = view.branch(event)
+    if branch is not None:
+        branch.doing = _retried(event.fields)
+
+
+def _fallback(view: RunView, event: Event) -> None:
+    branch = view.branch(event)
+    if branch is not None:
+        branch.doing = f"asking {one_line(event.fields.get('next', ''), 80)} instead"
+
+
+def _shared(view: RunView, event: Event) -> None:
+    view.shared += 1
+
+
+def _dropped(view: RunView, event: Event) -> None:
+    view.dropped += int(event.fields.get("count") or 0)
+
+
 def _result(view: RunView, event: Event) -> None:
     view.result, view.phase = event.fields, one_line(event.fields.get("status", ""), 20)
 
@@ -180,6 +215,11 @@ _FOLDS: dict[str, Callable[[RunView, Event], None]] = {
     "tool_started": _tool_started,
     "model_started": _model_started,
     "model_finished": _model_finished,
+    "throttled": _throttled,
+    "retry": _retry,
+    "fallback": _fallback,
+    "shared": _shared,
+    "dropped": _dropped,
     "result": _result,
 }
 
@@ -187,6 +227,14 @@ _FOLDS: dict[str, Callable[[RunView, Event], None]] = {
 def _tool_input(given: object) -> str:
     """The arguments of a tool call without their names: what it searches for, what it reads."""
     return one_line(", ".join(str(value) for value in given.values()) if isinstance(given, Mapping) else given, 80)
+
+
+def spent(view: RunView) -> str:
+    """What is used of the limits that are set on the whole run: `12 of 40 calls, 3,100 of 50,000 tokens`; "" without one."""
+    tokens = view.input_tokens + view.output_tokens
+    used = {"max_calls": view.calls, "max_tokens": tokens, "max_input_tokens": view.input_tokens, "max_output_tokens": view.output_tokens}
+    names = {"max_calls": "calls", "max_tokens": "tokens", "max_input_tokens": "tokens in", "max_output_tokens": "tokens out"}
+    return ", ".join(f"{used[name]:,} of {int(view.limits[name]):,} {names[name]}" for name in used if name in view.limits)
 
 
 def status_words(status: object) -> str:
@@ -204,6 +252,19 @@ def _model_names(model: object) -> str:
 def counted(number: int, noun: str, plural: str | None = None) -> str:
     """`1 branch`, `12,345 branches`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def _slowed(fields: Mapping[str, Any]) -> str:
+    """`the endpoint asks for fewer requests: everyone waits 2 s, 45 in flight from now on`"""
+    host = one_line(fields.get("host") or "the endpoint", 80)
+    at_most = f", {int(fields['in_flight']):,} in flight from now on" if fields.get("in_flight") is not None else ""
+    return f"{host} asks for fewer requests: everyone waits {float(fields.get('seconds') or 0.0):.3g} s{at_most}"
+
+
+def _retried(fields: Mapping[str, Any]) -> str:
+    """`attempt 1 failed, again in 0.4 s: the server failed`"""
+    attempt, seconds = int(fields.get("attempt") or 1), float(fields.get("seconds") or 0.0)
+    return f"attempt {attempt} failed, again in {seconds:.1f} s: {one_line(fields.get('error') or '', 200)}"
 
 
 def _outcome(fields: Mapping[str, Any]) -> str:
@@ -237,7 +298,8 @@ def _plan_lines(event: Event) -> list[str]:
     if not tasks:
         return []
     first = f"plan, round {int(event.fields.get('round') or 1)}: {counted(len(tasks), 'question')}"
-    return [first, *(f"  {one_line(task['id'], 20)}: {one_line(task['question'])}" for task in tasks)]
+    merged = [f"  merged into {one_line(pair['into'], 20)}: {one_line(pair['question'])}" for pair in event.fields.get("merged") or ()]
+    return [first, *(f"  {one_line(task['id'], 20)}: {one_line(task['question'])}" for task in tasks), *merged]
 
 
 def _branch_lines(event: Event) -> list[str]:
@@ -252,12 +314,26 @@ def _step_lines(event: Event) -> list[str]:
     return [f"step {one_line(event.fields.get('node', ''), 80)} done"]
 
 
+def _whose(event: Event) -> str:
+    """`t2: `, or `planner: ` for what belongs to no branch."""
+    name = one_line(event.branch or event.role or "", 40)
+    return f"{name}: " if name else ""
+
+
+def _fallback_lines(event: Event) -> list[str]:
+    failed, then = (one_line(event.fields.get(name) or "", 80) for name in ("model", "next"))
+    return [f"{_whose(event)}{failed} failed, asking {then} instead: {one_line(event.fields.get('error') or '')}"]
+
+
 _LINES: dict[str, Callable[[Event], list[str]]] = {
     "run_started": _run_lines,
     "documents": _documents_lines,
     "plan": _plan_lines,
     "branch_finished": _branch_lines,
     "step_finished": _step_lines,
+    "throttled": lambda event: [_slowed(event.fields)],
+    "retry": lambda event: [f"{_whose(event)}{_retried(event.fields)}"],
+    "fallback": _fallback_lines,
     "result": lambda event: summary(event.fields),
 }
 

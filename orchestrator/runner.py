@@ -2,44 +2,44 @@
 
 import asyncio
 import contextlib
-import difflib
 import json
-import os
 import sysconfig
 import time
 import traceback
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableConfig
-from langgraph.errors import GraphRecursionError
-from langgraph.graph import START, StateGraph
+from langgraph.channels.base import BaseChannel
+from langgraph.errors import GraphDrained, GraphRecursionError, InvalidUpdateError
+from langgraph.graph import StateGraph
 from langgraph.graph.state import CompiledStateGraph
+from langgraph.runtime import RunControl
 from langgraph.types import Interrupt, StreamMode
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from orchestrator.checks import check_graph, unknown_targets
+from orchestrator.choices import Choice, ModelSpec, check_controls, choose_models, inner_graphs, merged_controls
 from orchestrator.context import RunContext
 from orchestrator.controls import Controls
-from orchestrator.errors import DeadlineReached, InputError, LimitReached, OrchestratorError, said
+from orchestrator.delivery import Delivery
+from orchestrator.errors import DeadlineReached, InputError, LimitReached, OrchestratorError, StopRequested, said
 from orchestrator.events import RUN_ID, Event, listening, new_run_id, tell
-from orchestrator.models import choose_model, resolve_model, warnings_for
+from orchestrator.observer import Observer
 from orchestrator.outcome import Status, branches, outcome
-from orchestrator.usage import Ledger, Observer
 from orchestrator.workflow import Workflow, load_workflow
 
-__all__ = ["EXIT_CODES", "Result", "Status", "run", "stream"]
+__all__ = ["EXIT_CODES", "GRACE", "Result", "Status", "run", "stream"]
 
 Graph = StateGraph[Any, Any, Any, Any] | CompiledStateGraph[Any, Any, Any, Any]
-ModelSpec = str | BaseChatModel | Mapping[str, str | BaseChatModel]
-
 EXIT_CODES: dict[str, int] = {"complete": 0, "failed": 1, "partial": 3, "limited": 4, "interrupted": 5, "cancelled": 130}
 
+GRACE = 10.0
+"""Seconds that a run which was asked to stop has for what is in flight, and for its report."""
+
 _OF_A_BRANCH = {"status", "error", "gap", "rejected", "attempts", "seconds"}
-_ROLES = ("planner", "researcher", "verifier", "writer")
 
 
 class Result(BaseModel):
@@ -64,14 +64,6 @@ class Result(BaseModel):
         return EXIT_CODES[self.status]
 
 
-@dataclass(frozen=True)
-class _Models:
-    by_role: dict[str, BaseChatModel]
-    said: str
-    reason: str
-    notes: tuple[str, ...]
-
-
 @dataclass
 class _Run:
     """One run while it lasts."""
@@ -79,27 +71,41 @@ class _Run:
     workflow: Workflow
     graph: CompiledStateGraph[Any, Any, Any, Any]
     values: dict[str, Any]
-    models: _Models
+    models: Choice
     controls: Controls
     run_id: str
-    ledger: Ledger = field(default_factory=Ledger)
+    stop: asyncio.Event | None = None
     began: float = field(default_factory=time.monotonic)
     state: dict[str, Any] = field(default_factory=dict)
+    ahead: list[Mapping[str, Any]] = field(default_factory=list)  # what steps wrote since the state was last told
     interrupts: list[Interrupt] = field(default_factory=list)
+    planned: set[str] = field(default_factory=set)  # branches, by their tasks' ids
+    done: set[str] = field(default_factory=set)
     lost_step: str = ""
 
-    async def drive(self, emit: Callable[[Event], None]) -> Result:
-        """Drive the graph to its end, telling every event to `emit`; bad input is raised, every other failure is a result."""
-        context = RunContext(models=self.models.by_role, controls=self.controls, ledger=self.ledger)
+    def __post_init__(self) -> None:
+        self.context = RunContext(models=self.models.by_role, controls=self.controls, name=self.run_id, began=self.began)
+
+    async def drive(self, delivery: Delivery) -> Result:
+        """Drive the graph to its end, telling every event; bad input is raised, every other failure is a result."""
+        self.context.terms.room = delivery.room
+
+        def emit(event: Event) -> None:
+            self._note(event)
+            delivery.put(event)
+
         with listening(emit), unknown_targets() as unknown:
-            notes = [*self.workflow.notes, *self.models.notes]
-            tell("run_started", workflow=self.workflow.name, model=self.models.said, reason=self.models.reason, notes=notes)
+            self._tell_start()
             try:
-                async with asyncio.timeout(self.controls.deadline) as clock:
-                    await self._follow(context)
+                async with asyncio.timeout(self.controls.deadline) as clock, self._stoppable() as control:
+                    await self._follow(control, delivery)
             except (InputError, asyncio.CancelledError):
                 raise
+            except (GraphDrained, StopRequested):
+                return await self.result("cancelled", self._stopped())
             except TimeoutError as error:
+                if self.context.stopping:
+                    return await self.result("cancelled", self._stopped())
                 if not clock.expired():
                     return await self.result("failed", self._blamed(error))
                 late = DeadlineReached(f"the run took longer than its deadline of {self.controls.deadline:g} s", remedy="raise --deadline")
@@ -115,37 +121,79 @@ class _Run:
                 tell("log", level="debug", message="the run failed", exception=error)
                 return await self.result("failed", self._blamed(error))
             finally:
-                await context.aclose()
+                await self.context.aclose()
+            if self.context.stopping:
+                return await self.result("cancelled", self._stopped())
             if unknown:
                 named = ", ".join(repr(name) for name in dict.fromkeys(unknown))
                 return await self.result("failed", f"the graph sent work to {named}, and it has no such node: that work was not done")
             return await self.result(*outcome(self.state, self.interrupts))
 
-    async def _follow(self, context: RunContext) -> None:
+    def _tell_start(self) -> None:
+        limits = self.controls.budget.model_dump(exclude_none=True)
+        tell(
+            "run_started",
+            workflow=self.workflow.name,
+            model=self.models.said,
+            reason=self.models.reason,
+            notes=[*self.workflow.notes, *self.models.notes],
+            limits=limits if self.controls.deadline is None else {**limits, "deadline": self.controls.deadline},
+        )
+
+    @contextlib.asynccontextmanager
+    async def _stoppable(self) -> AsyncGenerator[RunControl, None]:
+        """What is inside drains once `stop` is set, and is cancelled after GRACE: that raises TimeoutError."""
+        control = RunControl()
+        if self.stop is None:
+            yield control
+            return
+        async with asyncio.timeout(None) as grace:
+            watching = asyncio.create_task(self._drain(self.stop, control, grace), name=f"stop of {self.run_id}")
+            try:
+                yield control
+            finally:
+                watching.cancel()
+
+    async def _drain(self, stop: asyncio.Event, control: RunControl, grace: asyncio.Timeout) -> None:
+        await stop.wait()
+        self.context.stop()
+        if not _ends_itself(self.graph):
+            control.request_drain("stopped")
+        grace.reschedule(asyncio.get_running_loop().time() + GRACE)
+
+    async def _follow(self, control: RunControl, delivery: Delivery) -> None:
         config: RunnableConfig = {
             "run_name": self.workflow.name,
-            "callbacks": [Observer(self.ledger)],
+            "callbacks": [Observer(self.context.terms)],
+            # Calls are bounded elsewhere; this bounds the branches that are under way, so that the first ones end before the last begin.
             "max_concurrency": self.controls.max_concurrency,
             "recursion_limit": _steps(self.controls),
             "metadata": {"run_id": self.run_id, "workflow": self.workflow.name},
             "tags": [f"workflow:{self.workflow.name}"],
         }
         modes: list[StreamMode] = ["values", "tasks", "custom"]
-        parts = self.graph.astream(self.values, config, context=context, stream_mode=modes, version="v2")
+        parts = self.graph.astream(self.values, config, context=self.context, stream_mode=modes, version="v2", control=control)
         async with contextlib.aclosing(cast("AsyncGenerator[Any, None]", parts)) as open_parts:
             async for part in open_parts:
                 if part["type"] == "values":
                     self.state = part["data"] if isinstance(part["data"], dict) else _fields(part["data"])
+                    self.ahead.clear()
                     self.interrupts.extend(part["interrupts"])
+                    await delivery.room()  # between two steps no node runs, so nothing piles up meanwhile
                 elif part["type"] == "tasks":
                     self._tell_step(part["data"])
                 elif isinstance(part["data"], Event):
-                    tell(part["data"].kind, **part["data"].fields)
+                    event = part["data"]
+                    tell(event.kind, branch=event.branch, role=event.role, **event.fields)
+                else:
+                    tell("custom", data=_json(part["data"]))
 
     def _tell_step(self, task: Mapping[str, Any]) -> None:
         if "result" not in task:
             tell("step_started", node=task["name"])
             return
+        if isinstance(task["result"], Mapping):
+            self.ahead.append(task["result"])
         error = str(task["error"]) if task["error"] else None
         self.lost_step = task["name"] if error else self.lost_step
         tell("step_finished", node=task["name"], error=error)
@@ -156,16 +204,27 @@ class _Run:
         where = ", ".join(part for part in (f"in step {self.lost_step!r}" if self.lost_step else "", line) if part)
         return f"{said(error)} ({where})" if where else said(error)
 
+    def _note(self, event: Event) -> None:
+        if event.kind == "plan":
+            self.planned.update(str(task["id"]) for task in event.fields["tasks"])
+        elif event.kind == "branch_finished" and event.branch is not None and event.fields.get("status") == "ok":
+            self.done.add(event.branch)
+
+    def _stopped(self) -> str:
+        took = f"stopped after {time.monotonic() - self.began:.1f} s"
+        return f"{took}: {len(self.done):,} of {len(self.planned):,} branches were done" if self.planned else took
+
     async def result(self, status: Status, error: str | None) -> Result:
-        """The result as it stands now."""
-        output = self.graph.output_channels
+        """The result as it stands now; steps that had finished count, whatever became of those beside them."""
+        self.state.update(_written(self.graph, self.state, self.ahead))
+        output, ledger = self.graph.output_channels, self.context.ledger
         return Result(
             run_id=self.run_id,
             workflow=self.workflow.name,
             status=status,
             output={key: _json(self.state[key]) for key in ([output] if isinstance(output, str) else output) if key in self.state},
             branches=[{"task": branch.task.question, **branch.model_dump(include=_OF_A_BRANCH)} for branch in branches(self.state)],
-            usage={**(await self.ledger.usage()).model_dump(), "by_role": await self.ledger.by_role()},
+            usage={**(await ledger.usage()).model_dump(), "by_role": await ledger.by_role()},
             seconds=round(time.monotonic() - self.began, 3),
             model=self.models.said,
             error=error,
@@ -179,12 +238,16 @@ async def stream(
     model: ModelSpec | None = None,
     controls: Mapping[str, Any] | Controls | None = None,
     run_id: str | None = None,
+    stop: asyncio.Event | None = None,
 ) -> AsyncGenerator[Event, None]:
     """Run a workflow and yield its events; the last is `result`, whose fields are the Result. Raises InputError before anything started.
 
-    `model` is a spec or a chat model for every role, or a mapping by role (`""`: every other role). Closing the generator cancels the run.
+    `model` is a spec or a chat model for every role, several of them (the first is asked, the next when it fails), or a mapping by
+    role (`""`: every other role). Once `stop` is set no new model call begins, and after GRACE the rest is cancelled: the result is
+    `cancelled`, with what was found. Closing the generator cancels the run at once. A reader that is slow makes the run wait.
     """
     prepared = await asyncio.to_thread(prepare, workflow, input, model=model, controls=controls, run_id=run_id)
+    prepared.stop = stop
     async with contextlib.aclosing(_stream(prepared)) as events:
         async for event in events:
             yield event
@@ -197,10 +260,14 @@ async def run(
     model: ModelSpec | None = None,
     controls: Mapping[str, Any] | Controls | None = None,
     run_id: str | None = None,
+    stop: asyncio.Event | None = None,
 ) -> Result:
-    """Run a workflow to its end. Raises InputError before anything started; every later failure is the result's status and error."""
+    """Run a workflow to its end, or until `stop` is set.
+
+    Raises InputError before anything started; every later failure is the result's status and error.
+    """
     last = None
-    async with contextlib.aclosing(stream(workflow, input, model=model, controls=controls, run_id=run_id)) as events:
+    async with contextlib.aclosing(stream(workflow, input, model=model, controls=controls, run_id=run_id, stop=stop)) as events:
         async for event in events:
             last = event
     if last is None or last.kind != "result":
@@ -225,22 +292,24 @@ def prepare(
     if run_id is not None and not RUN_ID.fullmatch(run_id):
         raise InputError(f"{run_id!r} is no run id", remedy="use 1 to 128 letters, digits, dots, dashes and underscores")
     given = values.model_dump(exclude_unset=True) if isinstance(values, BaseModel) else dict(values)
+    validated, models, limits = loaded.validate_input(given), choose_models(model, loaded), merged_controls(loaded, controls)
+    check_controls(limits, models, loaded)
     return _Run(
         workflow=loaded,
         graph=loaded.compile(),
-        values=loaded.validate_input(given),
-        models=_resolve_models(model, loaded),
-        controls=_controls(loaded.controls, controls),
+        values=validated,
+        models=models,
+        controls=limits,
         run_id=run_id or new_run_id(),
     )
 
 
 async def _stream(prepared: _Run) -> AsyncGenerator[Event, None]:
-    events: asyncio.Queue[Event | None] = asyncio.Queue()
-    driving = asyncio.create_task(prepared.drive(events.put_nowait), name=f"run {prepared.run_id}")
-    driving.add_done_callback(lambda _: events.put_nowait(None))
+    delivery = Delivery()
+    driving = asyncio.create_task(prepared.drive(delivery), name=f"run {prepared.run_id}")
+    driving.add_done_callback(lambda _: delivery.end())
     try:
-        while (event := await events.get()) is not None:
+        async for event in delivery:
             yield event
         yield Event("result", (await driving).model_dump())
     finally:
@@ -249,54 +318,31 @@ async def _stream(prepared: _Run) -> AsyncGenerator[Event, None]:
             await asyncio.wait({driving})
 
 
-def _resolve_models(model: ModelSpec | None, workflow: Workflow) -> _Models:
-    given = dict(model) if isinstance(model, Mapping) else {"": model}
-    _check_roles([role for role in given if role], workflow)
-    chosen, said, reason = dict[str, BaseChatModel](), list[str](), "given"
-    default = given.pop("", None)
-    choice = None if isinstance(default, BaseChatModel) else choose_model(default, os.environ)
-    if choice:
-        chosen[""], reason = resolve_model(choice.spec), choice.reason
-        said.append(choice.spec)
-    elif isinstance(default, BaseChatModel):
-        chosen[""] = default
-        said.append(_name(default))
-    for role, spec in given.items():
-        chosen[role] = spec if isinstance(spec, BaseChatModel) else resolve_model(str(spec))
-        said.append(f"{role}={_name(spec) if isinstance(spec, BaseChatModel) else spec}")
-    specs = [spec for spec in (choice.spec if choice else None, *given.values()) if isinstance(spec, str)]
-    notes = [note for spec in specs for note in warnings_for(spec, os.environ)]
-    return _Models(chosen, ", ".join(said), reason, tuple(dict.fromkeys(notes)))
+def _ends_itself(graph: CompiledStateGraph[Any, Any, Any, Any]) -> bool:
+    """Whether a graph knows of the run it belongs to: told to stop, it still writes down what was found."""
+    return any(each.context_schema is RunContext for each in (graph, *inner_graphs(graph)))
 
 
-def _check_roles(roles: Sequence[str], workflow: Workflow) -> None:
-    """A role is the name of an agent or of a node somewhere in the graph: a model for anything else would never be asked."""
-    if not roles:
-        return
-    known = {*_ROLES, *(name for graph in (workflow.graph, *_inner(workflow.compile())) for name in graph.nodes)}
-    for role in roles:
-        if role not in known:
-            near = difflib.get_close_matches(role, known, n=1)
-            remedy = f"did you mean {near[0]!r}?" if near else f"its roles: {', '.join(sorted(known - {START}))}"
-            raise InputError(f"workflow {workflow.name!r} has no role {role!r} that could use a model", remedy=remedy)
+def _written(
+    graph: CompiledStateGraph[Any, Any, Any, Any], state: Mapping[str, Any], writes: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The keys of `state` that finished steps have changed, as the graph's own reducers change them."""
+    changed = dict[str, Any]()
+    for key in dict.fromkeys(key for write in writes for key in write):
+        channel = graph.channels.get(key)
+        if not isinstance(channel, BaseChannel):
+            continue
+        values = [value for write in writes if key in write for value in _each(write[key])]
+        now = channel.from_checkpoint(state[key]) if key in state else channel.copy()
+        with contextlib.suppress(InvalidUpdateError):  # of two steps that write a key which takes one value neither counts
+            now.update(values)
+            changed[key] = now.get()
+    return changed
 
 
-def _inner(graph: CompiledStateGraph[Any, Any, Any, Any]) -> list[Any]:
-    return [inner for _, inner in graph.get_subgraphs(recurse=True)]
-
-
-def _name(model: BaseChatModel) -> str:
-    return str(getattr(model, "model_name", None) or getattr(model, "model", None) or model.get_name())
-
-
-def _controls(of_workflow: Controls, given: Mapping[str, Any] | Controls | None) -> Controls:
-    if given is None or isinstance(given, Controls):
-        return given or of_workflow
-    try:
-        return Controls.model_validate({**of_workflow.model_dump(), **given})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", remedy="see --help for the range") from None
+def _each(written: Any) -> list[Any]:
+    """LangGraph tells several writes of one step to one key as {"$writes": [...]}."""
+    return list(written["$writes"]) if isinstance(written, Mapping) and "$writes" in written else [written]
 
 
 def _steps(controls: Controls) -> int:

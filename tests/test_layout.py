@@ -26,7 +26,7 @@ GROUPS = (
     ("returns",),
     ("checks",),
     ("workflow", "places", "importing", "inputs", "drawing", "graphs", "storage"),
-    ("outcome", "forecast"),
+    ("outcome", "forecast", "delivery", "choices"),
     ("runner",),
     ("batch", "tracing", "progress", "live", "output", "logs", "blocking", "running"),
     ("doctor",),
