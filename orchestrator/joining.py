@@ -1,102 +1,145 @@
 """Join policies: when a round of branches is over, and what becomes of the branches that are then still at work."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from orchestrator.clocks import Clock
 from orchestrator.controls import JoinPolicy
+from orchestrator.errors import BranchTimeoutError
 from orchestrator.state import BranchResult
 
-__all__ = ["Join", "Over"]
+__all__ = ["Join", "NotNeeded", "RoundOver", "is_lost"]
 
 
-@dataclass(frozen=True, slots=True)
-class Over:
-    """Why a round was over before all its branches were: `late` by its deadline, `failed` what the run failed for; `said` of each branch."""
+class RoundOver(Exception):  # noqa: N818 - a stop signal says what happened
+    """The round ended before this branch did, by its deadline."""
 
-    said: str
-    late: bool = False
-    failed: str | None = None
+
+class NotNeeded(RoundOver):
+    """The round ended before this branch did: by what the other branches came to."""
+
+
+def is_lost(result: BranchResult) -> bool:
+    """Whether a branch did not do its work; one that was cancelled because nobody needed it any more is not lost."""
+    return result.status != "ok" and not (result.status == "skipped" and result.error is None)
 
 
 @dataclass(eq=False)
 class _Round:
-    waiting: set[str]
-    clocks: dict[str, Clock] = field(default_factory=dict)
-    over: Over | None = None
-    timer: asyncio.TimerHandle | None = None
+    """One round: branches not yet over, the clocks of those at work, the loop time of its deadline.
 
-
-@dataclass(eq=False)
-class Join:
-    """The join policy of a run at work. `begin` a round with its tasks; each branch is `entered` with its clock and `left` with its result.
-
-    A branch that is no longer needed is ended by its clock, and `over` says why. Results count over all rounds, each task once by its last.
+    `over`: why it ended before them, as it is said of each that is still at work; `late`: it was the deadline.
     """
 
-    policy: JoinPolicy
-    _round: _Round = field(default_factory=lambda: _Round(set()))
-    _results: dict[str, BranchResult] = field(default_factory=dict)
+    waiting: set[str] = field(default_factory=set)
+    clocks: dict[str, Clock] = field(default_factory=dict)
+    ends: float | None = None
+    over: str | None = None
+    late: bool = False
 
-    @property
-    def over(self) -> Over | None:
-        """Why the round was ended before its branches were; None: it was not."""
-        return self._round.over
+    def ended(self) -> RoundOver:
+        return RoundOver(self.over) if self.late else NotNeeded(self.over)
 
-    @property
-    def ends_rounds(self) -> bool:
-        """Whether no further round is to begin."""
-        return self._round.over is not None and not self._round.over.late or self._reached() or bool(self.failed)
 
-    @property
-    def failed(self) -> str | None:
-        """What the policy makes the run fail for."""
-        return self._round.over.failed if self._round.over else None
+class Join:
+    """The join policy of one run at work: `begin` a round, hold each branch in `branch`, tell what became of it by `left`."""
 
-    def begin(self, tasks: Sequence[str]) -> None:
-        """A round of these tasks begins; its deadline runs from now on."""
-        self.close()
-        self._round = _Round(set(tasks))
-        for task in tasks:
-            self._results.pop(task, None)
-        if self.policy.deadline is not None and tasks:
-            self._round.timer = asyncio.get_running_loop().call_later(self.policy.deadline, self._late)
+    def __init__(self, policy: JoinPolicy) -> None:
+        self.policy = policy
+        self._round = _Round()
+        self._results: dict[str, BranchResult] = {}  # of all rounds; a task that is run again counts by its last result
 
-    def entered(self, task: str, clock: Clock) -> bool:
-        """Whether the branch may begin; `clock` then ends it once it is no longer needed."""
-        if self._round.over is not None:
-            return False
-        self._round.clocks[task] = clock
-        return True
+    def begin(self, tasks: Iterable[str], earlier: Sequence[BranchResult] = ()) -> None:
+        """A round of these tasks (ids) begins; its deadline runs from now on. `earlier`: the results of the rounds before."""
+        ends = None if self.policy.deadline is None else asyncio.get_running_loop().time() + self.policy.deadline
+        self._round = _Round(set(tasks), ends=ends)
+        self._results = {result.task.id: result for result in earlier if result.task.id not in self._round.waiting}
+
+    @asynccontextmanager
+    async def branch(self, task: str, seconds: float | None = None) -> AsyncIterator[None]:
+        """A branch at work, for at most `seconds`, waits left out. Raises NotNeeded, RoundOver and BranchTimeoutError."""
+        this = self._round
+        if this.over is None and this.ends is not None and asyncio.get_running_loop().time() >= this.ends:
+            self._end_late(this)
+        if this.over is not None:
+            raise this.ended()
+        clock = this.clocks[task] = Clock(seconds)
+        try:
+            async with asyncio.timeout_at(this.ends) as deadline, clock:
+                yield
+        except TimeoutError:
+            if deadline.expired():
+                self._end_late(this)
+            elif not clock.expired:
+                raise
+            if this.over is not None:
+                raise this.ended() from None
+            raise BranchTimeoutError(
+                f"branch {task} took longer than branch_timeout, {seconds:g} s", remedy="raise --branch-timeout"
+            ) from None
+        finally:
+            this.clocks.pop(task, None)
 
     def left(self, result: BranchResult) -> None:
-        """A branch is over."""
-        task = result.task.id
-        self._round.clocks.pop(task, None)
-        self._round.waiting.discard(task)
-        self._results[task] = result
-        if self._round.over is None and (over := self._judge(result)) is not None:
-            self._end(over)
-        if not self._round.waiting:
-            self.close()
+        """A branch is over. Where the policy says that this ends the round, the branches still at work are ended."""
+        self._round.waiting.discard(result.task.id)
+        self._results[result.task.id] = result
+        if self._round.over is None and (why := self._judge(result)):
+            self._round.over = why
+            for clock in list(self._round.clocks.values()):
+                clock.end()
 
-    def close(self) -> None:
-        """No deadline runs any more."""
-        if self._round.timer is not None:
-            self._round.timer.cancel()
-            self._round.timer = None
+    def ends_rounds(self, results: Sequence[BranchResult]) -> bool:
+        """Whether after these results no further round is to begin."""
+        if self.policy.kind == "first":
+            return len(_valid(results)) >= self.policy.count
+        if self.policy.kind == "at-least" and self._round.over is None:
+            return False  # what is missing may come in the next round
+        return self.failure(results) is not None
 
-    def _judge(self, result: BranchResult) -> Over | None:
+    def failure(self, results: Sequence[BranchResult]) -> str | None:
+        """What the policy makes a run fail for that came to these results; None: it does not."""
+        in_time = {**self._results, **{result.task.id: result for result in results}}.values()
+        lost = next(filter(_failed, in_time), None)
+        cause = f"{lost.task.id} ({lost.task.question!r}) {_became(lost)}: {lost.error}" if lost else ""
+        if self.policy.kind == "fail-fast":
+            return f"branch {cause}" if lost else None
+        done = sum(result.status == "ok" for result in results)
+        if self.policy.kind == "at-least" and done < self.policy.count:
+            return f"only {done} of at least {self.policy.count} branches succeeded{f'; {cause}' if lost else ''}"
         return None
 
-    def _reached(self) -> bool:
-        return False
+    def _judge(self, result: BranchResult) -> str | None:
+        """Why the round is over now that this branch is, as it is said of each that it ends."""
+        name = f"{self.policy.kind}:{self.policy.count}"
+        if self.policy.kind == "first":
+            valid = _valid(self._results.values())
+            return f"not needed: {name} was reached by {', '.join(valid)}" if len(valid) >= self.policy.count else None
+        if not _failed(result):
+            return None
+        if self.policy.kind == "fail-fast":
+            return f"cancelled: {result.task.id} {_became(result)}"
+        possible = len(self._round.waiting) + sum(known.status == "ok" for known in self._results.values())
+        if self.policy.kind == "at-least" and possible < self.policy.count:
+            return f"cancelled: {name} can no longer be reached, {result.task.id} {_became(result)}"
+        return None
 
-    def _late(self) -> None:
-        self._end(Over(f"the round was over after {self.policy.deadline:g} s", late=True))
+    def _end_late(self, this: _Round) -> None:
+        if this.over is None:
+            this.over, this.late = f"the round was over after {self.policy.deadline:g} s: join is {self.policy}", True
 
-    def _end(self, over: Over) -> None:
-        self._round.over = over
-        for clock in list(self._round.clocks.values()):
-            clock.end()
+
+def _valid(results: Iterable[BranchResult]) -> list[str]:
+    """The branches with a supported finding, in the order of their tasks."""
+    valid = [result.task.id for result in results if result.findings and result.status == "ok"]
+    return sorted(valid, key=lambda task: (len(task), task))
+
+
+def _failed(result: BranchResult) -> bool:
+    return result.status not in ("ok", "skipped")
+
+
+def _became(result: BranchResult) -> str:
+    return {"timed_out": "timed out", "limited": "reached a limit"}.get(result.status, result.status)
