@@ -1,6 +1,7 @@
 """Terms: what a run grants its calls, and what they have used of it."""
 
 from collections import defaultdict
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -50,6 +51,7 @@ class Terms:
     name: str = "run"
     ends: float | None = None
     stopped: bool = False
+    room: Callable[[], Awaitable[None]] | None = None  # waits until whoever reads the run's events has caught up
     party: Party = field(init=False)
     ledger: Ledger = field(init=False)
     retries: Retries = field(init=False, default_factory=Retries)
