@@ -355,7 +355,7 @@ class _Sum:
         yield f"an answer has at most {self.controls.max_answer_tokens:,} tokens (--max-answer-tokens)"
         yield f"an answer that does not fit is repaired at most {_REQUESTS - 1} times"
         if retries:
-            yield f"{_counted(retries, 'retry')} at most; what an endpoint throttles (429) is not counted"
+            yield f"{_counted(retries, 'retry')} at most; what an endpoint rejects (400, 429) is not counted"
         else:
             yield "nothing is asked again after a failure"
         if self.walk.untold:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import load_workflow
+from orchestrator import Budget, Controls, load_workflow
 from orchestrator.cli import PROG
 from orchestrator.options import add_controls, add_fields, run_parser
 
@@ -59,7 +59,7 @@ def test_a_workflow_in_the_documentation_loads_and_passes_the_checks(name: str, 
 
 def test_the_documentation_shows_workflows_in_the_places_where_they_are_taught() -> None:
     pages = {name.rpartition(":")[0] for name in WORKFLOWS}
-    assert pages >= {"README.md", "docs/agents.md", "docs/workflows.md", "workflows/README.md"}
+    assert pages >= {"README.md", "docs/agents.md", "docs/controls.md", "docs/workflows.md", "workflows/README.md"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -88,6 +88,19 @@ def test_every_option_in_the_documentation_exists(page: Path) -> None:
 def test_the_index_of_the_documentation_has_a_line_for_each_page() -> None:
     lines = re.findall(r"^- \[[^\]]+\]\(([\w-]+\.md)\): .+$", text(ROOT / "docs/README.md"), re.MULTILINE)
     assert sorted(lines) == sorted(page.name for page in (ROOT / "docs").glob("*.md") if page.name != "README.md")
+
+
+def test_the_table_of_controls_has_every_control_with_its_default() -> None:
+    section = text(ROOT / "docs/controls.md").partition("## All controls")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", section, re.MULTILINE)
+    assert rows == [(name, _default(info.default)) for name, info in Controls.model_fields.items()]
+    assert set(Budget.model_fields) <= set(re.findall(r"`(\w+)`", section))
+
+
+def _default(value: object) -> str:
+    if isinstance(value, Budget) or value in (None, (), {}):
+        return "none"
+    return f"{value:,.10g}" if isinstance(value, int | float) else str(value)
 
 
 def _prose(page: Path) -> str:
