@@ -1,17 +1,24 @@
 """The forecast: bounds that real runs stay under, and that are no larger than the limits make them."""
 
 import json
+import operator
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.messages import HumanMessage
 from langgraph.graph import END, START, StateGraph
+from langgraph.runtime import Runtime
 from langgraph.types import Command, Send
+from pydantic import BaseModel
+from typing_extensions import TypedDict
 
 from agents import create_planner, create_researcher, create_verifier, create_writer
 from orchestrator import Controls, Workflow, create_supervisor, load_workflow, run
+from orchestrator.context import RunContext
 from orchestrator.controls import Budget
 from orchestrator.errors import InputError
 from orchestrator.forecast import Forecast, forecast
@@ -208,6 +215,57 @@ async def test_no_run_makes_more_calls_than_were_forecast(name: str, limits: dic
     assert 0 < len(server.requests) <= bound.calls
     assert result.usage["model_calls"] <= bound.calls
     assert result.usage["input_tokens"] <= bound.input_tokens
+
+
+class Found(TypedDict):
+    found: Annotated[list[str], operator.add]
+
+
+class Word(BaseModel):
+    """One word."""
+
+    word: str
+
+
+async def ask(state: State, runtime: Runtime[RunContext]) -> dict[str, Any]:
+    """Asks for each item in turn, so a question that does not fit costs three requests."""
+    answers = [await RunContext.of(runtime).answer("asking", [HumanMessage(item)], Word) for item in state["items"]]
+    return {"found": [answer.word for answer in answers]}
+
+
+def twice(state: State) -> str:
+    return "asking" if len(state["found"]) < 2 else END
+
+
+def nested() -> StateGraph[Any, Any, Any, Any]:
+    """A fan-out over graphs that go round: two visits of one question each in every branch."""
+    inner = StateGraph(State, output_schema=Found, context_schema=RunContext)
+    inner.add_node("asking", ask, metadata={"asks": 1, "visits": 2})
+    inner.add_edge(START, "asking")
+    inner.add_conditional_edges("asking", twice, ["asking", END])
+    graph = StateGraph(State, context_schema=RunContext)
+    graph.add_node("asking", inner.compile())
+    graph.add_conditional_edges(START, each, ["asking"])
+    graph.add_edge("asking", END)
+    return graph
+
+
+async def test_nested_graphs_that_go_round_reach_their_bound_and_not_more() -> None:
+    turns: dict[str, int] = defaultdict(int)
+
+    def reply(request: dict[str, Any]) -> Any:
+        question = next(message["content"] for message in request["messages"] if message["role"] == "user")
+        turns[question] += 1
+        return Reply(value={"word": "ok"} if turns[question] % 3 == 0 else {"no": "word"})
+
+    controls = Controls(max_branches=4, max_attempts=1)
+    async with model_server(reply) as server:
+        given = {"items": ["a", "b", "c", "d"], "result": "", "found": []}
+        result = await run(Workflow(nested(), name="own"), given, model=server.chat_model(), controls=controls)
+    assert (result.status, result.output["found"]) == ("complete", ["ok"] * 8)
+    found = forecast(Workflow(nested()), controls, {"": "test-model"})
+    assert len(server.requests) == found.calls == 4 * 2 * 3
+    assert (found.chain, found.usual_calls, found.usual_branches) == (6, 4, 4)
 
 
 async def test_the_usual_case_is_what_a_plain_run_makes(documents: Path) -> None:
