@@ -137,9 +137,10 @@ class ThrottledError(CallFailedError):
 
 
 class CallTimeoutError(ModelCallError):
-    """The call took longer than one of its clocks."""
+    """The call took longer than one of its clocks; `seconds` is what that clock allows."""
 
     status = "timed_out"
+    seconds: float = 0.0
 
 
 class RefusedError(ModelCallError):
