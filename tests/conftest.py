@@ -38,7 +38,7 @@ def loop_is_not_blocked() -> Iterator[BlockBuster]:
     """A call of ours that blocks the event loop is an error."""
     with blockbuster_ctx(["orchestrator", "agents"]) as blockbuster:
         for function in blockbuster.functions.values():  # a test makes its model where it needs it; the runner does so in a thread
-            function.can_block_in("orchestrator/testing.py", "chat_model")
+            function.can_block_in("orchestrator/testing/server.py", "chat_model")
         yield blockbuster
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from agents.prompts import PLANNER, RESEARCHER, WRITER, prompt, question_block
 from orchestrator.errors import CallFailedError
 from orchestrator.models import ask
+from orchestrator.terms import Terms
 from orchestrator.testing import ModelServer, Reply, agents_script, answer_for, model_server
 from orchestrator.text import data_block
 
@@ -159,7 +160,7 @@ async def test_the_shipped_agents_are_answered_sensibly_in_every_way_of_asking(w
         return Reply.error(400, f"response_format or tools: {refused[0]} is not supported") if refused else answers(request)
 
     async def asked(messages: list[BaseMessage], schema: type[BaseModel]) -> Any:
-        answer: Any = await ask(model, messages, schema, role="test", timeout=10)
+        answer: Any = await ask(model, messages, schema, role="test", terms=Terms())
         return answer.value
 
     passage = data_block("passage", "# Paris\n\nParis has 2.1 million people. It lies on the Seine.", boundary, id="d1.2", source="a.md")
@@ -187,8 +188,8 @@ async def test_each_answer_of_the_script_can_be_replaced() -> None:
     script = agents_script({"Vote": lambda request: {"winner": request["model"]}}, plan={"questions": ["a", "b"]})
     async with model_server(script) as server:
         model = server.chat_model(model="m2")
-        assert (await ask(model, prompt("x", boundary="b"), Plan, role="r", timeout=10)).value == Plan(questions=["a", "b"])
-        assert (await ask(model, prompt("x", boundary="b"), Vote, role="r", timeout=10)).value == Vote(winner="m2")
+        assert (await ask(model, prompt("x", boundary="b"), Plan, role="r", terms=Terms())).value == Plan(questions=["a", "b"])
+        assert (await ask(model, prompt("x", boundary="b"), Vote, role="r", terms=Terms())).value == Vote(winner="m2")
         assert (await model.ainvoke("hello")).text == "OK."
 
 
@@ -196,7 +197,7 @@ async def test_an_answer_that_the_script_does_not_know_is_named() -> None:
     server = model_server(agents_script())
     await server.__aenter__()
     with pytest.raises(CallFailedError, match="no answer for 'Quote'"):
-        await ask(server.chat_model(), prompt("x", boundary="b"), Quote, role="r", timeout=10)
+        await ask(server.chat_model(), prompt("x", boundary="b"), Quote, role="r", terms=Terms())
     with pytest.raises(LookupError, match="no answer for 'Quote', only for Plan, Findings, Judgement, Draft"):
         await server.__aexit__(None, None, None)
 

@@ -1,0 +1,198 @@
+"""An OpenAI-compatible server on this machine, in a thread of its own."""
+
+import asyncio
+import inspect
+import json
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from orchestrator.models.connection import LazyClient, LoopClient
+from orchestrator.testing.replies import Reply, Request, Responder, TokenUsage, as_reply
+from orchestrator.testing.wire import send
+
+if TYPE_CHECKING:
+    from langchain_openai import ChatOpenAI
+
+__all__ = ["ModelServer", "model_server"]
+
+
+def model_server(reply: Responder | Iterable[Any] = (), *, usage: TokenUsage = (12, 8), capacity: int | None = None) -> "ModelServer":
+    """A server for `with` or `async with`; `reply` answers each request, or is a script of replies taken one after the other.
+
+    `usage` is that of answers that are no Reply; with more than `capacity` requests in flight the next one gets a 503.
+    """
+    return ModelServer(reply, usage=usage, capacity=capacity)
+
+
+class ModelServer:
+    """`base_url` answers POST /chat/completions and GET /models; `requests` has what came, `in_flight_peak` the most at once."""
+
+    def __init__(self, reply: Responder | Iterable[Any] = (), *, usage: TokenUsage = (12, 8), capacity: int | None = None) -> None:
+        self.requests: list[Request] = []
+        self.in_flight = 0
+        self.in_flight_peak = 0
+        self._reply = reply if callable(reply) else _in_order(reply)
+        self._usage = usage
+        self._capacity = capacity
+        self._problem: Exception | None = None
+        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+
+    @property
+    def base_url(self) -> str:
+        """The address that clients are given."""
+        return f"http://127.0.0.1:{self._port}/v1"
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The environment variables that make OpenAI clients use this server."""
+        return {"OPENAI_BASE_URL": self.base_url, "OPENAI_API_KEY": "test-key"}
+
+    @property
+    def abandoned(self) -> int:
+        """Requests whose client went away before the answer was whole."""
+        return sum(request.abandoned for request in self.requests)
+
+    def chat_model(self, **options: Any) -> "ChatOpenAI":
+        """A ChatOpenAI that asks this server, without retries; `options` are its own."""
+        from langchain_openai import ChatOpenAI
+
+        # Plain HTTP on this machine: no certificates, which take longer to load than an answer, and no proxy.
+        plain: dict[str, Any] = {"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "trust_env": False}
+        defaults = {"model": "test-model", "api_key": "test-key", "max_retries": 0, "stream_usage": True, "timeout": 30.0}
+        clients: dict[str, Any] = {"http_async_client": LoopClient(**plain), "http_client": LazyClient(**plain)}
+        return ChatOpenAI(base_url=self.base_url, **{**defaults, **clients, **options})
+
+    def refuse(self) -> None:
+        """From now on nobody listens: new connections are refused, and those that are open are reset. May be called by a responder."""
+        self._loop.call_soon_threadsafe(self._hang_up)
+
+    def __enter__(self) -> Self:
+        LoopClient()  # the HTTP library reads files the first time, which is better done before an event loop runs
+        # The socket listens before the thread runs: whoever connects first waits in the backlog.
+        listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self._port: int = listening.getsockname()[1]
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, args=(listening,), name="model-server", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        if self._problem is not None and error is None:
+            raise self._problem
+
+    async def __aenter__(self) -> Self:
+        return await asyncio.to_thread(self.__enter__)
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await asyncio.to_thread(self.__exit__, kind, error, trace)
+
+    def _run(self, listening: socket.socket) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve(listening))
+
+    async def _serve(self, listening: socket.socket) -> None:
+        self._server = await self._loop.create_server(
+            lambda: asyncio.StreamReaderProtocol(_Reader(limit=1 << 26, loop=self._loop), self._connected), sock=listening
+        )
+        await self._stop.wait()
+        self._server.close()
+        for task in self._open:
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+
+    def _hang_up(self) -> None:
+        self._server.close()
+        for writer in self._open.values():
+            writer.transport.abort()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._open[task] = writer
+        try:
+            while (request := await _read_request(reader)) is not None:
+                await self._answer(request, cast("_Reader", reader), writer, task)
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the client went away, or the server stops: there is nobody left to answer
+        finally:
+            del self._open[task]
+            writer.close()
+
+    async def _answer(self, request: Request, reader: "_Reader", writer: asyncio.StreamWriter, task: "asyncio.Task[None]") -> None:
+        self.in_flight += 1
+        self.in_flight_peak = max(self.in_flight_peak, self.in_flight)
+        reader.when_left = task.cancel
+        try:
+            request.reply = await self._reply_to(request)
+            await send(writer, request.body, request.reply)
+        finally:
+            reader.when_left = None
+            request.ended = time.monotonic()
+            request.abandoned = reader.left
+            self.in_flight -= 1
+
+    async def _reply_to(self, request: Request) -> Reply:
+        if request.path.endswith("/models"):
+            return Reply(body={"object": "list", "data": [{"id": "test-model", "object": "model", "created": 0, "owned_by": "test"}]})
+        if not request.path.endswith("/chat/completions"):
+            return Reply.error(404, f"there is nothing at {request.path}")
+        self.requests.append(request)
+        if self._capacity is not None and self.in_flight > self._capacity:
+            return Reply.error(503, "at capacity")
+        try:
+            answer = self._reply(request.body)
+            return as_reply(await answer if inspect.isawaitable(answer) else answer, self._usage)
+        except Exception as error:  # noqa: BLE001 - raised again where the server is left; a test that sees an HTTP 400 would not know why
+            self._problem = self._problem or error
+            return Reply.error(400, f"the test's reply failed: {error}")
+
+
+class _Reader(asyncio.StreamReader):
+    """A reader that tells at once when the client went away, while nobody reads."""
+
+    left = False
+    when_left: Callable[[], Any] | None = None
+
+    def feed_eof(self) -> None:
+        super().feed_eof()
+        self._leave()
+
+    def set_exception(self, exc: Exception) -> None:
+        super().set_exception(exc)
+        self._leave()
+
+    def _leave(self) -> None:
+        if self.when_left is not None:
+            self.left = True
+            self.when_left()
+
+
+def _in_order(replies: Iterable[Any]) -> Responder:
+    left = iter(list(replies))
+
+    def respond(_: dict[str, Any]) -> Any:
+        try:
+            return next(left)
+        except StopIteration:
+            raise LookupError("there are more requests than replies in the script") from None
+
+    return respond
+
+
+async def _read_request(reader: asyncio.StreamReader) -> Request | None:
+    try:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    except asyncio.IncompleteReadError:
+        return None
+    at = time.monotonic()
+    first, *lines = head.rstrip().split("\r\n")
+    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    body = await reader.readexactly(int(headers.get("content-length", "0")))
+    return Request(first.split(" ")[1], headers, json.loads(body) if body else {}, at)
