@@ -1,0 +1,181 @@
+"""What the refusals of an endpoint (429, 503) teach: how long everybody waits, how many calls at once, how many a second."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from orchestrator.admission.rates import Entry, Window
+
+__all__ = ["Adaptive", "Passage"]
+
+_SHRINK = 0.7  # of what was in flight
+_CUT = 0.95  # of the rate that was accepted when the endpoint refused
+_PLATEAU = 0.985  # of it: where the pace stays for a while
+_CURVE = 0.0004  # a second cubed: how soon the pace leaves the plateau
+_SLOWEST_CUT = 0.7  # of the pace before, at one refusal
+_CREDIT = 0.1  # seconds of the pace that may be made up for
+_PATIENCE = 0.25  # seconds after which a probe that was not refused counts as let through; at least twice as long as a refusal takes
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 4.0
+_PROBES = 5  # refused in a row, then the endpoint refuses everything
+_MEMORY = 60.0  # seconds without a refusal after which all is forgotten
+
+
+@dataclass(slots=True, eq=False)
+class Passage:
+    """A call that was let in `at` a time, after so many episodes."""
+
+    at: float
+    episode: int
+    sent: Entry
+
+
+@dataclass(slots=True)
+class _Pace:
+    """Requests a second: CUBIC (RFC 9438, section 4.2) around the rate at which the endpoint refused, in shares of it."""
+
+    plateau: float
+    since: float
+
+    def rate(self, now: float) -> float:
+        late = now - self.since - math.cbrt((1 - _CUT / _PLATEAU) / _CURVE)
+        return self.plateau * (1 + _CURVE * late * late * late)
+
+
+class Adaptive:
+    """One endpoint's state: open, paused, or probing, when one call at a time finds out whether the pause was long enough.
+
+    Additive increase, multiplicative decrease of the calls in flight (Chiu and Jain 1989), and a pace, as a number of calls in flight does
+    not hold a rate against quick answers. Times are seconds of the loop's clock; `draw` gives random numbers from 0 to 1.
+    """
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        self._draw = draw
+        self.episode = 0
+        self.paused_until: float | None = None
+        self.asked: float | None = None  # what Retry-After said last
+        self.refusals = 0  # since the endpoint last answered
+        self.refused_since = 0.0
+        self.closed = False  # it refused everything
+        self._window: float | None = None
+        self._pace: _Pace | None = None
+        self._next = 0.0
+        self._probe: Passage | None = None
+        self._probe_ends = 0.0
+        self._streak = 0
+        self._slowest = 0.0
+        self._opened = 0.0
+        self._sent = Window(1.0)
+        self._evidence: tuple[list[Entry], float, float] | None = None
+        self._forget_at: float | None = None
+
+    def limit(self, now: float, most: int) -> int:
+        """How many calls may be in flight, `most` without a refusal."""
+        if self._forget_at is not None and now >= self._forget_at:
+            self._forget()
+        return most if self._window is None else min(most, int(self._window))
+
+    def ready(self, now: float) -> float:
+        """When the next call may go: `now`, or a later time."""
+        if self.paused_until is not None:
+            if now < self.paused_until:
+                return self.paused_until
+            if self._probe is None:
+                return now
+            if now < self._probe_ends:
+                return self._probe_ends
+            self._open(now, self._probe.at)
+        return now if self._pace is None else max(now, self._next)
+
+    def let_in(self, now: float) -> Passage:
+        """Counts a call that goes now."""
+        passage = Passage(now, self.episode, self._sent.add(now, 1))
+        if self.paused_until is not None:
+            self._probe = passage
+            self._probe_ends = now + max(_PATIENCE, 2 * self._slowest)
+        elif self._pace is not None:
+            self._next = max(self._next, now - _CREDIT) + 1 / self._pace.rate(now)
+        return passage
+
+    def answered(self, passage: Passage, now: float) -> None:
+        """A call was answered."""
+        if passage.episode != self.episode:
+            return
+        self._streak = self.refusals = 0
+        if self.paused_until is not None:
+            self._open(now, passage.at)
+        if self._window is not None:
+            self._window += 1 / self._window
+
+    def failed(self, passage: Passage) -> None:
+        """A call ended in a way that says nothing."""
+        self._sent.change(passage.sent, -1)
+        if self._probe is passage:
+            self._probe = None
+
+    def refused(self, passage: Passage, now: float, retry_after: float | None, in_flight: int) -> bool:
+        """A call was refused, one of `in_flight`. Returns whether that begins an episode."""
+        self._sent.change(passage.sent, -1)
+        self.refusals += 1
+        if self.refusals == 1:
+            self.refused_since = now
+        self.asked = retry_after if retry_after is not None and retry_after > 0 else None
+        if passage.episode != self.episode:
+            self._slowest = max(self._slowest, now - passage.at)
+            self._extend(now)
+            return False
+        self.episode += 1
+        if self.paused_until is None and not self._streak:
+            self._cut(now, in_flight)
+        else:
+            self._streak += 1
+        self._slowest = now - passage.at
+        self._probe = None
+        self.closed = self.closed or self._streak >= _PROBES
+        self.paused_until = now if self.closed else now + self._pause()
+        self._forget_at = self.paused_until + _MEMORY
+        return True
+
+    def remembers(self, now: float) -> bool:
+        """Whether anything of a refusal still counts."""
+        return self._forget_at is not None and now < self._forget_at
+
+    def _pause(self) -> float:
+        if self._streak == 0:
+            return self.asked or _FIRST_PAUSE * (1 + self._draw() / 4)
+        return max(self.asked or 0.0, min(_LONGEST_PAUSE, math.ldexp(_FIRST_PAUSE, self._streak)) * (1 - self._draw() / 4))
+
+    def _extend(self, now: float) -> None:
+        if self.asked is None or self.closed or now + self.asked <= (self.paused_until or 0.0):
+            return
+        self.paused_until = now + self.asked
+        self._forget_at = self.paused_until + _MEMORY
+
+    def _cut(self, now: float, in_flight: int) -> None:
+        self._window = max(1.0, in_flight * _SHRINK)
+        self._sent.forget(now)
+        if self._pace is None:
+            self._evidence = (list(self._sent.entries), 1.0, 0.0)
+        else:
+            self._evidence = (list(self._sent.entries), min(1.0, max(0.05, now - self._opened)), self._pace.rate(now))
+
+    def _open(self, now: float, since: float) -> None:
+        """The probe went through: everybody goes on, at the pace that the endpoint kept up with before it refused."""
+        self.paused_until = self._probe = None
+        self._opened = since
+        if self.closed:
+            self._forget()
+        elif self._evidence is not None:
+            entries, seconds, before = self._evidence
+            rate = sum(entry.amount for entry in entries) / seconds
+            if before:
+                rate = min(before, max(rate, _SLOWEST_CUT * before))
+            if rate > 0:
+                self._pace = _Pace(rate * _PLATEAU, since)
+                self._next = since + 1 / self._pace.rate(now)
+            self._evidence = None
+
+    def _forget(self) -> None:
+        self._window = self._pace = self._evidence = self.paused_until = self._probe = self._forget_at = None
+        self._streak = self.refusals = 0
+        self.closed = False
