@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType, FrameType
+from typing import Any
 
 __all__ = ["STILL", "watching"]
 
@@ -105,7 +106,8 @@ def _tell_pending(tasks: set["asyncio.Task[object]"]) -> None:
 
 def _waits(task: "asyncio.Task[object]") -> str:
     """Where a task waits, in the chain of coroutines and generators that it awaits."""
-    frames, awaited = list[tuple[CodeType, int | None]](), task.get_coro()
+    frames = list[tuple[CodeType, int | None]]()
+    awaited: Any = task.get_coro()
     while awaited is not None:
         frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None) or getattr(awaited, "ag_frame", None)
         if frame is not None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import sys
 import sysconfig
 import time
 import traceback
@@ -10,6 +11,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.channels.base import BaseChannel
@@ -97,37 +99,43 @@ class _Run:
         with listening(emit), unknown_targets() as unknown:
             self._tell_start()
             try:
-                async with asyncio.timeout(self.controls.deadline) as clock, self._stoppable() as control:
-                    await self._follow(control, delivery)
-            except (InputError, asyncio.CancelledError):
-                raise
-            except (GraphDrained, StopRequested):
-                return await self.result("cancelled", self._stopped())
-            except TimeoutError as error:
-                if self.context.stopping:
-                    return await self.result("cancelled", self._stopped())
-                if not clock.expired():
-                    return await self.result("failed", self._blamed(error))
-                late = DeadlineReached(f"the run took longer than its deadline of {self.controls.deadline:g} s", remedy="raise --deadline")
-                return await self.result("limited", str(late))
-            except LimitReached as error:
-                return await self.result("limited", said(error))
-            except GraphRecursionError:
-                steps = (
-                    f"the graph took more than {_steps(self.controls)} steps: it goes round without an end, or --max-branches is too low"
-                )
-                return await self.result("limited", steps)
-            except Exception as error:  # noqa: BLE001 - a run that fails ends with a result that says so
-                tell("log", level="debug", message="the run failed", exception=error)
-                return await self.result("failed", self._blamed(error))
-            finally:
-                await self.context.aclose()
+                async with _connected(), contextlib.aclosing(self.context):
+                    ended = await self._ended(delivery)
+            except StopRequested:
+                self.context.stop()
+                ended = None
             if self.context.stopping:
-                return await self.result("cancelled", self._stopped())
-            if unknown:
+                return await self.result("cancelled", self._stopped(ended[1] if ended else None))
+            if ended is None and unknown:
                 named = ", ".join(repr(name) for name in dict.fromkeys(unknown))
-                return await self.result("failed", f"the graph sent work to {named}, and it has no such node: that work was not done")
-            return await self.result(*outcome(self.state, self.interrupts))
+                ended = "failed", f"the graph sent work to {named}, and it has no such node: that work was not done"
+            return await self.result(*ended or outcome(self.state, self.interrupts))
+
+    async def _ended(self, delivery: Delivery) -> tuple[Status, str | None] | None:
+        """Follow the graph; the status and sentence of what ended it early, None where nothing did. Raises StopRequested, InputError."""
+        try:
+            async with asyncio.timeout(self.controls.deadline) as clock, self._stoppable() as control:
+                await self._follow(control, delivery)
+        except (InputError, StopRequested):
+            raise
+        except GraphDrained:
+            return None
+        except TimeoutError as error:
+            if self.context.stopping:
+                return None
+            if not clock.expired():
+                return "failed", self._blamed(error)
+            late = DeadlineReached(f"the run took longer than its deadline of {self.controls.deadline:g} s", remedy="raise --deadline")
+            return "limited", str(late)
+        except LimitReached as error:
+            return "limited", said(error)
+        except GraphRecursionError:
+            steps = _steps(self.controls)
+            return "limited", f"the graph took more than {steps} steps: it goes round without an end, or --max-branches is too low"
+        except Exception as error:  # noqa: BLE001 - a run that fails ends with a result that says so
+            tell("log", level="debug", message="the run failed", exception=error)
+            return "failed", self._blamed(error)
+        return None
 
     def _tell_start(self) -> None:
         limits = self.controls.budget.model_dump(exclude_none=True)
@@ -210,9 +218,10 @@ class _Run:
         elif event.kind == "branch_finished" and event.branch is not None and event.fields.get("status") == "ok":
             self.done.add(event.branch)
 
-    def _stopped(self) -> str:
+    def _stopped(self, cause: str | None) -> str:
         took = f"stopped after {time.monotonic() - self.began:.1f} s"
-        return f"{took}: {len(self.done):,} of {len(self.planned):,} branches were done" if self.planned else took
+        reached = f"{took}: {len(self.done):,} of {len(self.planned):,} branches were done" if self.planned else took
+        return f"{reached}; {cause}" if cause else reached
 
     async def result(self, status: Status, error: str | None) -> Result:
         """The result as it stands now; steps that had finished count, whatever became of those beside them."""
@@ -302,6 +311,24 @@ def prepare(
         controls=limits,
         run_id=run_id or new_run_id(),
     )
+
+
+_runs: WeakKeyDictionary[asyncio.AbstractEventLoop, int] = WeakKeyDictionary()
+
+
+@contextlib.asynccontextmanager
+async def _connected() -> AsyncGenerator[None, None]:
+    """The connections of models last as long as a run of this event loop does."""
+    loop = asyncio.get_running_loop()
+    _runs[loop] = _runs.get(loop, 0) + 1
+    try:
+        yield
+    finally:
+        _runs[loop] -= 1
+        if not _runs[loop] and "orchestrator.models.connection" in sys.modules:  # else nothing was ever connected
+            from orchestrator.models.connection import close_connections
+
+            await close_connections()
 
 
 async def _stream(prepared: _Run) -> AsyncGenerator[Event, None]:

@@ -41,7 +41,7 @@ def langsmith_tracing() -> Iterator[bool]:
     try:
         yield True
     finally:
-        client.flush(timeout=_FLUSH_SECONDS)
+        client.close(timeout=_FLUSH_SECONDS)
         langsmith.configure(client=None)
         if errors:
             logging.getLogger("orchestrator").warning("the trace did not reach LangSmith: %s", one_line(errors[0]))

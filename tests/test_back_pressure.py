@@ -81,7 +81,8 @@ async def test_dropped_stands_where_events_were_left_out() -> None:
 
 async def test_events_of_a_thread_arrive() -> None:
     delivery = Delivery()
-    await asyncio.to_thread(lambda: [delivery.put(Event("token", {"text": str(number)})) for number in range(3)])
+    for number in range(3):
+        await asyncio.to_thread(delivery.put, Event("token", {"text": str(number)}))
     assert [event.fields["text"] for event in await taken(delivery, 3)] == ["0", "1", "2"]
 
 

@@ -59,7 +59,7 @@ async def test_a_plain_graph_runs_and_answers_its_output_schema() -> None:
         "status": "complete",
         "output": {"squares": [1, 4, 9]},
         "branches": [],
-        "usage": {"model_calls": 0, "input_tokens": 0, "output_tokens": 0, "cost_usd": 0.0, "by_role": {}},
+        "usage": {"model_calls": 0, "estimated_calls": 0, "input_tokens": 0, "output_tokens": 0, "cost_usd": 0.0, "by_role": {}},
         "model": "offline",
         "trace_url": None,
         "error": None,

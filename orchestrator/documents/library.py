@@ -24,6 +24,8 @@ __all__ = ["Library", "Passage", "open_library"]
 
 T = TypeVar("T")
 
+_LEAVING = 5.0  # seconds that a cancelled call waits for its thread, which ends after the file that it is at
+
 
 @dataclass(frozen=True, slots=True)
 class Passage:
@@ -227,9 +229,12 @@ async def open_library(paths: Sequence[str], *, home: Path | None = None) -> Lib
         with contextlib.closing(parser):
             return Library(open_index(paths, home, parser), executor)
 
+    indexing = asyncio.get_running_loop().run_in_executor(executor, work)
     try:
-        return await asyncio.get_running_loop().run_in_executor(executor, work)
+        return await asyncio.shield(indexing)
     except BaseException:
         parser.cancel()
         executor.shutdown(wait=False)
+        await asyncio.wait({indexing}, timeout=_LEAVING)
+        indexing.cancelled() or indexing.exception()  # seen: nobody waits for it any more
         raise

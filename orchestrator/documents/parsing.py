@@ -84,6 +84,8 @@ class Parser:
         self._process = subprocess.Popen(  # noqa: S603 - our own script
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ
         )
+        if self.cancelled:  # while it was started
+            self._process.kill()
         return self._process
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import openai
 
-__all__ = ["LazyClient", "LoopClient"]
+__all__ = ["LazyClient", "LoopClient", "close_connections"]
 
 _Client = openai.DefaultAsyncHttpxClient
 _Keeper = AsyncGenerator[_Client, None]
@@ -28,6 +28,7 @@ class LoopClient(_Client):
         super().__init__(**_without_certificates(options))
         self._options = options
         self._by_loop: _ByLoop = {}
+        _clients.add(self)
         weakref.finalize(self, _close_all, self._by_loop).atexit = False
 
     async def send(self, request: Any, **options: Any) -> Any:
@@ -37,6 +38,17 @@ class LoopClient(_Client):
             keeper = _keep(self._options, self._by_loop, loop)
             self._by_loop[loop] = (await anext(keeper), keeper)
         return await self._by_loop[loop][0].send(request, **options)
+
+
+_clients: "weakref.WeakSet[LoopClient]" = weakref.WeakSet()
+
+
+async def close_connections() -> None:
+    """Close what models keep open in the running loop, unless it is in use; a model that is asked again opens it again."""
+    loop = asyncio.get_running_loop()
+    for client, keeper in [held for each in list(_clients) if (held := each._by_loop.get(loop))]:
+        if not _in_use(client):
+            await keeper.aclose()
 
 
 class LazyClient(openai.DefaultHttpxClient):
@@ -70,6 +82,12 @@ async def _keep(options: dict[str, Any], by_loop: _ByLoop, loop: asyncio.Abstrac
     finally:
         by_loop.pop(loop, None)
         await client.aclose()
+
+
+def _in_use(client: _Client) -> bool:
+    # httpx does not tell; its pools do, where it has any.
+    pools = [getattr(transport, "_pool", None) for transport in (client._transport, *client._mounts.values())]
+    return any(not connection.is_idle() and not connection.is_closed() for pool in pools if pool for connection in pool.connections)
 
 
 def _close_all(by_loop: _ByLoop) -> None:
