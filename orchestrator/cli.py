@@ -3,19 +3,17 @@
 import contextlib
 import gc
 import os
-import signal
 import sys
-import threading
+import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import InputError, OrchestratorError
-from orchestrator.events import new_run_id
-from orchestrator.limits import add_controls, option_of
+from orchestrator.events import Event, new_run_id
+from orchestrator.limits import add_controls, controls_in_force, environment_controls, option_controls, option_of
 from orchestrator.options import (
     Parser,
     add_fields,
@@ -25,6 +23,7 @@ from orchestrator.options import (
     model_specs,
     own_options,
     parse,
+    read_documents,
     read_input,
     run_parser,
     writable_file,
@@ -39,38 +38,44 @@ from orchestrator.output import (
     open_streams,
     own_stdout,
     say,
+    terminal_width,
     write_event,
     write_json,
     write_text,
 )
+from orchestrator.stopping import Signals
 from orchestrator.text import one_line
 
 if TYPE_CHECKING:
     import argparse
+    import asyncio
 
+    from orchestrator.controls import Controls
     from orchestrator.progress import RunView
     from orchestrator.workflow import Workflow
 
 __all__ = ["main"]
 
 PROG = "python -m orchestrator"
-GRACE = 10.0
-"""Seconds that a cancelled run has to clean up."""
+CANCEL_WAIT = 12.0
+"""Seconds that `cancel` waits for a run to end."""
 
 LEAVING = 1.0
 """Seconds that threads which go on after the result have to end."""
 
 _USAGE = f"""usage: {PROG} WORKFLOW [INPUT] [--FIELD VALUE ...] [options]
-       {PROG} list | describe WORKFLOW | graph WORKFLOW | doctor
+       {PROG} list | describe WORKFLOW | graph WORKFLOW | doctor | cancel RUN
 """
 _HELP = f"""{_USAGE}
 Run a workflow: a name that `list` shows, a dotted module, or path/to/file.py[:attribute].
 
   list [--json]                  the workflows that can be run by name
-  describe WORKFLOW [--json]     its input, agents and limits
+  describe WORKFLOW [options] [--json]
+                                 its input, agents, and every limit with where it comes from
   graph WORKFLOW [--mermaid]     its graph, drawn
   doctor [--json] [--documents PATH ...] [--model SPEC]
                                  check the installation, the model, storage and documents
+  cancel RUN                     stop a run from another shell; it reports what it found
   WORKFLOW --help                the fields and options of one workflow
 
 Exit codes: 0 complete, 1 failed, 2 bad input, 3 partial, 4 a limit was reached, 5 waiting for a person, 130/143 signal.
@@ -81,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return the exit code; nothing is raised."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in (words[: words.index("--")] if "--" in words else words)
-    with open_streams(), own_stdout(), _Signals() as signals:
+    with open_streams(), own_stdout(), Signals() as signals:
         try:
             return _dispatch(words, signals)
         except OrchestratorError as error:
@@ -118,60 +123,7 @@ def _traceback(error: BaseException) -> None:
     say(*"".join(traceback.format_exception(error)).splitlines())
 
 
-class _Signals:
-    """The first SIGINT or SIGTERM cancels the run, or ends what comes before it; a second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.number = int(signal.SIGINT)
-        self.cancel: Callable[[], object] | None = None
-        self.received = False
-        self._before: dict[int, Any] = {}
-
-    @property
-    def name(self) -> str:
-        """Of the signal that was received."""
-        return signal.Signals(self.number).name
-
-    @property
-    def exit_code(self) -> int:
-        """130 for SIGINT, 143 for SIGTERM."""
-        return 128 + self.number
-
-    def __enter__(self) -> "_Signals":
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
-            _leave_now(128 + number)
-        self.received, self.number = True, number
-        if self.cancel is None:
-            raise KeyboardInterrupt
-        _leave_after(GRACE, 128 + number)
-        self.cancel()
-
-
-def _leave_now(code: int) -> None:
-    with contextlib.suppress(OSError):
-        if os.isatty(2):
-            os.write(2, b"\x1b[?25h")  # the live view hides the cursor, and nobody will show it again
-    os._exit(code)
-
-
-def _leave_after(seconds: float, code: int) -> threading.Timer:
-    """End the process with `code` in `seconds`, whatever still holds it: a thread that runs on cannot be cancelled."""
-    timer = threading.Timer(seconds, _leave_now, (code,))
-    timer.daemon = True
-    timer.start()
-    return timer
-
-
-def _dispatch(words: list[str], signals: _Signals) -> int:
+def _dispatch(words: list[str], signals: Signals) -> int:
     place = _first_argument(words)
     if place is None:
         return _without_workflow(words)
@@ -225,20 +177,22 @@ def _workflow_table() -> str:
     return columns([(one_line(name, 40), one_line(what, 100)) for name, what, _ in rows], indent="  ")
 
 
-def _verb_options(verb: str, words: list[str], *options: str, workflow: bool = False) -> "tuple[argparse.Namespace, str]":
-    """The options of a verb, and its WORKFLOW; raises InputError."""
+def _verb_options(verb: str, words: list[str], *options: str, argument: str = "") -> "tuple[argparse.Namespace, str]":
+    """The options of a verb, and the `argument` that it takes; raises InputError."""
     parser = Parser(f"{PROG} {verb}")
     for option in (*options, "--debug", "--quiet"):
         parser.add_argument(option, action="store_true")
+    if verb == "describe" and len(words) > 1:
+        add_controls(parser)
     if verb == "doctor":
         parser.add_argument("--documents", nargs="+", action="extend", default=[], metavar="PATH")
         parser.add_argument("--model", action="append", default=[], metavar="SPEC")
     found, rest = parse(parser, words)
-    if len(rest) != workflow:
-        what = f"{verb} takes one workflow" if workflow else f"{verb} takes no further words"
-        given = f", not {len(rest)}" if workflow else f": {one_line(rest[0], 80)!r}"
-        raise InputError(what + given, remedy=f"{PROG} {verb}{' WORKFLOW' if workflow else ''}")
-    return found, rest[0] if workflow else ""
+    if len(rest) != bool(argument):
+        what = f"{verb} takes one {argument.lower()}" if argument else f"{verb} takes no further words"
+        given = f", not {len(rest)}" if argument else f": {one_line(rest[0], 80)!r}"
+        raise InputError(what + given, remedy=f"{PROG} {verb} {argument}".rstrip())
+    return found, rest[0] if argument else ""
 
 
 def _list(words: list[str]) -> int:
@@ -254,26 +208,29 @@ def _list(words: list[str]) -> int:
 
 
 def _describe(words: list[str]) -> int:
-    found, name = _verb_options("describe", words, "--json", workflow=True)
+    found, name = _verb_options("describe", words, "--json", argument="WORKFLOW")
+    environment, notes = environment_controls(os.environ)
     workflow = _loaded(name)
 
     from orchestrator.drawing import describe
 
-    told = describe(workflow)
+    controls, limits = controls_in_force(workflow.controls, environment, option_controls(found))
+    told = describe(workflow, controls)
     parser = run_parser(PROG)
     add_controls(parser)
     options = field_options(workflow.input_model, parser)
     for field in told["input"]:
         field["option"] = options[field["name"]] or None
+    told |= {"controls": [asdict(limit) for limit in limits], "notes": [*told["notes"], *notes]}
     if found.json:
         write_json(told, indent=2)
     else:
-        write_text(description_text(told))
+        write_text(description_text(told, width=terminal_width()))
     return 0
 
 
 def _graph(words: list[str]) -> int:
-    found, name = _verb_options("graph", words, "--mermaid", workflow=True)
+    found, name = _verb_options("graph", words, "--mermaid", argument="WORKFLOW")
     workflow = _loaded(name)
 
     from orchestrator.drawing import draw_mermaid, draw_text
@@ -297,7 +254,7 @@ def _doctor(words: list[str]) -> int:
 
     from orchestrator.doctor import diagnose
 
-    findings = diagnose(os.environ, documents=found.documents, model=model_specs(found.model))
+    findings = diagnose(os.environ, documents=found.documents, model=_each_model(model_specs(found.model)))
     if found.json:
         write_json({"ok": all(f.state != "fail" for f in findings), "checks": [asdict(f) for f in findings]}, indent=2)
     else:
@@ -305,7 +262,39 @@ def _doctor(words: list[str]) -> int:
     return 1 if any(finding.state == "fail" for finding in findings) else 0
 
 
-_VERBS: dict[str, Callable[[list[str]], int]] = {"list": _list, "describe": _describe, "graph": _graph, "doctor": _doctor}
+def _each_model(model: str | Mapping[str, str | list[str]] | None) -> str | dict[str, str] | None:
+    """One name for each model that may be asked, those of a list too."""
+    if model is None or isinstance(model, str):
+        return model
+    each = {}
+    for role, specs in model.items():
+        first, *others = [specs] if isinstance(specs, str) else specs
+        each[role] = first
+        each |= {f"{role or 'every role'} where {place} failed": spec for place, spec in enumerate(others, start=1)}
+    return each
+
+
+def _cancel(words: list[str]) -> int:
+    found, run_id = _verb_options("cancel", words, argument="RUN")
+
+    from orchestrator.running import stop_run
+
+    began = time.monotonic()
+    if not stop_run(run_id, CANCEL_WAIT):
+        say(f"error: run {run_id} still runs {CANCEL_WAIT:g} s after it was asked to end", f"  do: {PROG} cancel {run_id} once more")
+        return 1
+    if not found.quiet:
+        say(f"run {run_id} has ended, {time.monotonic() - began:.1f} s after it was asked to; its own shell has its report")
+    return 0
+
+
+_VERBS: dict[str, Callable[[list[str]], int]] = {
+    "list": _list,
+    "describe": _describe,
+    "graph": _graph,
+    "doctor": _doctor,
+    "cancel": _cancel,
+}
 
 
 @dataclass(frozen=True)
@@ -314,29 +303,31 @@ class _Request:
 
     workflow: "Workflow"
     values: dict[str, Any]
-    model: str | dict[str, str] | None
-    controls: dict[str, Any]
+    model: str | dict[str, str | list[str]] | None
+    controls: "Controls"
     options: "argparse.Namespace"
     output: Path | None
     log_file: Path | None
     run_id: str
 
 
-def _run(name: str, words: list[str], signals: _Signals) -> int:
+def _run(name: str, words: list[str], signals: Signals) -> int:
     """Check what can be checked without the workflow, load it, check the rest, run it."""
     gc.disable()  # until the run starts: collecting while modules load was measured at a tenth of the start, and frees nothing
     from orchestrator.places import find_workflow
 
     place = find_workflow(name, Path.cwd())  # an unknown name is answered before anything heavy is imported
     prog = f"{PROG} {one_line(name, 80)}"
-    found, controls = own_options(prog, words, place.path)
+    found, options = own_options(prog, words, place.path)
     files = {option: writable_file(option_of(option), getattr(found, option)) for option in ("output", "log_file")}
     model = model_specs(found.model)
+    environment, notes = ({}, []) if found.help else environment_controls(os.environ)
     values = read_input(found.input) if found.input is not None and not found.help else {}
 
     from orchestrator.workflow import load_workflow
 
     workflow = load_workflow(name)
+    workflow = replace(workflow, notes=(*workflow.notes, *notes))
     parser = run_parser(prog)
     add_controls(parser)
     add_fields(parser, workflow.input_model, f"input of {workflow.name}")
@@ -347,11 +338,32 @@ def _run(name: str, words: list[str], signals: _Signals) -> int:
     given = field_values(found, workflow.input_model)
     values |= given
     values |= bare_input(rest, workflow, values, given, stdin_used=found.input == "-")
+    controls, _ = controls_in_force(workflow.controls, environment, options)
     identity = found.run_id or new_run_id()
-    return _start(_Request(workflow, values, model, controls, found, files["output"], files["log_file"], identity), signals)
+    request = _Request(workflow, values, model, controls, found, files["output"], files["log_file"], identity)
+    return _forecast(request) if found.dry_run else _start(request, signals)
 
 
-def _start(request: _Request, signals: _Signals) -> int:
+def _forecast(request: _Request) -> int:
+    """Check everything as for a run, and say what it may cost at most."""
+    from orchestrator.forecast import forecast
+    from orchestrator.models import choose_model
+    from orchestrator.runner import prepare
+
+    workflow, model = request.workflow, request.model
+    prepared = prepare(workflow, request.values, model=model, controls=request.controls, run_id=request.run_id)
+    by_role: dict[str, str | list[str]] = dict(model) if isinstance(model, dict) else {"": model} if model else {}
+    by_role[""] = by_role.get("") or choose_model(None, os.environ).spec
+    read_documents(workflow.input_model, prepared.values)
+    told = forecast(workflow, request.controls, by_role)
+    if request.options.json:
+        write_json(told.to_json())
+    else:
+        write_text("\n".join(told.lines()))
+    return 0
+
+
+def _start(request: _Request, signals: Signals) -> int:
     """Run, deliver what came of it, and leave no longer than a moment after that."""
     import asyncio
 
@@ -365,55 +377,89 @@ def _start(request: _Request, signals: _Signals) -> int:
     logs = open_logs(
         log_file=request.log_file, log_format=options.log_format, debug=options.debug, quiet=options.quiet, run_id=request.run_id
     )
-    with logs, langsmith_tracing():
+    with _registered(request, signals), logs, langsmith_tracing():
         with asyncio.Runner(debug=options.debug) as runner:
             try:
-                code = deliver(options, request.output, runner.run(_drive(request, view, signals)))
+                result = runner.run(_drive(request, view, signals))
+                code = deliver(options, request.output, result)
+                if result["status"] == "cancelled" and signals.received:
+                    code = signals.exit_code
             except InputError as error:
                 if view.workflow:  # found only once the run had begun, as documents of which none can be read
                     deliver_json(options, request.run_id, view.ended(request.run_id, "failed", str(error)))
                 raise
-            except asyncio.CancelledError:
-                if not signals.received:
-                    raise
-                said = f"stopped by {signals.name} after {view.seconds:.1f} s"
-                say(f"{said}: {view.progress()}" if view.branches else said)
-                deliver_json(options, request.run_id, view.ended(request.run_id, "cancelled", said))
-                code = signals.exit_code
-            leaving = _leave_after(LEAVING, code)
+            leaving = signals.leave_after(LEAVING, code)
         leaving.cancel()
+    signals.stop = None
     return code
 
 
-async def _drive(request: _Request, view: "RunView", signals: _Signals) -> Mapping[str, Any]:
+@contextlib.contextmanager
+def _registered(request: _Request, signals: Signals) -> Iterator[None]:
+    """Inside, `cancel` finds the run; where that cannot be written down it runs all the same. Raises InputError for an id that runs."""
+    from orchestrator.running import registered
+
+    with contextlib.ExitStack() as stack:
+        try:
+            signals.entry = stack.enter_context(registered(request.run_id, request.workflow.name))
+        except OSError as error:
+            if not request.options.quiet:
+                say(f"note: the run cannot be cancelled from another shell: {error.strerror or error}")
+        yield
+    signals.entry = None
+
+
+async def _drive(request: _Request, view: "RunView", signals: Signals) -> Mapping[str, Any]:
     """Follow the run to its result; raises InputError, and BrokenPipeError where nobody reads the events any more."""
+    import asyncio
+
+    from orchestrator.blocking import watching
+    from orchestrator.runner import stream
+
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def stopping() -> None:
+        stop.set()
+        if not request.options.quiet and view.result is None:
+            say(_stopping_line(max(0, view.calls - view.calls_done)))
+
+    signals.stop = lambda: loop.call_soon_threadsafe(stopping)
+    events = stream(request.workflow, request.values, model=request.model, controls=request.controls, run_id=request.run_id, stop=stop)
+    with watching() if request.options.debug else contextlib.nullcontext():
+        async with contextlib.aclosing(events):
+            await _follow(events, request, view, stop)
+    if view.result is None:
+        raise OrchestratorError("the run ended without a result")
+    return view.result
+
+
+def _stopping_line(calls: int) -> str:
+    from orchestrator.runner import GRACE
+
+    what = f"{calls:,} call{'' if calls == 1 else 's'} in flight may end" if calls else "the report is written"
+    return f"stopping: {what}, at most {GRACE:g} s; again to end at once"
+
+
+async def _follow(events: "AsyncGenerator[Event, None]", request: _Request, view: "RunView", stop: "asyncio.Event") -> None:
+    """Tell each event to whoever wants it: the view, the logs, stdout and stderr."""
     import asyncio
 
     from orchestrator.logs import log_event
     from orchestrator.progress import open_progress
-    from orchestrator.runner import stream
 
     options, show = request.options, None
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    signals.cancel = lambda: loop.call_soon_threadsafe(task.cancel) if task else None
-    events = stream(request.workflow, request.values, model=request.model, controls=request.controls, run_id=request.run_id)
-    try:
-        with contextlib.ExitStack() as screen:
-            async with contextlib.aclosing(events):
-                async for event in events:
-                    if show is None:  # the first event comes when everything was found good
-                        gc.freeze()
-                        gc.enable()
-                        live = False if options.events and is_terminal() else None
-                        show = screen.enter_context(open_progress(quiet=options.quiet, live=live))
-                    view.add(event)
-                    log_event(event)
-                    if options.events:
-                        # Not here: a reader that is slow must not hold the event loop.
-                        await asyncio.to_thread(write_event, event, request.run_id)
-                    show(event)
-    finally:
-        signals.cancel = None
-    if view.result is None:
-        raise OrchestratorError("the run ended without a result")
-    return view.result
+    watched = sys.stderr is not None and sys.stderr.isatty()
+    with contextlib.ExitStack() as screen:
+        async for event in events:
+            if show is None:  # the first event comes when everything was found good
+                gc.freeze()
+                gc.enable()
+                live = False if options.events and is_terminal() else None
+                show = screen.enter_context(open_progress(quiet=options.quiet, live=live))
+            view.add(event)
+            log_event(event)
+            if options.events:
+                # Not here: a reader that is slow must not hold the event loop.
+                await asyncio.to_thread(write_event, event, request.run_id)
+            if watched or not stop.is_set() or event.kind == "result":  # in a log, what is stopped is told by its end alone
+                show(event)

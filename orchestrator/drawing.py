@@ -15,9 +15,16 @@ from orchestrator.workflow import Workflow
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
+    from orchestrator.controls import Controls
+
 __all__ = ["describe", "draw_mermaid", "draw_text"]
 
 _NAMES = {"__start__": "START", "__end__": "END"}
+_STRUCTURE = {
+    "asks": "questions to a model in one visit, at most",
+    "visits": "visits in one run of its graph, at most",
+    "runs": "runs of the graph inside it in one visit, at most",
+}
 _LEGEND = {"─>": "always", "┄>": "on a condition", "×N": "once for each Send", "⧉": "a graph inside"}
 
 
@@ -109,8 +116,8 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;") + '"'
 
 
-def describe(workflow: Workflow) -> dict[str, Any]:
-    """Everything to know of a workflow before running it, as values that JSON holds."""
+def describe(workflow: Workflow, controls: "Controls") -> dict[str, Any]:
+    """Everything to know of a workflow before running it with `controls`, as values that JSON holds."""
     view = GraphView(workflow.graph)
     return {
         "name": workflow.name,
@@ -121,7 +128,7 @@ def describe(workflow: Workflow) -> dict[str, Any]:
         "output": _schema_fields(view.builder.output_schema),
         "nodes": [_node(view, node) for node in _in_order(view)[1:]],
         "agents": list(_agents(view, (), "")),
-        "controls": workflow.controls.model_dump(),
+        "structure": list(_structure(view, controls, (), "")),
         "notes": list(workflow.notes),
     }
 
@@ -144,6 +151,18 @@ def _agents(view: GraphView, seen: tuple[int, ...], prefix: str) -> Iterator[dic
             "output": _schema_fields(graph.builder.output_schema),
         }
         yield from _agents(GraphView(graph), (*seen, id(graph.builder)), f"{where}.")
+
+
+def _structure(view: GraphView, controls: "Controls", seen: tuple[int, ...], prefix: str) -> Iterator[dict[str, Any]]:
+    """What the graph itself limits, at any depth: what its nodes say in their metadata, a control's name as its value."""
+    for node in view.nodes:
+        for name, value in (view.builder.nodes[node].metadata or {}).items():
+            if name in _STRUCTURE:
+                limit = getattr(controls, value, value) if isinstance(value, str) else value
+                yield {"node": prefix + node, "limit": name, "value": _plain(limit), "meaning": _STRUCTURE[name]}
+        for graph in view.subgraphs.get(node, ()):
+            if id(graph.builder) not in seen:
+                yield from _structure(GraphView(graph), controls, (*seen, id(graph.builder)), f"{prefix}{node}.")
 
 
 def _input_field(key: str, info: "FieldInfo") -> dict[str, Any]:

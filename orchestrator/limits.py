@@ -152,8 +152,9 @@ def _rows(controls: "Controls", origins: Mapping[tuple[str, str], Origin]) -> li
 
 
 def _meaning(info: "FieldInfo", of: str) -> str:
-    where = {"": "", "branch": ", in one branch"}.get(of, f", in all calls of the role {of}")
-    return (info.description or "").replace(" in all", "") + where if of else info.description or ""
+    meaning = info.description or ""
+    where = f" of the role {of}" if of not in ("", "branch") else " of one branch"
+    return meaning.replace(" in all", where, 1) if of else meaning
 
 
 def _read(given: Mapping[str, tuple[str, Sequence[str]]]) -> _Found:
@@ -202,7 +203,7 @@ def _plain(info: "FieldInfo", word: str) -> Any:
 def _roles(word: str) -> Any:
     """Names between commas; what holds anything else stays a text, and is refused as one."""
     names = [name.strip() for name in word.split(",")]
-    return tuple(names) if all(re.fullmatch(r"[A-Za-z_][\w-]*", name) for name in names) else word
+    return tuple(names) if all(re.fullmatch(r"\*|[A-Za-z_][\w-]*", name) for name in names) else word
 
 
 def _takes_none(info: "FieldInfo") -> bool:
@@ -231,7 +232,7 @@ def _range(info: "FieldInfo") -> str:
     """`a whole number from 1 to 10,000`, `a number above 0 and up to 86,400, or none`, `required or optional`."""
     kind = _kind(info)[0]
     if kind == "names of roles":
-        return "names of roles with commas between them, or none"
+        return "names of roles with commas between them, * for all, or none"
     if kind == "one of":
         return " or ".join(get_args(info.annotation))
     if kind == "a policy":

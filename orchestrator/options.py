@@ -32,6 +32,7 @@ __all__ = [
     "model_specs",
     "own_options",
     "parse",
+    "read_documents",
     "read_input",
     "run_parser",
     "writable_file",
@@ -73,15 +74,16 @@ def run_parser(prog: str) -> Parser:
     """The options that every run has, without controls and fields."""
     parser = Parser(prog, usage=f"{prog} [INPUT] [--FIELD VALUE ...] [options]", formatter_class=_Help)
     group = parser.add_argument_group("options")
-    model = "offline, or provider:model; ROLE=SPEC for one role; repeatable"
-    group.add_argument("--model", action="append", default=[], metavar="SPEC", help=model)
+    model = "offline, or provider:model; ROLE=SPEC for one role; repeatable; SPEC,SPEC: the second where the first fails"
+    group.add_argument("--model", action="append", default=[], metavar="SPEC[,SPEC]", help=model)
     group.add_argument("--input", metavar="JSON|@FILE|-", help="the whole input as a JSON object")
+    group.add_argument("--dry-run", action="store_true", help="check everything and say what the run may cost at most; call no model")
     group.add_argument("--json", action="store_true", help="stdout holds one JSON object: the result")
     group.add_argument("--events", action="store_true", help="stdout holds one JSON event a line; the last is the result")
     group.add_argument("--output", metavar="FILE", help="write the report to FILE instead of stdout")
     group.add_argument("--run-id", metavar="ID", help="1 to 128 letters, digits, '_', '.' and '-'")
     group.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
-    group.add_argument("--debug", action="store_true", help="tracebacks, all logs, asyncio's debug mode")
+    group.add_argument("--debug", action="store_true", help="tracebacks, all logs, asyncio's debug mode, what blocks the event loop")
     group.add_argument("--log-file", metavar="FILE", help="append logs to FILE instead of stderr")
     group.add_argument("--log-format", choices=("console", "json"), default="console", help="how a log line looks (default: console)")
     group.add_argument("-h", "--help", action="store_true", help="show this")
@@ -203,16 +205,25 @@ def _is_nested(annotation: Any) -> bool:
     return any(hasattr(kind, mark) for mark in ("model_fields", "__required_keys__", "__dataclass_fields__"))
 
 
-def model_specs(given: Sequence[str]) -> str | dict[str, str] | None:
-    """`--model SPEC` and `--model ROLE=SPEC` as the runner takes them; the last one of a role counts."""
-    specs: dict[str, str] = {}
+def model_specs(given: Sequence[str]) -> str | dict[str, str | list[str]] | None:
+    """`--model SPEC` and `--model ROLE=SPEC` as the runner takes them; the last one of a role counts.
+
+    `SPEC,SPEC` is a list: the second is asked where the first fails.
+    """
+    specs: dict[str, str | list[str]] = {}
     for word in given:
         match = _ROLE.match(word)
-        role, spec = (match[1], match[2]) if match else ("", word)
-        if not spec.strip():
-            raise InputError("--model is empty", remedy="give offline or provider:model, such as openai:gpt-5-mini")
-        specs[role] = spec
-    return specs.get("") if set(specs) <= {""} else specs
+        role, text = (match[1], match[2]) if match else ("", word)
+        names = [name.strip() for name in text.split(",")]
+        if not all(names):
+            what = "--model is empty" if names == [""] else f"--model {one_line(word, 80)!r} has an empty name in its list"
+            raise InputError(what, remedy="give offline or provider:model, such as openai:gpt-5-mini")
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise InputError(f"--model names {one_line(twice, 80)!r} twice in one list", remedy="name each model once, the preferred first")
+        specs[role] = names if len(names) > 1 else names[0]
+    only = specs.get("")
+    return only if specs.keys() == {""} and isinstance(only, str) else specs or None
 
 
 def own_options(prog: str, words: Sequence[str], path: Path | None) -> tuple[argparse.Namespace, dict[str, Any]]:
@@ -229,6 +240,8 @@ def own_options(prog: str, words: Sequence[str], path: Path | None) -> tuple[arg
         found, rest = parse(parser, words, fields_known=False)
         controls = option_controls(found)
     _check_run_id(found.run_id)
+    if found.dry_run and found.events:
+        raise InputError("--dry-run runs nothing, so there are no --events", remedy="leave one out; --json gives the forecast as JSON")
     if found.json and found.events:
         raise InputError("--json and --events exclude each other: each says what stdout holds", remedy="choose one")
     return found, controls
@@ -345,6 +358,26 @@ def _whole_text(word: str) -> str:
         return os.fsencode(word).decode("utf-8")
     except UnicodeError:
         raise InputError("the INPUT is not UTF-8", remedy="give the text in UTF-8") from None
+
+
+def read_documents(model: "type[BaseModel]", values: Mapping[str, Any]) -> None:
+    """Read the documents of a supervisor's input as its run would, and keep nothing of it; raises DocumentsError."""
+    import asyncio
+    import tempfile
+
+    from orchestrator.documents import open_library
+    from orchestrator.graphs.supervisor import SupervisorInput
+
+    if not issubclass(model, SupervisorInput):
+        return  # whatever its documents are, it is not for us to open them
+    paths = model.model_validate(values).documents
+
+    async def read(home: Path) -> None:
+        library = await open_library(paths, home=home)
+        await library.aclose()
+
+    with tempfile.TemporaryDirectory(prefix="orchestrator-") as folder:
+        asyncio.run(read(Path(folder)))
 
 
 def _read_stdin(what: str) -> str:

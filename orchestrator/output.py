@@ -4,8 +4,10 @@ import io
 import json
 import os
 import re
+import shutil
 import stat
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
@@ -29,6 +31,7 @@ __all__ = [
     "own_stdout",
     "say",
     "stdout",
+    "terminal_width",
     "write_event",
     "write_file",
     "write_json",
@@ -255,22 +258,64 @@ def columns(rows: Sequence[Sequence[str]], indent: str = "") -> str:
     return "".join(line.rstrip() + "\n" for line in padded)
 
 
-def description_text(told: Mapping[str, Any]) -> str:
-    """What `describe` says of a workflow, for people."""
+def terminal_width() -> int | None:
+    """Columns of the terminal that shows the output; None where none does, and lines are as long as they are."""
+    return shutil.get_terminal_size().columns if is_terminal() else None
+
+
+def description_text(told: Mapping[str, Any], *, width: int | None = None) -> str:
+    """What `describe` says of a workflow, for people, in lines of `width` columns where it is given."""
     parts = [f"{told['name']}: {told['description']}\n" if told["description"] else f"{told['name']}\n"]
     if told["path"]:
         parts.append(f"{told['path']}\n")
     fields = [_field_row(field, told["text_field"]) for field in told["input"]]
     nodes = [(node["name"] + (" ×N" if node["many"] else ""), "-> " + (", ".join(node["to"]) or "END")) for node in told["nodes"]]
     agents = [(agent["name"], f"{_names(agent['input'])} -> {_names(agent['output'])}") for agent in told["agents"]]
-    limits = [("--" + name.replace("_", "-"), "none" if value is None else f"{value:,g}") for name, value in told["controls"].items()]
     output = [(field["name"], field["type"]) for field in told["output"]]
-    for title, rows in (("input", fields), ("output", output), ("nodes", nodes), ("agents", agents), ("limits", limits)):
+    structure = [(row["node"], _value(row["value"]), row["meaning"]) for row in told["structure"]]
+    controls = [(_option(row), _value(row["value"]), row["origin"], row["meaning"]) for row in told["controls"]]
+    tables: dict[str, Sequence[Sequence[str]]] = {"input": fields, "output": output, "nodes": nodes, "agents": agents}
+    for title, rows in {**tables, "limits of the graph": structure, "limits in force": controls}.items():
         if rows:
-            parts.append(f"\n{title}\n{columns(rows, indent='  ')}")
+            parts.append(f"\n{title}\n{_table(rows, width)}")
     if told["notes"]:
         parts.append("\nnotes\n" + "".join(f"  {one_line(note, 300)}\n" for note in told["notes"]))
     return printable("".join(parts))
+
+
+def _option(limit: Mapping[str, Any]) -> str:
+    return f"{limit['option']} {one_line(limit['of'], 40)}=" if limit["of"] else str(limit["option"])
+
+
+def _value(value: object) -> str:
+    if value is None or value == []:
+        return "none"
+    if isinstance(value, list):
+        return ",".join(one_line(item, 40) for item in value)
+    return f"{value:,.10g}" if isinstance(value, int | float) else one_line(value, 60)
+
+
+_NARROWEST = 30
+"""Columns that a text needs beside the others; in less it stands below them."""
+
+
+def _table(rows: Sequence[Sequence[str]], width: int | None) -> str:
+    """Rows in columns; where `width` leaves the last one too little room it stands below its row."""
+    room = 0 if width is None else width - 2 - sum(max(len(row[place]) for row in rows) + 2 for place in range(len(rows[0]) - 1))
+    longest = max(len(row[-1]) for row in rows)
+    if width is None or longest <= room:
+        return columns(rows, indent="  ")
+    if room >= max(_NARROWEST, longest // 2):
+        return columns([line for row in rows for line in _wrapped(row, room)], indent="  ")
+    heads = columns([row[:-1] for row in rows], indent="  ").splitlines()
+    texts = [textwrap.fill(row[-1], width, initial_indent="      ", subsequent_indent="      ") for row in rows]
+    return "".join(f"{head}\n{text}\n" if text else f"{head}\n" for head, text in zip(heads, texts, strict=True))
+
+
+def _wrapped(row: Sequence[str], room: int) -> list[list[str]]:
+    """A row as several, the last cell wrapped to `room` columns."""
+    first, *others = textwrap.wrap(row[-1], room) or [""]
+    return [[*row[:-1], first], *([""] * (len(row) - 1) + [other] for other in others)]
 
 
 def _field_row(field: Mapping[str, Any], text_field: str | None) -> tuple[str, str, str, str]:

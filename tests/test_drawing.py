@@ -7,6 +7,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 from pydantic import BaseModel, Field
 
+from orchestrator.controls import Controls
 from orchestrator.drawing import describe, draw_mermaid, draw_text
 from orchestrator.workflow import Workflow, load_workflow
 
@@ -136,9 +137,9 @@ def test_mermaid_takes_any_name_of_a_node() -> None:
 
 
 def test_describe_says_everything_as_json() -> None:
-    described = describe(workflow())
+    described = describe(workflow(), Controls())
     assert json.loads(json.dumps(described)) == described
-    assert described.pop("controls")["call_timeout"] == 120.0
+    assert described.pop("structure") == []
     part = [
         {"name": "question", "type": "str", "required": True},
         {"name": "parts", "type": "list[str]", "required": True},

@@ -31,7 +31,7 @@ GROUPS = (
     ("batch", "tracing", "progress", "live", "output", "logs", "blocking", "running"),
     ("doctor",),
     ("testing",),
-    ("cli", "options", "limits"),
+    ("cli", "options", "limits", "stopping"),
     ("__main__",),
 )
 RANK = {module: rank for rank, group in enumerate(GROUPS) for module in group}
@@ -100,7 +100,7 @@ def test_a_module_imports_only_from_the_left(path: Path) -> None:
     if module == "__init__":
         return  # the public face names modules of every group, lazily
     assert module in RANK, f"{module} has no place in the import rule"
-    peers = {"workflow", "places", "importing", "inputs", "drawing"}, {"progress", "live", "output"}, {"cli", "options", "limits"}
+    peers = {"workflow", "places", "importing", "inputs", "drawing"}, {"progress", "live", "output"}, {"cli", "options", "limits", "stopping"}
     family = next((peer for peer in peers if module in peer), {module})
     assert {used for used in engine_modules(path) if used not in family and RANK[used] >= RANK[module]} == set()
 
