@@ -3,7 +3,7 @@
 import asyncio
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from math import ceil
@@ -14,7 +14,7 @@ from orchestrator.controls import Budget, Controls
 from orchestrator.errors import BudgetExceeded, InputError, LoopStopped
 from orchestrator.state import Usage
 
-__all__ = ["Ledger", "Reservation", "check_budgets", "price"]
+__all__ = ["Ledger", "Reservation", "Rounds", "check_budgets", "price"]
 
 _LIMITS = ("max_calls", "max_tokens", "max_input_tokens", "max_output_tokens", "usd")
 _UNITS = ("calls", "tokens", "input tokens", "output tokens", "US dollars")
@@ -187,6 +187,27 @@ class Reservation:
     def _end(self) -> bool:
         was_open, self._ended = not self._ended, True
         return was_open
+
+
+class Rounds:
+    """How often agents of a graph go round: what runs side by side does not count."""
+
+    def __init__(self) -> None:
+        self._steps: dict[tuple[str, str, str], set[int]] = defaultdict(set)
+        self._calls: dict[tuple[str, str], int] = defaultdict(int)
+
+    def count(self, metadata: Mapping[str, Any], what: str = "") -> int:
+        """Count a call of `what` by the LangGraph node of `metadata`: the calls of its task, and the earlier supersteps with such calls.
+
+        0 outside a graph.
+        """
+        place, step = str(metadata.get("langgraph_checkpoint_ns", "")), metadata.get("langgraph_step")
+        if not isinstance(step, int):
+            return 0
+        steps = self._steps[place.rpartition("|")[0], str(metadata.get("langgraph_node")), what]
+        steps.add(step)
+        self._calls[place, what] += 1
+        return self._calls[place, what] + sum(earlier < step for earlier in steps)
 
 
 class Ledger:
