@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 from langchain_core.messages import AIMessage
 from pydantic import BaseModel, ValidationError
 
+from orchestrator.controls import Controls
 from orchestrator.errors import EmptyAnswerError, RefusedError, TruncatedError
-from orchestrator.models.failures import Call
+from orchestrator.models.call import Call
 from orchestrator.text import one_line
 
 __all__ = ["check_whole", "cleaned", "explain", "read_answer", "validated"]
@@ -18,9 +19,9 @@ T = TypeVar("T", bound=BaseModel)
 
 # finish_reason (OpenAI, Ollama's done_reason, Google), stop_reason (Anthropic), status (OpenAI's Responses), in lower case.
 _DONE = {"stop", "tool_calls", "function_call", "end_turn", "tool_use", "stop_sequence", "completed", "complete", "eos"}
-_CUT = {
-    "length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded", "incomplete",
-    "abort", "aborted", "cancelled", "error", "failed", "insufficient_system_resource", "pause_turn",
+_BROKEN_OFF = {"abort", "aborted", "cancelled", "error", "failed", "insufficient_system_resource"}
+_CUT = _BROKEN_OFF | {
+    "length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded", "incomplete", "pause_turn",
 }  # fmt: skip
 _REFUSED = {
     "content_filter", "content_filtered", "refusal", "safety", "recitation", "blocklist", "prohibited_content", "spii",
@@ -33,7 +34,7 @@ _FENCE = re.compile(r"```[\w-]*[ \t]*\n(.*?)```", re.DOTALL)
 _CANDIDATES = 64  # objects tried in one answer: reading on from every brace of a hostile one is quadratic
 
 
-def check_whole(message: AIMessage, call: Call) -> None:
+def check_whole(message: AIMessage, call: Call, controls: Controls) -> None:
     """Raise RefusedError, TruncatedError or EmptyAnswerError for a message that is no complete answer."""
     reason = _finish_reason(message)
     refusal = message.additional_kwargs.get("refusal") or _refusal_block(message)
@@ -41,22 +42,27 @@ def check_whole(message: AIMessage, call: Call) -> None:
         said = call.shown(str(refusal)) if refusal else f"stopped with {reason!r}"
         raise RefusedError(f"the model refused to answer: {said}", where=call.where, remedy="ask differently, or use another model")
     if reason in _CUT:
-        raise TruncatedError(
-            f"the answer was cut: {reason!r}", where=call.where, remedy="use a model or a server that allows longer answers"
-        )
-    if not reason and call.openai_like:
-        raise TruncatedError("the answer ended without a finish_reason, so it may be cut", where=call.where, remedy="run it again")
+        remedy = "run it again" if reason in _BROKEN_OFF else "use a model or a server that allows longer answers"
+        cut = TruncatedError(f"the answer was cut: {reason!r}", where=call.where, remedy=remedy)
+        cut.retry = reason in _BROKEN_OFF
+        raise cut
+    if not reason and call.openai_like and controls.finish_reason == "required":
+        remedy = "run it again; for a server that never sends one: --finish-reason optional"
+        cut = TruncatedError("the answer ended without a finish_reason, so it may be cut", where=call.where, remedy=remedy)
+        cut.retry = True
+        raise cut
     if not str(message.text).strip() and not message.tool_calls and not message.invalid_tool_calls:
-        raise EmptyAnswerError(
-            "the answer is empty: no content and no tool call", where=call.where, remedy="run it again, or use another model"
-        )
+        remedy = "run it again, or use another model"
+        empty = EmptyAnswerError("the answer is empty: no content and no tool call", where=call.where, remedy=remedy)
+        empty.retry = True
+        raise empty
 
 
-def cleaned(message: AIMessage) -> AIMessage:
-    """`message` without lone surrogates, which no checkpoint or UTF-8 stream takes."""
-    return message.model_copy(
-        update={name: _repaired(getattr(message, name)) for name in ("content", "tool_calls", "invalid_tool_calls", "additional_kwargs")}
-    )
+def cleaned(message: AIMessage) -> tuple[AIMessage, bool]:
+    """`message` without lone surrogates, which no checkpoint or UTF-8 stream takes; and whether there were any."""
+    given = {name: getattr(message, name) for name in ("content", "tool_calls", "invalid_tool_calls", "additional_kwargs")}
+    whole = _repaired(given)
+    return (message.model_copy(update=whole), True) if whole != given else (message, False)
 
 
 def read_answer(text: str, schema: type[T]) -> T:

@@ -1,6 +1,5 @@
 """The requests behind one `ask`: the way of asking that the server takes, the checks on its answer, and repairs."""
 
-import asyncio
 import json
 import logging
 import re
@@ -9,19 +8,19 @@ from functools import lru_cache
 from typing import Any, Generic, Literal, TypeVar
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, InvalidToolCall, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_function
-from langgraph.errors import GraphBubbleUp
 from pydantic import BaseModel, ValidationError
 
-from orchestrator.errors import InvalidAnswerError, OrchestratorError
+from orchestrator.errors import InvalidAnswerError, ModelCallError
 from orchestrator.events import tell
-from orchestrator.models.answers import check_whole, cleaned, explain, read_answer, validated
+from orchestrator.models.answers import explain, read_answer, validated
 from orchestrator.models.ask import Answer
-from orchestrator.models.failures import Call, failure, is_rejection, timed_out
-from orchestrator.models.resolve import CLIENT_TIMEOUT
+from orchestrator.models.call import Call
+from orchestrator.models.failures import is_rejection
+from orchestrator.models.sending import Query, Sender, without_retries
 from orchestrator.terms import Terms
 
 __all__ = ["Exchange"]
@@ -45,21 +44,21 @@ class Exchange(Generic[T]):
     """One question to a model, with the requests it takes until the answer fits."""
 
     def __init__(self, model: BaseChatModel, schema: type[T], tools: Sequence[BaseTool], role: str, terms: Terms) -> None:
-        self._model = model
+        self._model = without_retries(model)
         self._schema = schema
         self._tools = tools
-        self._call = Call.of(model, role, terms.controls.call_timeout)
+        self._call = Call.of(model, role)
         self._key = (self._call.host, self._call.model, bool(tools))
         self._tool_names = {tool.name for tool in tools}
-        self._config: RunnableConfig = {"run_name": f"{role} model", "metadata": {"role": role}, "tags": [f"role:{role}"]}
+        config: RunnableConfig = {"run_name": f"{role} model", "metadata": {"role": role}, "tags": [f"role:{role}"]}
+        self._sender = Sender(self._model, self._call, terms, config)
 
     async def answer(self, messages: Sequence[BaseMessage]) -> Answer[T]:
         """An answer that fits, after at most two repairs. Raises a subclass of ModelCallError."""
         talk = list(messages)
         problem = ""
         for _ in range(_REPAIRS + 1):
-            message = cleaned(await self._request(talk))
-            check_whole(message, self._call)
+            message = await self._request(talk)
             found = self._read(message)
             if isinstance(found, Answer):
                 return found
@@ -78,20 +77,15 @@ class Exchange(Generic[T]):
         ways = (*(_WITH_TOOLS if self._tools else ()), *(_OPENAI_WAYS if self._call.openai_like else _OTHER_WAYS))
         start = ways.index(_worked[key]) if _worked.get(key) in ways else 0
         for way in ways[start:]:
+            asked = _with_schema(messages, self._schema) if way in ("json_mode", "prompt") else messages
             try:
-                message = await self._send(way, messages)
-            except Exception as error:
-                if isinstance(error, (OrchestratorError, GraphBubbleUp)):
-                    raise
-                if way != ways[-1] and is_rejection(error):
+                message = await self._sender.send(Query(self._bound(way), asked, calling=way in _CALLING))
+            except (ModelCallError, NotImplementedError) as error:
+                if way != ways[-1] and is_rejection(error.__cause__ or error):
                     continue
-                unreadable = _unreadable_calls(error)
-                if unreadable is None:
-                    raise failure(error, self._call) from error
-                message = unreadable
+                raise
             self._remember(key, way)
-            # Calls that were not asked for are nothing to go by; cut ones look whole in a stream.
-            return message if way in _CALLING else message.model_copy(update={"tool_calls": [], "invalid_tool_calls": []})
+            return message
         raise AssertionError("the last way never continues")
 
     def _doubt(self, message: AIMessage) -> None:
@@ -104,23 +98,6 @@ class Exchange(Generic[T]):
         if self._tools and way not in _WITH_TOOLS and _worked.get(key) != way:
             _log.warning("the %s takes no tools: it is asked without them", self._call.where)
         _worked[key] = way
-
-    async def _send(self, way: Way, messages: list[BaseMessage]) -> AIMessage:
-        runnable = self._bound(way)
-        if way in ("json_mode", "prompt"):
-            messages = _with_schema(messages, self._schema)
-        options: dict[str, Any] = {}
-        if self._call.openai_like and getattr(self._model, "request_timeout", None) in (None, CLIENT_TIMEOUT):
-            options["timeout"] = self._call.timeout
-        if self._call.openai_like and way in _CALLING:
-            options["stream"] = False  # from a stream, LangChain reads arguments that were cut as if they were whole
-        try:
-            async with asyncio.timeout(self._call.timeout) as clock:
-                return await runnable.ainvoke(messages, self._config, **options)
-        except TimeoutError as error:
-            if clock.expired():
-                raise timed_out(self._call) from error
-            raise
 
     def _bound(self, way: Way) -> "Runnable[Any, AIMessage]":
         name = self._schema.__name__
@@ -185,17 +162,6 @@ class Exchange(Generic[T]):
     def _complaint(self, problem: str) -> str:
         ending = f"Call {self._schema.__name__} or another tool." if self._tools else "Give the whole answer again, as one JSON object."
         return f"That is no valid {self._schema.__name__}: {problem}. {ending}"
-
-
-def _unreadable_calls(error: Exception) -> AIMessage | None:
-    """The message whose calls LangChain would not take, because their arguments are JSON but no object."""
-    if not isinstance(error, ValidationError) or error.title != "AIMessage":
-        return None
-    given = [item["input"] for item in error.errors(include_url=False) if item["loc"][0] == "tool_calls"]
-    calls = [
-        InvalidToolCall(name=None, args=json.dumps(args, default=str), id=None, error=None, type="invalid_tool_call") for args in given
-    ]
-    return AIMessage("", invalid_tool_calls=calls, response_metadata={"finish_reason": "tool_calls"}) if calls else None
 
 
 @lru_cache(maxsize=256)

@@ -1,0 +1,123 @@
+"""Hedged requests: one that takes longer than most is made a second time, and the first good answer counts.
+
+After Dean and Barroso, "The Tail at Scale" (2013). With one more request for a share p of all, the delay that helps most is the
+(1 - p) quantile of what was observed: a later one wastes part of the share, an earlier one does not keep to it. On a server whose
+times are lognormal with sigma 1, independent of each other, the 99th percentile then falls to 1/1.8 at p = 10 %, to 1/1.5 at 5 %.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar, TypeVar
+
+__all__ = ["Hedge", "Watch", "first_good"]
+
+T = TypeVar("T")
+
+_SHARE = 0.1  # of the requests at most are made twice
+_QUANTILE = 1 - _SHARE
+_LEAST_SEEN = 20  # observations, before anything is known of a tail
+_MOST_SEEN = 500
+
+
+class Hedge:
+    """What was seen of a role's requests to a model at one endpoint, in this process."""
+
+    _known: ClassVar[dict[tuple[str, str, str], "Hedge"]] = {}
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.made = 0
+        self._seconds: deque[float] = deque(maxlen=_MOST_SEEN)
+
+    @classmethod
+    def of(cls, endpoint: str, model: str, role: str) -> "Hedge":
+        """The one of these, made where there is none."""
+        return cls._known.setdefault((endpoint, model, role), cls())
+
+    def delay(self) -> float | None:
+        """Seconds after which a request is late; None while too little was seen."""
+        if len(self._seconds) < _LEAST_SEEN:
+            return None
+        return sorted(self._seconds)[int(_QUANTILE * len(self._seconds))]
+
+    def take(self) -> bool:
+        """Whether one more request may be made a second time; if so, it is counted."""
+        if self.made + 1 > _SHARE * self.requests:
+            return False
+        self.made += 1
+        return True
+
+    def observe(self, seconds: float) -> None:
+        """Count a request that took so long, or that was still unanswered after so long when another one answered."""
+        self._seconds.append(seconds)
+
+
+class Watch:
+    """When a request was sent, and when its first token or its answer came."""
+
+    def __init__(self, delay: float | None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._delay = delay
+        self._timer: asyncio.TimerHandle | None = None
+        self._sent: float | None = None
+        self.seconds: float | None = None
+        self.late: asyncio.Future[None] = self._loop.create_future()
+
+    def sent(self) -> None:
+        """It goes out; once more, if the endpoint had no room for it before."""
+        self._sent = self._loop.time()
+        self._stop()
+        if self._delay is not None:
+            self._timer = self._loop.call_later(self._delay, self._is_late)
+
+    def answered(self) -> None:
+        """Something of an answer is there: it is not late any more."""
+        if self._sent is not None and self.seconds is None:
+            self.seconds = self._loop.time() - self._sent
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _is_late(self) -> None:
+        if not self.late.done():
+            self.late.set_result(None)
+
+
+async def first_good(hedge: Hedge, make: Callable[[Watch | None], Awaitable[T]]) -> T:
+    """What `make` gives, called again (with None) when the first is late; a failure counts where nothing else is under way.
+
+    Whichever is not needed is cancelled, and has ended when this returns.
+    """
+    hedge.requests += 1
+    watch = Watch(hedge.delay())
+    first: asyncio.Future[T] = asyncio.ensure_future(make(watch))
+    tasks: set[asyncio.Future[T]] = {first}
+    good = False
+    try:
+        either: set[asyncio.Future[Any]] = {first, watch.late}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not first.done() and hedge.take():
+            tasks.add(asyncio.ensure_future(make(None)))
+        answer = await _winner(first, tasks)
+        good = not first.done() or first.exception() is None
+        return answer
+    finally:
+        watch.answered()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if good and watch.seconds is not None:
+            hedge.observe(watch.seconds)
+
+
+async def _winner(first: "asyncio.Future[T]", tasks: "set[asyncio.Future[T]]") -> T:
+    pending = set(tasks)
+    while pending:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            if not task.cancelled() and task.exception() is None:
+                return task.result()
+    return first.result()

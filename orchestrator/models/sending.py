@@ -1,0 +1,333 @@
+"""One request to a model, made as often as it may take: admission, ledger, clocks, and a second try where it can help."""
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, InvalidToolCall
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.base import RunnableBinding
+from langgraph.errors import GraphBubbleUp
+from pydantic import ValidationError
+
+from orchestrator.admission import ADMISSION, Ticket
+from orchestrator.clocks import Clock, waiting
+from orchestrator.errors import (
+    CallFailedError,
+    CallTimeoutError,
+    EmptyAnswerError,
+    ModelCallError,
+    OrchestratorError,
+    ThrottledError,
+    TruncatedError,
+    said,
+)
+from orchestrator.events import current_branch, tell
+from orchestrator.models.answers import check_whole, cleaned
+from orchestrator.models.call import Call
+from orchestrator.models.failures import failure, is_unbilled, timed_out
+from orchestrator.models.hedging import Hedge, Watch, first_good
+from orchestrator.models.resolve import CLIENT_TIMEOUT
+from orchestrator.models.streaming import check_size, collect, size_of
+from orchestrator.terms import Terms, in_request
+from orchestrator.usage import Reservation
+
+__all__ = ["Query", "Sender", "without_retries"]
+
+# Full jitter, as in "Exponential Backoff And Jitter" (AWS Architecture Blog): between 0 and a ceiling that doubles.
+_FIRST_PAUSE = 0.5  # seconds
+_LONGEST_PAUSE = 8.0
+_LONGEST_WAIT = 3600.0  # seconds that an endpoint may ask a run without a deadline to wait
+_ONCE = (CallTimeoutError, TruncatedError, EmptyAnswerError)  # tried again once at most: what happened twice happens again
+_ANSWER_LIMITS = ("max_tokens", "max_output_tokens", "num_predict", "max_new_tokens")
+_BEAT = 0.25  # seconds between two heartbeats of a LangGraph node whose call waits for its turn
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked: `calling` says whether calls of tools are an answer to it."""
+
+    runnable: "Runnable[Any, AIMessage]"
+    messages: Sequence[BaseMessage]
+    calling: bool
+
+    @property
+    def size(self) -> int:
+        """UTF-8 bytes of the request, about."""
+        bound = self.runnable.kwargs if isinstance(self.runnable, RunnableBinding) else {}
+        size = len(json.dumps(dict(bound), ensure_ascii=False, default=str).encode(errors="replace"))
+        for message in self.messages:
+            content = message.content if isinstance(message.content, str) else json.dumps(message.content, default=str)
+            calls = json.dumps(message.tool_calls, default=str) if isinstance(message, AIMessage) and message.tool_calls else ""
+            size += len(content.encode(errors="replace")) + len(calls) + 16  # its role and its brackets
+        return size
+
+
+class Sender:
+    """Makes the requests of one call, on the terms of its run."""
+
+    def __init__(self, model: BaseChatModel, call: Call, terms: Terms, config: RunnableConfig) -> None:
+        self._call = call
+        self._terms = terms
+        self._controls = terms.controls
+        self._config = config
+        self._own_timeout = getattr(model, "request_timeout", None) not in (None, CLIENT_TIMEOUT)
+        clocks = (self._controls.first_token_timeout, self._controls.idle_timeout)
+        self._streams = clocks != (None, None) or bool(getattr(model, "streaming", False))
+        hedged = call.role in self._controls.hedge or "*" in self._controls.hedge
+        self._hedge = Hedge.of(call.endpoint, call.model, call.role) if hedged else None
+        self._requests = 0
+
+    async def send(self, query: Query) -> AIMessage:
+        """A whole answer. Raises a subclass of ModelCallError that tells how many requests were made, or LimitReached."""
+        self._terms.retries.earn(self._call.endpoint)
+        loop = asyncio.get_running_loop()
+        began, before, attempt = loop.time(), self._requests, 0
+        while True:
+            attempt += 1
+            try:
+                return await self._first_good(query)
+            except ModelCallError as caught:
+                error = caught
+            pause = self._pause(error, attempt, loop.time() - began)
+            if pause is None:
+                raise _counted(error, self._requests - before)
+            tell("retry", role=self._call.role, attempt=attempt, seconds=round(pause, 3), error=said(error))
+            with waiting(), _beating():
+                await asyncio.sleep(pause)
+
+    def _pause(self, error: ModelCallError, attempt: int, spent: float) -> float | None:
+        """Seconds until the next try; None where there is none."""
+        if not error.retry or isinstance(error, ThrottledError):
+            return None
+        if attempt >= min(self._controls.max_attempts, 2 if isinstance(error, _ONCE) else 20):
+            return None
+        ceiling = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (attempt - 1))
+        pause = max(random.uniform(0, ceiling), error.retry_after or 0.0)  # noqa: S311 - no secret
+        left = self._left()
+        if pause >= min(left, _LONGEST_WAIT):
+            return None
+        if isinstance(error, CallTimeoutError) and not self._has_room(error.seconds, spent + pause, left - pause):
+            return None
+        return pause if self._terms.retries.take(self._call.endpoint) else None
+
+    def _left(self) -> float:
+        """Seconds until the run's deadline."""
+        return float("inf") if self._terms.ends is None else self._terms.ends - asyncio.get_running_loop().time()
+
+    def _has_room(self, seconds: float, spent: float, left: float) -> bool:
+        # What hangs ends when its limit says so: another wait must fit into the call's own limit, or into a deadline of the run.
+        return spent + seconds <= self._controls.call_timeout or (self._terms.ends is not None and seconds < left)
+
+    async def _first_good(self, query: Query) -> AIMessage:
+        if self._hedge is None:
+            return await self._admitted(query, Watch(None))
+        return await first_good(self._hedge, lambda watch: self._admitted(query, watch))
+
+    async def _admitted(self, query: Query, watch: Watch | None) -> AIMessage:
+        """The answer to one request; one that the endpoint had no room for is made again in its turn."""
+        ticket: Ticket | None = None
+        while True:
+            reservation, ticket = await self._enter(query, ticket)
+            try:
+                return await self._made(query, reservation, ticket, watch)
+            except ThrottledError as error:
+                refused = error
+            wait = refused.retry_after or 0.0
+            again = ticket.throttled(refused.retry_after)
+            if wait >= min(self._left(), _LONGEST_WAIT):
+                limit = "the run ends before" if wait >= self._left() else "no run waits that long"
+                remedy = f"the server asks to wait {wait:g} s, and {limit}: raise the deadline, or run it again later"
+                raise ThrottledError(refused.what, where=refused.where, remedy=remedy) from refused.__cause__
+            if not again:
+                raise refused
+
+    async def _enter(self, query: Query, again: Ticket | None) -> tuple[Reservation, Ticket]:
+        """Room in the budgets, and a turn at the endpoint."""
+        terms, call = self._terms, self._call
+        terms.check()
+        with _beating():
+            if terms.room is not None:
+                await terms.room()
+            reservation = await terms.ledger.reserve(
+                call.model, call.role, current_branch(), size=query.size, answer_tokens=self._controls.max_answer_tokens
+            )
+            try:
+                ticket = await ADMISSION.enter(call.endpoint, terms.party, tokens=reservation.estimate, until=terms.ends, again=again)
+            except BaseException:
+                reservation.failed()
+                raise
+        return reservation, ticket
+
+    async def _made(self, query: Query, reservation: Reservation, ticket: Ticket, watch: Watch | None) -> AIMessage:
+        """The request itself. Whatever becomes of it, the budgets hear of it and its place is given back."""
+        inside = in_request.set(True)
+        try:
+            self._terms.check()  # it may have waited for long
+            reservation.sent()
+            self._requests += 1
+            if watch is not None:
+                watch.sent()
+            message = await self._answer(query, reservation.answer_tokens, watch)
+        except ThrottledError:  # the caller gives its place back
+            reservation.failed()
+            raise
+        except ModelCallError as error:
+            (reservation.failed if is_unbilled(error.__cause__) else reservation.abandoned)()
+            ticket.fail()
+            raise
+        except BaseException:
+            reservation.abandoned()
+            ticket.fail()
+            raise
+        finally:
+            in_request.reset(inside)
+        usage = message.usage_metadata
+        reservation.settle(usage["input_tokens"] if usage else 0, usage["output_tokens"] if usage else 0)
+        ticket.leave(tokens=usage["total_tokens"] if usage else None)
+        check_whole(message, self._call, self._controls)
+        return message
+
+    async def _answer(self, query: Query, limit: int | None, watch: Watch | None) -> AIMessage:
+        try:
+            message = await self._timed(_limited(query.runnable, limit) if limit else query.runnable, query, watch)
+        except (OrchestratorError, GraphBubbleUp) as error:
+            if isinstance(error, CallFailedError) and not error.where:
+                raise failure(error, self._call, self._controls) from error
+            raise
+        except Exception as error:
+            unreadable = _unreadable_calls(error)
+            if unreadable is None:
+                raise failure(error, self._call, self._controls) from error
+            message = unreadable
+        if not query.calling:  # calls that were not asked for are nothing to go by
+            message = message.model_copy(update={"tool_calls": [], "invalid_tool_calls": []})
+        whole, repaired = cleaned(message)
+        if repaired and "surrogates" not in self._terms.warned:
+            self._terms.warned.add("surrogates")
+            tell("log", level="warning", message=f"the {self._call.where} sent half characters (lone surrogates): they were replaced")
+        return whole
+
+    async def _timed(self, runnable: "Runnable[Any, AIMessage]", query: Query, watch: Watch | None) -> AIMessage:
+        """The message, within the call's clocks."""
+        controls, options = self._controls, self._options(query)
+        clock = Clock(controls.call_timeout)
+        try:
+            async with clock:
+                if self._streams:
+                    return await self._streamed(runnable.astream(query.messages, self._config, **options), watch)
+                message = await runnable.ainvoke(query.messages, self._config, **options)
+                check_size(size_of(message))
+                return message
+        except TimeoutError as error:
+            if clock.expired:
+                raise timed_out(self._call, "call_timeout", controls) from error
+            raise
+
+    async def _streamed(self, pieces: AsyncIterator[BaseMessage], watch: Watch | None) -> AIMessage:
+        """The message that is streamed, within the clocks that run between its tokens."""
+        controls, loop, begun = self._controls, asyncio.get_running_loop(), False
+        clock = asyncio.timeout(controls.first_token_timeout)
+
+        def on_token(text: str) -> None:
+            nonlocal begun
+            begun = True
+            clock.reschedule(None if controls.idle_timeout is None else loop.time() + controls.idle_timeout)
+            if watch is not None:  # of two requests that are under way one is told
+                watch.answered()
+                if text:
+                    tell("token", role=self._call.role, text=text)
+
+        try:
+            async with clock:
+                return await collect(pieces, on_token)
+        except TimeoutError as error:
+            if clock.expired():
+                raise timed_out(self._call, "idle_timeout" if begun else "first_token_timeout", controls) from error
+            raise
+
+    def _options(self, query: Query) -> dict[str, Any]:
+        if not self._call.openai_like:
+            return {}
+        options: dict[str, Any] = {}
+        if not self._own_timeout:
+            from openai import Timeout
+
+            options["timeout"] = Timeout(self._controls.call_timeout, connect=self._controls.connect_timeout)
+        if query.calling and not self._streams:
+            options["stream"] = False  # LangChain would stream for LangGraph's listeners, and read cut arguments as if they were whole
+        return options
+
+
+# The SDK's clients whose copies do not retry: one layer decides whether a request is made again.
+_quiet: "WeakKeyDictionary[Any, Any]" = WeakKeyDictionary()
+
+
+def without_retries(model: BaseChatModel) -> BaseChatModel:
+    """`model`, or a copy of an OpenAI-like one whose client makes each request once; `model` itself is not changed."""
+    client: Any = getattr(model, "root_async_client", None)
+    if getattr(client, "max_retries", 0) == 0 or not hasattr(client, "with_options"):
+        return model
+    if client not in _quiet:
+        _quiet[client] = client.with_options(max_retries=0)
+    return model.model_copy(update={"root_async_client": _quiet[client], "async_client": _quiet[client].chat.completions})
+
+
+def _counted(error: ModelCallError, requests: int) -> ModelCallError:
+    """`error`, which says how often it was tried."""
+    if requests > 1:
+        error.what = f"{error.what} ({requests} requests)"
+    return error
+
+
+@contextmanager
+def _beating() -> Iterator[None]:
+    """The LangGraph node around counts as active, while its call waits for its turn."""
+    from langgraph.runtime import get_runtime
+
+    try:
+        beat = get_runtime().heartbeat
+    except (RuntimeError, KeyError, AttributeError):  # not inside a graph
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    timers: list[asyncio.TimerHandle] = []
+
+    def again() -> None:
+        beat()
+        timers[:] = [loop.call_later(_BEAT, again)]
+
+    timers.append(loop.call_later(_BEAT, again))
+    try:
+        yield
+    finally:
+        timers[0].cancel()
+        beat()
+
+
+def _limited(runnable: "Runnable[Any, AIMessage]", limit: int) -> "Runnable[Any, AIMessage]":
+    """`runnable` with answers of at most `limit` tokens, where its model has a field for that."""
+    if isinstance(runnable, RunnableBinding):
+        return runnable.model_copy(update={"bound": _limited(runnable.bound, limit)})
+    if not isinstance(runnable, BaseChatModel):
+        return runnable
+    name = next((name for name in _ANSWER_LIMITS if name in type(runnable).model_fields), None)
+    own = getattr(runnable, name) if name else None
+    return runnable.model_copy(update={name: min(limit, own) if isinstance(own, int) and own > 0 else limit}) if name else runnable
+
+
+def _unreadable_calls(error: Exception) -> AIMessage | None:
+    """The message whose calls LangChain would not take, because their arguments are JSON but no object."""
+    if not isinstance(error, ValidationError) or error.title != "AIMessage":
+        return None
+    given = [item["input"] for item in error.errors(include_url=False) if item["loc"][0] == "tool_calls"]
+    calls = [
+        InvalidToolCall(name=None, args=json.dumps(args, default=str), id=None, error=None, type="invalid_tool_call") for args in given
+    ]
+    return AIMessage("", invalid_tool_calls=calls, response_metadata={"finish_reason": "tool_calls"}) if calls else None
