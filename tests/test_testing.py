@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -15,7 +16,18 @@ from agents.prompts import PLANNER, RESEARCHER, WRITER, prompt, question_block
 from orchestrator.errors import CallFailedError
 from orchestrator.models import ask
 from orchestrator.terms import Terms
-from orchestrator.testing import ModelServer, Reply, agents_script, answer_for, model_server
+from orchestrator.testing import (
+    FAULTS,
+    ModelServer,
+    Reply,
+    agents_script,
+    answer_for,
+    fault,
+    faulty,
+    mixed,
+    model_server,
+    rate_limited,
+)
 from orchestrator.text import data_block
 
 
@@ -235,3 +247,185 @@ async def test_500_connections_are_kept_and_used_again() -> None:
         assert await asyncio.gather(*(twice(port) for _ in range(500))) == [["ok", "ok"]] * 500
     assert len(server.requests) == 1000
     assert server.in_flight_peak > 100
+
+
+async def started(server: ModelServer, body: Mapping[str, Any], seconds: float = 0.3) -> bytes:
+    """What a client has read of an answer when it leaves after `seconds`."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(server.base_url.rpartition(":")[2].partition("/")[0]))
+    sent = json.dumps(body).encode()
+    writer.write(f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(sent)}\r\n\r\n".encode() + sent)
+    read = b""
+    try:
+        async with asyncio.timeout(seconds):
+            while (part := await reader.read(1 << 20)) and not part.endswith(b"\r\n0\r\n\r\n"):
+                read += part
+    except TimeoutError:
+        pass
+    writer.close()
+    await writer.wait_closed()
+    return read
+
+
+STREAM = {**HELLO, "stream": True}
+OVERLONG: list[tuple[str, dict[str, Any], bytes, int]] = [
+    ("keep_alive", STREAM, b": keep-alive\n\n", 2),
+    ("empty_delta", STREAM, b'"delta": {"content": ""}', 2),
+    ("drip", HELLO, b"\r\n\n\r\n", 2),
+    ("first_token", STREAM, b'"content": "', 2),  # the empty one that begins every stream, and the first of the text
+]
+
+
+@pytest.mark.parametrize(("name", "body", "piece", "times"), OVERLONG, ids=[case[0] for case in OVERLONG])
+async def test_an_answer_that_does_not_end_goes_on_until_its_client_leaves(
+    name: str, body: dict[str, Any], piece: bytes, times: int
+) -> None:
+    async with model_server(lambda _: Reply(text="abcdefghijkl", fault=FAULTS[name].fault)) as server:  # type: ignore[union-attr]  # a Reply
+        read = await started(server, body)
+        await until(lambda: server.in_flight == 0)
+    assert (read.count(piece) >= times, b"[DONE]" in read) == (True, False)
+    assert [(request.abandoned, request.ended is not None) for request in server.requests] == [(True, True)]
+    assert server.abandoned == 1
+
+
+async def until(met: Any) -> None:
+    async with asyncio.timeout(20):
+        while not met():  # noqa: ASYNC110 - the server has no event for it
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("body", [HELLO, STREAM])
+async def test_fifty_megabytes_are_sent_as_they_are_read(body: dict[str, Any]) -> None:
+    async with model_server(fault("big")) as server:
+        read = await started(server, body, 20.0 if body is HELLO else 0.05)
+        await until(lambda: server.in_flight == 0)
+    if body is HELLO:
+        assert len(read) > 50_000_000
+    assert b"x" * 1000 in read
+
+
+@pytest.mark.parametrize("name", ["429", "quota", "500", "502", "503", "400", "401", "403", "404", "context"])
+def test_an_error_is_named(name: str) -> None:
+    with model_server(fault(name)) as server:
+        status, _, body = post(server, HELLO)
+    assert status == (int(name) if name.isdigit() else 429 if name == "quota" else 400)
+    assert json.loads(body)["error"].keys() == {"message", "type", "param", "code"}
+
+
+def test_a_fault_that_is_none_is_named_with_those_there_are() -> None:
+    for wrong in ("hangs", "429:again=1"):
+        with pytest.raises(ValueError, match=f"there is no fault '{wrong}'; they are ok, hang, "):
+            fault(wrong)
+
+
+def test_a_script_of_faults_is_taken_in_turn_and_then_all_is_well() -> None:
+    with model_server(faulty("ok*2,429:ra=1,500", lambda _: "fine")) as server:
+        answers = [post(server, HELLO) for _ in range(5)]
+    assert [status for status, _, _ in answers] == [200, 200, 429, 500, 200]
+    assert answers[2][1]["retry-after"] == "1"
+    assert [request.reply.status for request in server.requests if request.reply] == [200, 200, 429, 500, 200]
+    assert [request.abandoned for request in server.requests] == [False] * 5
+    times = [time for request in server.requests for time in (request.at, request.ended or 0.0)]
+    assert times == sorted(times)
+
+
+def test_a_share_of_the_requests_fails_and_the_seed_says_which() -> None:
+    def drawn(seed: int) -> list[int]:
+        with model_server(mixed(lambda _: "fine", share=0.3, seed=seed, faults=["500", "401"])) as server:
+            return [post(server, HELLO)[0] for _ in range(40)]
+
+    assert drawn(1) == drawn(1)
+    assert drawn(1) != drawn(2)
+    assert set(drawn(1)) == {200, 401, 500}
+    assert 4 <= 40 - drawn(1).count(200) <= 20
+
+
+TOOLS = {**HELLO, "tools": [{"function": {"name": "look", "parameters": {"properties": {"at": {}}}}}, {"function": {"name": "Plan"}}]}
+
+
+def test_tool_calls_go_wrong_too() -> None:
+    def calls(name: str, body: dict[str, Any]) -> list[tuple[str, str, str]]:
+        with model_server(fault(name, lambda _: {"questions": ["q"]})) as server:
+            message = json.loads(post(server, body)[2])["choices"][0]["message"]
+        return [(call["id"], call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls", [])]
+
+    look = ("look", '{"at": "the same again"}')
+    assert calls("unknown_tool", TOOLS) == [("call_0", "launch_rocket", '{"to": "the moon"}')]
+    assert calls("tool_loop", TOOLS) == [("call_0", *look)]
+    assert calls("duplicate_calls", TOOLS) == [("call_7", *look), ("call_7", *look)]
+    answered = {**TOOLS, "messages": [*HELLO["messages"], {"role": "tool", "content": "seen"}]}
+    assert calls("duplicate_calls", answered) == [("call_0", "Plan", '{"questions": ["q"]}')]
+    assert calls("never_valid", TOOLS) == [("call_0", "Plan", '{"nonsense": 1}')]
+
+
+def test_half_a_surrogate_pair_ends_the_first_text() -> None:
+    with model_server(fault("surrogate", lambda _: {"n": 1, "items": [{"a": "x", "b": "y"}]})) as server:
+        body = json.loads(post(server, HELLO)[2])
+    assert json.loads(body["choices"][0]["message"]["content"]) == {"n": 1, "items": [{"a": "x\ud800", "b": "y"}]}
+
+
+def rated(**limits: Any) -> list[bool]:
+    """Which of requests every 50 ms for 2 seconds pass a limit of 10 a second, by the responder's own clock."""
+    now = [1000.0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: now[0])
+        answers = rate_limited(lambda _: "fine", per_second=10, **limits)
+        passed = []
+        for _ in range(40):
+            passed.append(answers({}) == "fine")
+            now[0] += 0.05
+    return passed
+
+
+def test_a_bucket_fills_steadily_and_a_window_all_at_once() -> None:
+    assert rated(kind="bucket")[:6] == [True, False, True, False, True, False]
+    assert rated(kind="bucket", burst=5).count(True) > 20
+    assert [index for index, passed in enumerate(rated(kind="window")) if passed] == [*range(10), *range(20, 30)]
+
+
+def test_a_refusal_says_how_long_to_wait_if_it_is_told_to() -> None:
+    answers = rate_limited(lambda _: "fine", per_second=0.1, retry_after=1.5)
+    assert [getattr(answers({}), "headers", None) for _ in range(2)] == [None, {"retry-after": "1.5"}]
+
+
+async def test_more_than_its_capacity_is_refused() -> None:
+    async with model_server(lambda _: Reply(text="fine", delay=0.3), capacity=3) as server:
+        answers = await asyncio.gather(*(asyncio.to_thread(post, server, HELLO) for _ in range(6)))
+    assert sorted(status for status, _, _ in answers) == [200, 200, 200, 503, 503, 503]
+
+
+async def test_a_server_may_stop_listening_while_it_is_used() -> None:
+    async with model_server(lambda _: "fine") as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(server.base_url.rpartition(":")[2].partition("/")[0]))
+        assert (await asyncio.to_thread(post, server, HELLO))[0] == 200
+        server.refuse()
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await reader.readexactly(1)
+        writer.close()
+        with pytest.raises(urllib.error.URLError, match="refused"):
+            await asyncio.to_thread(post, server, HELLO)
+
+
+COUNTED = [
+    ({}, "x" * 40, 10, "stop"),
+    ({"max_tokens": 4}, "x" * 16, 4, "length"),
+    ({"max_completion_tokens": 10}, "x" * 40, 10, "stop"),
+]
+
+
+@pytest.mark.parametrize(("limits", "content", "tokens", "reason"), COUNTED)
+def test_usage_is_counted_where_it_is_asked_for(limits: dict[str, Any], content: str, tokens: int, reason: str) -> None:
+    with model_server(lambda _: "x" * 40, usage="counted") as server:
+        completion = json.loads(post(server, {**HELLO, **limits})[2])
+    choice = completion["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (content, reason)
+    given = -(-len(json.dumps([HELLO["messages"], [], None])) // 4)
+    assert completion["usage"] == {"prompt_tokens": given, "completion_tokens": tokens, "total_tokens": given + tokens}
+
+
+def test_a_counted_tool_call_is_cut_as_text_is() -> None:
+    reply = Reply(calls=[("look", {"at": "y" * 100})], usage="counted")
+    with model_server([reply]) as server:
+        completion = json.loads(post(server, {**TOOLS, "max_tokens": 5})[2])
+    assert completion["choices"][0]["finish_reason"] == "length"
+    assert completion["choices"][0]["message"]["tool_calls"][0]["function"] == {"name": "look", "arguments": '{"at": "yyyyyyyy'}
+    assert completion["usage"]["completion_tokens"] == 5
