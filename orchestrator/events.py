@@ -17,7 +17,7 @@ EventKind = Literal[
     "plan",  # tasks: [{id, question}], round, merged: [{question, into}]
     "branch_started",  # question
     "branch_step",  # step: "search" | "research" | "tools" | "verify" | "repair", detail
-    "branch_finished",  # status, error, findings, attempts, seconds
+    "branch_finished",  # status, error, gap, findings, attempts, seconds
     "verdict",  # claim, label, reason
     "step_started",  # node
     "step_finished",  # node, error

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from langgraph.types import Interrupt
 
+from orchestrator.joining import is_lost
 from orchestrator.state import BranchResult, Failure
 from orchestrator.text import one_line
 
@@ -19,14 +20,16 @@ def outcome(state: Mapping[str, Any], interrupts: Sequence[Interrupt]) -> tuple[
         asked = _summed_up(one_line(interrupt.value) for interrupt in interrupts)
         return "interrupted", f"the graph waits for a person, and a run cannot be resumed yet: {asked}"
     failures = [failure for failure in _listed(state.get("failures")) if isinstance(failure, Failure)]
-    lost = [branch for branch in branches(state) if branch.status != "ok"]
-    statuses = {*(branch.status for branch in lost), *(failure.status for failure in failures)}
-    if statuses and statuses <= {"limited", "skipped"}:
-        return "limited", _summed_up([*(b.error or b.status for b in lost), *(f.error for f in failures)])
+    lost = [branch for branch in branches(state) if is_lost(branch)]
+    causes = [*(branch.error or branch.status for branch in lost), *(_cause(failure) for failure in failures)]
+    if {"limited", "skipped"} & {*(branch.status for branch in lost), *(failure.status for failure in failures)}:
+        return "limited", _summed_up(causes)
+    if joined := [failure.error for failure in failures if failure.role == "join"]:
+        return "failed", _summed_up(joined)
     if lost and len(lost) == len(branches(state)) and not any(branch.findings for branch in lost):
         return "failed", _summed_up(branch.error or branch.status for branch in lost)
-    if lost or failures:
-        return "partial", _summed_up([*(b.error or b.status for b in lost), *(f"{f.role}: {f.error}" for f in failures)])
+    if causes:
+        return "partial", _summed_up(causes)
     return "complete", None
 
 
@@ -37,6 +40,11 @@ def branches(state: Mapping[str, Any]) -> list[BranchResult]:
 
 def _listed(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
+
+
+def _cause(failure: Failure) -> str:
+    """A limit names itself, and what the join policy says names its branch."""
+    return failure.error if failure.role == "join" or failure.status in ("limited", "skipped") else f"{failure.role}: {failure.error}"
 
 
 def _summed_up(errors: Iterable[str]) -> str:

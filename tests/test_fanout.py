@@ -41,4 +41,6 @@ async def test_the_concurrency_limit_holds_over_all_branches_and_agents(document
         asked = [answer_for(request.body) for request in server.requests]
     assert (result.status, len(result.branches)) == ("complete", 20)
     assert server.in_flight_peak == 3
-    assert {name: asked.count(name) for name in set(asked)} == {"Plan": 2, "Findings": 20, "Judgement": 20, "Draft": 1}
+    # All branches find the same: a judgement that is just being asked for is not asked for again.
+    assert {name: asked.count(name) for name in ("Plan", "Findings", "Draft")} == {"Plan": 2, "Findings": 20, "Draft": 1}
+    assert 1 <= asked.count("Judgement") <= 20

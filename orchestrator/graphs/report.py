@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from orchestrator.context import RunContext
 from orchestrator.documents import Library
 from orchestrator.evidence import check_claim
+from orchestrator.joining import is_lost
 from orchestrator.state import BranchResult, Citation, Failure, Finding, Report, Sentence
 from orchestrator.text import one_line
 
@@ -38,8 +39,8 @@ async def write_report(
     numbers = _numbers(findings)
     sentences = [sentence for sentence in answer if _holds(sentence, findings)] or _from_findings(findings)
     told = [f"{_plain(sentence.text)} {_marks([findings[n - 1] for n in sentence.findings], numbers)}" for sentence in sentences]
-    gaps = [f"{result.task.question} ({result.error or result.gap})" for result in branches if not result.findings or result.error]
-    gaps += [f"the {failure.role}: {failure.error}" for failure in failures]
+    gaps = [f"{result.task.question} ({result.error or result.gap})" for result in branches if not result.findings or result.status != "ok"]
+    gaps += [f"the {failure.role}: {failure.error}" for failure in failures if failure.role != "join"]
     parts = [
         f"# {_plain(question)}",
         _OFFLINE if offline else "",
@@ -108,10 +109,16 @@ def _plain(text: str) -> str:
 
 
 def _partial(branches: Sequence[BranchResult], failures: Sequence[Failure]) -> str:
-    lost = [result for result in branches if result.status != "ok"]
+    """What the run lost; branches that the join policy ended because nobody needed them any more are no loss, but are named."""
+    lost = [result for result in branches if is_lost(result)]
+    ended = [result for result in branches if result.status != "ok" and not is_lost(result)]
     said = [f"{len(lost)} of {len(branches)} questions could not be researched"] if lost else []
-    said += [f"the {failure.role} failed" for failure in failures if failure.role != "supervisor"]
-    return f"> Partial: {' and '.join(said)}; what is missing is listed under “Not answered”." if said else ""
+    said += [f"the {failure.role} failed" for failure in failures if failure.role not in ("supervisor", "join")]
+    failed = [_plain(failure.error) for failure in failures if failure.role == "join"]
+    parts = [f"Failed: {'; '.join(failed)}." if failed else "", f"Partial: {' and '.join(said)}." if said and not failed else ""]
+    parts += [f"{len(ended)} of {len(branches)} questions were left when the round was over." if ended else ""]
+    told = " ".join(part for part in parts if part)
+    return f"> {told} What is missing is listed under “Not answered”." if told else ""
 
 
 def _by_question(
@@ -150,4 +157,4 @@ async def _colophon(context: RunContext) -> str:
         return ""
     cost = "unknown cost" if usage.cost_usd is None else f"${usage.cost_usd:.4f}" if usage.cost_usd else "$0"
     calls = f"{usage.model_calls} calls, {usage.input_tokens:,} tokens in, {usage.output_tokens:,} out"
-    return f"{_plain(', '.join(context.ledger.models))}: {calls}, {cost}, {time.monotonic() - context.began:.1f} s"
+    return f"{_plain(', '.join(await context.ledger.by_model()))}: {calls}, {cost}, {time.monotonic() - context.began:.1f} s"

@@ -1,0 +1,159 @@
+"""A branch of the supervisor: research, verify, repair. It ends with a result, whatever happens in it."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NotRequired, Required
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.errors import GraphBubbleUp
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+from typing_extensions import TypedDict
+
+from orchestrator.context import RunContext
+from orchestrator.errors import BranchTimeoutError, InputError, LimitReached, ModelCallError, StopRequested, said
+from orchestrator.events import tell
+from orchestrator.joining import NotNeeded, RoundOver
+from orchestrator.state import BranchResult, BranchStatus, Failure, Finding, Source, Task
+
+__all__ = ["RESEARCH_SHARE", "Agent", "BranchInput", "create_attempt", "run_branch", "status_of"]
+
+Agent = CompiledStateGraph[Any, Any, Any, Any]
+
+RESEARCH_SHARE = 0.8
+"""Of a run's deadline, what branches have: the rest is for the report."""
+
+
+class BranchInput(TypedDict):
+    """What a branch is sent."""
+
+    task: Task
+    documents: list[str]
+    allow_hosts: list[str]
+
+
+class AttemptInput(TypedDict):
+    """What one attempt of a branch is given; `feedback` is what the verifier said of the one before."""
+
+    task_id: str
+    question: str
+    documents: list[str]
+    allow_hosts: list[str]
+    feedback: NotRequired[str]
+
+
+class AttemptOutput(TypedDict, total=False):
+    """What one attempt of a branch came to; the researcher and the verifier may be the user's own, so only findings are sure."""
+
+    findings: Required[list[Finding]]
+    sources: list[Source]
+    missing: str
+    failures: list[Failure]
+
+
+class AttemptState(AttemptInput, AttemptOutput):
+    """One attempt of a branch: research, then verify."""
+
+
+def create_attempt(researcher: Agent, verifier: Agent) -> Agent:
+    """A graph AttemptInput -> AttemptOutput: the researcher, then the verifier."""
+    graph = StateGraph(AttemptState, input_schema=AttemptInput, output_schema=AttemptOutput)
+    graph.add_node("researcher", researcher)
+    graph.add_node("verifier", verifier)
+    graph.add_edge(START, "researcher")
+    graph.add_edge("researcher", "verifier")
+    graph.add_edge("verifier", END)
+    return graph.compile(name="attempt")
+
+
+@dataclass
+class _Branch:
+    """A branch while it lasts: what was supported before a failure is kept."""
+
+    task: Task
+    given: dict[str, Any]
+    supported: dict[str, Finding] = field(default_factory=dict)
+    rejected: list[Finding] = field(default_factory=list)
+    sources: dict[str, Source] = field(default_factory=dict)
+    attempts: int = 0
+    status: BranchStatus = "ok"
+    error: str | None = None
+    gap: str | None = None
+
+    async def run(self, attempt: Agent, max_repairs: int) -> None:
+        """Attempts until every finding is supported or the repairs are used up."""
+        config: RunnableConfig = {"run_name": f"branch {self.task.id}: {self.task.question[:80]}", "metadata": {"branch": self.task.id}}
+        feedback: dict[str, str] = {}
+        while True:
+            self.attempts += 1
+            self._keep(await attempt.ainvoke({**self.given, **feedback}, config))
+            if not self.rejected or self.status != "ok" or self.attempts > max_repairs:
+                return
+            tell("branch_step", step="repair", detail=f"{len(self.rejected)} claims were rejected")
+            reasons = [(finding.claim, finding.verdict.reason) for finding in self.rejected if finding.verdict]
+            feedback = {"feedback": "\n".join(f"- {claim!r}: {reason}" for claim, reason in reasons)}
+
+    def _keep(self, state: Mapping[str, Any]) -> None:
+        """Take over what an attempt found."""
+        judged = [(finding, finding.verdict) for finding in state["findings"] if finding.verdict is not None]
+        self.supported |= {finding.claim: finding for finding, verdict in judged if verdict.label == "supported"}
+        self.sources |= {source.uri: source for source in state.get("sources") or []}
+        reasons = [verdict.reason for _, verdict in judged if verdict.label != "supported"]
+        self.rejected = [finding for finding, verdict in judged if verdict.label != "supported"]
+        missing = state.get("missing") or "nothing was found in the documents"
+        self.gap = None if self.supported else f"no claim held: {reasons[0]}" if reasons else missing
+        for failure in state.get("failures") or []:
+            self.status, self.error = failure.status, failure.error
+
+    def end(self, error: Exception) -> None:
+        """Take over what ended it; a branch that nobody needs any more has no error, but a gap that says so."""
+        self.status = status_of(error)
+        if isinstance(error, NotNeeded):
+            self.error, self.gap = None, str(error)
+        else:
+            self.error = str(error) if isinstance(error, RoundOver) else said(error)
+
+
+async def run_branch(attempt: Agent, sent: BranchInput, context: RunContext, max_repairs: int) -> BranchResult:
+    """Run a branch to its result; whatever it raises becomes data."""
+    task, began = sent["task"], time.monotonic()
+    given = {"question": task.question, "task_id": task.id, "documents": sent["documents"], "allow_hosts": sent["allow_hosts"]}
+    branch = _Branch(task, given)
+    try:
+        async with context.join.branch(task.id, context.controls.branch_timeout), context.within(RESEARCH_SHARE):
+            context.terms.check()
+            tell("branch_started", question=task.question)
+            await branch.run(attempt, max_repairs)
+    except (GraphBubbleUp, InputError):
+        raise
+    except Exception as error:  # noqa: BLE001 - here the failure of a branch becomes data, whosever code it was
+        branch.end(error)
+    result = BranchResult(
+        task=task,
+        status=branch.status,
+        findings=list(branch.supported.values()),
+        rejected=branch.rejected,
+        sources=list(branch.sources.values()),
+        error=branch.error,
+        gap=branch.gap,
+        attempts=branch.attempts,
+        seconds=round(time.monotonic() - began, 3),
+        usage=await context.ledger.usage(task.id),
+    )
+    context.ledger.branch_ended(task.id)
+    context.join.left(result)
+    finished = result.model_dump(include={"status", "error", "gap", "attempts", "seconds"})
+    tell("branch_finished", **finished, findings=len(result.findings))
+    return result
+
+
+def status_of(error: Exception) -> BranchStatus:
+    """What a branch or an agent ends as that raised `error`."""
+    if isinstance(error, ModelCallError):
+        return error.status
+    if isinstance(error, NotNeeded | StopRequested):
+        return "skipped"
+    if isinstance(error, TimeoutError | BranchTimeoutError | RoundOver):
+        return "timed_out"
+    return "limited" if isinstance(error, LimitReached) else "failed"
