@@ -131,7 +131,7 @@ class _Bucket:
 
     def takes(self, now: float) -> bool:
         self.left, self.at = min(self.size, self.left + (now - self.at) * self.per_second), now
-        taken = self.left > 1 - 1e-6  # it is filled in fractions, which do not add up to exactly one
+        taken = self.left >= 1
         self.left -= taken
         return taken
 
