@@ -159,7 +159,7 @@ def _row(view: RunView, name: str, branch: BranchView, ascii_only: bool) -> list
     style = _STYLES.get(branch.state, "red")
     running = view.now() - branch.began if branch.began is not None and branch.state == "active" else None
     seconds = branch.seconds if branch.seconds is not None else running
-    said = {"waiting": "waiting", "active": branch.doing or "starting", "ok": branch.note}.get(branch.state)
+    said = {"waiting": "waiting", "active": branch.doing or "starting", "ok": branch.note, "skipped": branch.note}.get(branch.state)
     return [
         Text(symbol, style=style),
         Text(one_line(name, 12), style=style),

@@ -177,7 +177,7 @@ def _model_finished(view: RunView, event: Event) -> None:
 
 
 def _throttled(view: RunView, event: Event) -> None:
-    view.slowed, view.slowed_until = _slowed(event.fields), view.now() + float(event.fields.get("seconds") or 0.0)
+    view.slowed, view.slowed_until = _slowed({**event.fields, "host": ""}), view.now() + float(event.fields.get("seconds") or 0.0)
 
 
 def _retry(view: RunView, event: Event) -> None:
@@ -202,6 +202,10 @@ def _dropped(view: RunView, event: Event) -> None:
 
 def _result(view: RunView, event: Event) -> None:
     view.result, view.phase = event.fields, one_line(event.fields.get("status", ""), 20)
+    for branch in view.branches.values():
+        if branch.state in ("waiting", "active"):  # the run was over before it was
+            branch.seconds = view.now() - branch.began if branch.began is not None else None
+            branch.state, branch.note = "skipped", "begun and not finished" if branch.began is not None else "not begun"
 
 
 _FOLDS: dict[str, Callable[[RunView, Event], None]] = {
@@ -341,8 +345,10 @@ _LINES: dict[str, Callable[[Event], list[str]]] = {
 def summary(result: Mapping[str, Any], *, failures: bool = False) -> list[str]:
     """The closing lines of a run; with `failures` also each branch that did not end well, and why."""
     branches = result.get("branches") or ()
-    lost = [branch for branch in branches if branch.get("status") != "ok"]
-    of = f": {len(branches) - len(lost):,} of {counted(len(branches), 'branch', 'branches')} ok" if branches else ""
+    statuses = [branch.get("status") for branch in branches]
+    lost = [branch for branch in branches if branch.get("status") not in ("ok", "skipped")]
+    skipped = f", {statuses.count('skipped'):,} skipped" if "skipped" in statuses else ""
+    of = f": {statuses.count('ok'):,} of {counted(len(branches), 'branch', 'branches')} ok{skipped}" if branches else ""
     lines = [f"{one_line(result.get('status', ''), 20)}{of}"]
     if failures:
         named = ((one_line(branch.get("task"), 60), status_words(branch.get("status")), branch.get("error")) for branch in lost[:_LISTED])

@@ -117,6 +117,69 @@ def test_more_than_ten_skipped_files_are_counted() -> None:
     assert (lines[0], len(lines), lines[-1]) == ("documents: read 1, skipped 1,213", 12, "  and 1,203 more")
 
 
+HELD_UP = [
+    Event("throttled", {"host": "api.example.org", "seconds": 2.0, "in_flight": 45}),
+    Event("retry", {"attempt": 1, "seconds": 0.42, "error": "the server failed: 500"}, branch="t1", role="researcher"),
+    Event("fallback", {"model": "small", "next": "large", "error": "no answer within 120 s"}, role="planner"),
+    Event("plan", {"tasks": [{"id": "t1", "question": "Who?"}], "round": 1, "merged": [{"question": "Who is it?", "into": "t1"}]}),
+]
+
+
+def test_plain_lines_tell_what_holds_a_run_up() -> None:
+    assert [line for event in HELD_UP for line in plain_lines(event)] == [
+        "api.example.org asks for fewer requests: everyone waits 2 s, 45 in flight from now on",
+        "t1: attempt 1 failed, again in 0.4 s: the server failed: 500",
+        "planner: small failed, asking large instead: no answer within 120 s",
+        "plan, round 1: 1 question",
+        "  t1: Who?",
+        "  merged into t1: Who is it?",
+    ]
+
+
+def test_the_live_view_tells_what_holds_a_run_up_and_what_is_left_of_its_budget() -> None:
+    clock = Clock()
+    limited = Event("run_started", {"workflow": "research", "model": "m", "limits": {"max_calls": 40, "max_tokens": 50_000, "usd": 1.0}})
+    view = viewed([limited, *EVENTS[2:6], *HELD_UP[:2]], clock)
+    for event in (Event("shared", {"model": "m"}), Event("dropped", {"count": 1_203})):
+        view.add(event)
+    view.add(Event("branch_finished", {"status": "skipped", "error": "not needed: first:1 is reached", "seconds": 3.0}, branch="t2"))
+    lines = drawn(view)
+    assert lines[1:] == [
+        "● t1 What limits the depth of a resume … attempt 1 failed, again in 0.…   0.0 s",
+        "– t2 When?                               not needed: first:1 is reached   3.0 s",
+        "· t3 Who?                                waiting",
+        "0 of 3 ok, 1 skipped, 1 active, 1 waiting",
+        "1 call + 1 shared, 100 tokens in, 10 out",
+        "used 1 of 40 calls, 110 of 50,000 tokens",
+        "1,203 events not shown",
+        "the endpoint asks for fewer requests: everyone waits 2 s, 45 in flight from now…",
+    ]
+    clock.now += 2.5
+    assert "fewer requests" not in "\n".join(drawn(view))
+
+
+def test_a_run_that_is_over_has_no_active_branch() -> None:
+    view = viewed([*EVENTS, Event("result", {**RESULT, "status": "cancelled"})])
+    assert [(branch.state, branch.note) for branch in view.branches.values()] == [
+        ("skipped", "begun and not finished"),
+        ("timed_out", "no answer within 120 s"),
+        ("skipped", "not begun"),
+    ]
+
+
+def test_the_summary_counts_branches_that_were_not_needed_apart() -> None:
+    branches = [{"task": "Who?", "status": "ok"}, {"task": "When?", "status": "skipped", "error": "not needed: first:1 is reached"}]
+    assert summary({**RESULT, "status": "complete", "error": None, "branches": branches}, failures=True)[:2] == [
+        "complete: 1 of 2 branches ok, 1 skipped",
+        "12 model calls, 12,345 tokens in, 678 out, $0.0123, 12.3 s",
+    ]
+
+
+def test_the_summary_of_a_limited_run_says_how_to_go_on() -> None:
+    error = "the budget of 40 model calls is used up. raise --max-calls"
+    assert f"error: {error}" in summary({**RESULT, "status": "limited", "error": error})
+
+
 def test_a_second_round_that_asks_nothing_is_no_line() -> None:
     assert plain_lines(Event("plan", {"tasks": [], "round": 2})) == []
 
@@ -132,6 +195,10 @@ def test_a_second_round_that_asks_nothing_is_no_line() -> None:
         Event("tool_started", {"tool": HOSTILE, "input": {"q": HOSTILE}}, branch="t1"),
         Event("branch_finished", {"status": HOSTILE, "error": HOSTILE, "seconds": 1}, branch=HOSTILE),
         Event("step_started", {"node": HOSTILE}),
+        Event("throttled", {"host": HOSTILE, "seconds": 1, "in_flight": 1}),
+        Event("retry", {"attempt": 1, "seconds": 1, "error": HOSTILE}, branch=HOSTILE),
+        Event("fallback", {"model": HOSTILE, "next": HOSTILE, "error": HOSTILE}, role=HOSTILE),
+        Event("plan", {"tasks": [{"id": "t1", "question": "Who?"}], "round": 1, "merged": [{"question": HOSTILE, "into": HOSTILE}]}),
         Event("step_finished", {"node": HOSTILE, "error": HOSTILE}),
         Event("result", {**RESULT, "status": HOSTILE, "error": HOSTILE, "trace_url": HOSTILE, "run_id": HOSTILE}),
     ],

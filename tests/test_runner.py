@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from langchain_core.messages import AnyMessage, HumanMessage, ToolMessage
+from langchain_core.tools import tool
 from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, StateGraph
+from langgraph.graph.message import add_messages
 from langgraph.types import Send, interrupt
 from typing_extensions import TypedDict
 
 from orchestrator import Controls, Event, Workflow, run, stream
 from orchestrator.errors import InputError
+from orchestrator.testing import Reply, agents_script, answer_for, model_server
 
 
 class Numbers(TypedDict):
@@ -40,6 +44,12 @@ def squares(square: Any, target: str = "square") -> Workflow:
     graph.add_conditional_edges(START, fan_out, ["square"])
     graph.add_edge("square", END)
     return Workflow(graph, name="squares")
+
+
+@tool
+async def look(at: str) -> str:
+    """Look at something."""
+    return at
 
 
 async def squared(state: dict[str, int]) -> dict[str, list[int]]:
@@ -256,3 +266,142 @@ async def test_a_loop_without_an_end_is_a_limit_that_was_reached() -> None:
     result = await run(Workflow(graph, name="loop"), {"numbers": [1]}, model="offline", controls={"max_branches": 5})
     assert (result.status, result.exit_code, len(result.output["squares"])) == ("limited", 4, 55)
     assert result.error == "the graph took more than 55 steps: it goes round without an end, or --max-branches is too low"
+
+
+async def test_a_run_that_is_stopped_ends_what_is_in_flight_and_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.runner.GRACE", 0.05)
+    stop = asyncio.Event()
+
+    async def square(state: dict[str, int]) -> dict[str, list[int]]:
+        if state["number"] == 9:
+            stop.set()
+            await forever(state)
+        return await squared(state)
+
+    result = await run(squares(square), {"numbers": [1, 9, 2]}, model="offline", stop=stop)
+    assert (result.status, result.exit_code, result.output) == ("cancelled", 130, {"squares": [1, 4]})
+    assert re.fullmatch(r"stopped after \d+\.\d s", result.error or "")
+
+
+async def test_a_graph_that_goes_round_stops_between_two_steps() -> None:
+    stop = asyncio.Event()
+
+    async def again(state: State) -> dict[str, list[int]]:
+        if len(state["squares"]) == 3:
+            stop.set()
+            await asyncio.sleep(0)
+        return {"squares": [1]}
+
+    graph = StateGraph(State, input_schema=Numbers, output_schema=Squares)
+    graph.add_node("again", again)
+    graph.add_edge(START, "again")
+    graph.add_conditional_edges("again", lambda _: "again", ["again", END])
+    result = await run(Workflow(graph, name="loop"), {"numbers": [1]}, model="offline", stop=stop)
+    assert (result.status, result.output) == ("cancelled", {"squares": [1, 1, 1, 1]})
+
+
+async def test_a_run_that_is_stopped_before_it_began_makes_no_request(documents: Path) -> None:
+    stop = asyncio.Event()
+    stop.set()
+    async with model_server(agents_script()) as server:
+        model = await asyncio.to_thread(server.chat_model)
+        result = await run("research", {"question": "Who?", "documents": [str(documents)]}, model=model, stop=stop)
+    assert (result.status, len(server.requests)) == ("cancelled", 0)
+
+
+async def test_stopping_a_research_run_says_how_far_it_came_and_begins_no_new_call(documents: Path) -> None:
+    script, stop = agents_script(plan={"questions": ["Who designed the journal?", "When was Ada Byron born?"]}), asyncio.Event()
+    asked_after: list[Any] = []
+    loop = asyncio.get_running_loop()
+
+    async def answer(request: dict[str, Any]) -> Any:
+        if stop.is_set():
+            asked_after.append(answer_for(request))
+        if answer_for(request) == "Findings" and "When was Ada Byron born?" in str(request["messages"]):
+            await asyncio.sleep(0.3)  # the other branch is over by then
+            loop.call_soon_threadsafe(stop.set)
+            await asyncio.sleep(0.1)
+        return script(request)
+
+    given = {"question": "Who?", "documents": [str(documents)]}
+    async with model_server(answer) as server:
+        result = await run("research", given, model=await asyncio.to_thread(server.chat_model), stop=stop)
+    assert result.status == "cancelled"
+    assert re.fullmatch(r"stopped after \d+\.\d s: 1 of 2 branches were done", result.error or "")
+    assert asked_after == []
+
+
+async def test_a_loop_of_calls_ends_at_the_limit_exactly_and_keeps_its_messages() -> None:
+    class Talk(TypedDict):
+        messages: Annotated[list[AnyMessage], add_messages]
+
+    async with model_server(lambda _: Reply(calls=[("look", {"at": "it"})])) as server:
+        chat = await asyncio.to_thread(server.chat_model)
+
+        async def agent(state: Talk) -> dict[str, list[AnyMessage]]:
+            return {"messages": [await chat.bind_tools([look]).ainvoke(state["messages"])]}
+
+        async def tools(state: Talk) -> dict[str, list[AnyMessage]]:
+            return {"messages": [ToolMessage("nothing", tool_call_id=call["id"]) for call in state["messages"][-1].tool_calls]}  # type: ignore[union-attr]
+
+        graph = StateGraph(Talk).add_node("agent", agent).add_node("tools", tools)
+        graph.add_edge(START, "agent").add_edge("tools", "agent")
+        graph.add_conditional_edges("agent", lambda state: "tools" if state["messages"][-1].tool_calls else END, ["tools", END])
+        result = await run(
+            Workflow(graph, name="react"), {"messages": [HumanMessage("Look.")]}, model="offline", controls={"max_agent_calls": 7}
+        )
+    assert (result.status, result.exit_code, len(server.requests)) == ("limited", 4, 7)
+    assert [message["type"] for message in result.output["messages"]] == ["human", *["ai", "tool"] * 7]
+    assert "max_agent_calls" in (result.error or "").replace("-", "_")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["offline", "offline"], "offline, then offline"),
+        ({"": "offline", "square": ["offline", "offline"]}, "offline, square=offline, then offline"),
+    ],
+)
+async def test_a_role_may_have_several_models(given: Any, said: str) -> None:
+    result = await run(squares(squared), {"numbers": [2]}, model=given)
+    assert (result.status, result.model) == ("complete", said)
+
+
+@pytest.mark.parametrize(
+    ("given", "lines"),
+    [
+        ({"model": []}, ["the list of models is empty", "name one or more"]),
+        ({"controls": {"hedge": ["squere"]}}, ["workflow 'squares' has no role 'squere' that could hedge", "did you mean 'square'?"]),
+        (
+            {"controls": {"role_budgets": {"squere": {"max_calls": 1}}}},
+            ["workflow 'squares' has no role 'squere' that could have a budget", "did you mean 'square'?"],
+        ),
+        (
+            {"controls": {"race": ["square"]}},
+            ["role 'square' is to race, and it has one model", "give it a list of models, or take it out of race"],
+        ),
+        ({"controls": {"race": ["*"]}}, ["race needs two models or more", "give it a list of models, or take it out of race"]),
+    ],
+)
+async def test_roles_of_the_controls_must_make_sense(given: dict[str, Any], lines: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        await run(squares(squared), {"numbers": [1]}, **{"model": "offline", **given})
+    assert caught.value.lines() == lines
+
+
+async def test_a_budget_in_the_controls_keeps_what_the_workflow_set() -> None:
+    workflow = squares(squared)
+    limited = Workflow(workflow.graph, name="limited", controls=Controls(budget={"max_calls": 5}, deadline=60))  # type: ignore[arg-type]
+    events = [event async for event in stream(limited, {"numbers": [1]}, model="offline", controls={"max_tokens": 1_000})]
+    assert events[0].fields["limits"] == {"max_calls": 5, "max_tokens": 1_000, "deadline": 60.0}
+
+
+async def test_what_finished_beside_a_step_that_fails_is_kept() -> None:
+    async def square(state: dict[str, int]) -> dict[str, list[int]]:
+        if state["number"] == 9:
+            await asyncio.sleep(0.02)
+            raise ValueError("no more")
+        return await squared(state)
+
+    result = await run(squares(square), {"numbers": [1, 9, 2]}, model="offline")
+    assert (result.status, result.output) == ("failed", {"squares": [1, 4]})
