@@ -58,6 +58,7 @@ class Terms:
     party: Party = field(init=False)
     ledger: Ledger = field(init=False)
     retries: Retries = field(init=False, default_factory=Retries)
+    tools: dict[str, Party] = field(init=False, default_factory=dict)  # by name, those that declare limits
     warned: set[str] = field(init=False, default_factory=set)  # warnings that a run tells once
 
     def __post_init__(self) -> None:
