@@ -54,7 +54,7 @@ def create_planner(model: BaseChatModel | None = None) -> CompiledStateGraph[Any
         return {"questions": list(dict.fromkeys(question.strip() for question in drawn_up.questions if question.strip()))}
 
     graph = StateGraph(PlannerState, input_schema=PlannerInput, output_schema=PlannerOutput, context_schema=RunContext)
-    graph.add_node("plan", plan)
+    graph.add_node("plan", plan, metadata={"asks": 1})
     graph.add_edge(START, "plan")
     graph.add_edge("plan", END)
     return graph.compile(name="planner")

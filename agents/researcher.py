@@ -1,7 +1,9 @@
 """The researcher: a question in, findings with quotes out. A tool loop over documents and, where allowed, the web."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import json
+from collections import Counter
+from collections.abc import Sequence
 from typing import Annotated, Any, NotRequired
 
 from langchain_core.language_models import BaseChatModel
@@ -19,6 +21,12 @@ from orchestrator.events import tell
 from orchestrator.state import Citation, Finding, Source, cite
 
 __all__ = ["Findings", "ResearcherInput", "ResearcherOutput", "create_researcher"]
+
+
+_REPEATED = (
+    "This call was made before with the same arguments: its answer stands above, and would be the same. "
+    "Search with other words, read another passage, or answer with what you have."
+)
 
 
 class ResearcherInput(TypedDict):
@@ -77,23 +85,27 @@ def create_researcher(
 
     The documents are searched for the question itself before the model is first asked, so that no model finds less than that;
     then it may call tools for `max_turns` rounds: the documents' own, fetch_url where `allow_hosts` names hosts, and `tools`.
-    Raises ModelCallError and DocumentsError.
+    A call that it repeats is answered by pointing at the first answer, and one that it repeats max_identical_tool_calls times ends
+    its tools. Raises ModelCallError, LimitReached and DocumentsError.
     """
 
     async def search(state: ResearcherState, runtime: Runtime[Any]) -> dict[str, Any]:
         return await _search(state, RunContext.of(runtime), passages)
 
     async def research(state: ResearcherState, runtime: Runtime[Any]) -> dict[str, Any]:
+        context = RunContext.of(runtime)
         turns = sum(isinstance(message, AIMessage) for message in state["messages"])
-        return await _research(state, RunContext.of(runtime), tools, turns < max_turns, model)
+        may_call = turns < min(max_turns, context.controls.max_agent_calls - 1)  # the last call that it has is for the answer
+        may_call = may_call and not _goes_round(state["messages"], context.controls.max_identical_tool_calls)
+        return await _research(state, context, tools, may_call, model)
 
     async def call_tools(state: ResearcherState, runtime: Runtime[Any]) -> dict[str, Any]:
         return await _call_tools(state, RunContext.of(runtime), tools)
 
     graph = StateGraph(ResearcherState, input_schema=ResearcherInput, output_schema=ResearcherOutput, context_schema=RunContext)
-    graph.add_node("search", search)
-    graph.add_node("research", research)
-    graph.add_node("call_tools", call_tools)
+    graph.add_node("search", search, metadata={"asks": 0})
+    graph.add_node("research", research, metadata={"asks": 1, "visits": max_turns + 1})
+    graph.add_node("call_tools", call_tools, metadata={"asks": 0, "visits": max_turns})
     graph.add_edge(START, "search")
     graph.add_edge("search", "research")
     graph.add_conditional_edges("research", after_research, ["call_tools", END])
@@ -137,18 +149,40 @@ async def _call_tools(state: ResearcherState, context: RunContext, own: Sequence
     message = state["messages"][-1]
     calls = message.tool_calls if isinstance(message, AIMessage) else []
     tell("branch_step", step="tools", detail=", ".join(call["name"] for call in calls))
-    answers = await asyncio.gather(*(_call_tool(named, call) for call in calls), return_exceptions=True)
-    for answer in answers:
-        if isinstance(answer, BaseException):
-            raise answer
+    answered = _answered(state["messages"])
+    first: dict[str, str | None] = {}
+    for call in calls:
+        first.setdefault(_key(call), call["id"])
+
+    async def answer(call: ToolCall) -> ToolMessage:
+        if _key(call) in answered or first[_key(call)] != call["id"]:
+            return ToolMessage(_REPEATED, tool_call_id=call["id"], name=call["name"])
+        if call["name"] not in named:
+            return ToolMessage(f"There is no tool {call['name']!r}.", tool_call_id=call["id"], name=call["name"], status="error")
+        return await context.call_tool(named[call["name"]], call)
+
+    answers = await asyncio.gather(*map(answer, calls), return_exceptions=True)
+    for outcome in answers:
+        if isinstance(outcome, BaseException):
+            raise outcome
     return {"messages": answers}
 
 
-async def _call_tool(named: Mapping[str, BaseTool], call: ToolCall) -> ToolMessage:
-    if call["name"] not in named:
-        return ToolMessage(f"There is no tool {call['name']!r}.", tool_call_id=call["id"], status="error")
-    answer = await named[call["name"]].ainvoke({**call, "type": "tool_call"})
-    return answer if isinstance(answer, ToolMessage) else ToolMessage(str(answer), tool_call_id=call["id"])
+def _key(call: ToolCall) -> str:
+    """The same for calls of one tool with the same arguments, in whatever order these are written."""
+    return json.dumps([call["name"], call["args"]], sort_keys=True, default=str)
+
+
+def _answered(messages: Sequence[AnyMessage]) -> set[str]:
+    """The tool calls of a conversation that were answered; one that went wrong may be made again."""
+    right = {message.tool_call_id for message in messages if isinstance(message, ToolMessage) and message.status != "error"}
+    return {_key(call) for message in messages if isinstance(message, AIMessage) for call in message.tool_calls if call["id"] in right}
+
+
+def _goes_round(messages: Sequence[AnyMessage], most: int) -> bool:
+    """Whether one tool was called with the same arguments `most` times, and more than once."""
+    made = Counter(_key(call) for message in messages if isinstance(message, AIMessage) for call in message.tool_calls)
+    return any(count >= max(2, most) for count in made.values())
 
 
 async def _resolve(answer: Findings, task_id: str, library: Any) -> tuple[list[Finding], list[Source]]:

@@ -12,9 +12,9 @@ from typing_extensions import TypedDict
 
 from agents.prompts import VERIFIER, prompt
 from orchestrator.context import RunContext
-from orchestrator.errors import ModelCallError
+from orchestrator.errors import LimitReached, ModelCallError, StopRequested, said
 from orchestrator.events import tell
-from orchestrator.state import Check, Failure, Finding, Source, Verdict, VerdictLabel
+from orchestrator.state import BranchStatus, Check, Failure, Finding, Source, Verdict, VerdictLabel
 
 __all__ = ["Judgement", "VerifierInput", "VerifierOutput", "create_verifier"]
 
@@ -48,7 +48,7 @@ class Judgement(BaseModel):
 
 def create_verifier(model: BaseChatModel | None = None) -> CompiledStateGraph[Any, Any, Any, Any]:
     """An async subgraph VerifierInput -> VerifierOutput; findings are judged at the same time. Raises ModelCallError
-    when no judgement succeeds.
+    or LimitReached when no judgement succeeds.
 
     Quotes at their offsets, source hashes, numbers, dates and names are checked first, without a model; a finding that fails
     one of them is `unsupported` and no model is asked.
@@ -68,23 +68,26 @@ def create_verifier(model: BaseChatModel | None = None) -> CompiledStateGraph[An
         outcomes = await asyncio.gather(*map(judged, state["findings"]), return_exceptions=True)
         errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         for error in errors:
-            if len(errors) == len(outcomes) or not isinstance(error, ModelCallError):
+            if len(errors) == len(outcomes) or not isinstance(error, ModelCallError | LimitReached):
                 raise error
         return {
             "findings": [
                 finding if isinstance(outcome, BaseException) else outcome
                 for finding, outcome in zip(state["findings"], outcomes, strict=True)
             ],
-            "failures": [
-                Failure(role="verifier", status=error.status, error=str(error)) for error in errors if isinstance(error, ModelCallError)
-            ],
+            "failures": [_failure(error) for error in errors],
         }
 
     graph = StateGraph(VerifierState, input_schema=VerifierInput, output_schema=VerifierOutput, context_schema=RunContext)
-    graph.add_node("verify", verify)
+    graph.add_node("verify", verify, metadata={"asks": "max_agent_calls"})
     graph.add_edge(START, "verify")
     graph.add_edge("verify", END)
     return graph.compile(name="verifier")
+
+
+def _failure(error: BaseException) -> Failure:
+    status: BranchStatus = error.status if isinstance(error, ModelCallError) else "limited"
+    return Failure(role="verifier", status="skipped" if isinstance(error, StopRequested) else status, error=said(error))
 
 
 def _counted(findings: int) -> str:
