@@ -145,34 +145,41 @@ class _Walk:
     def _node(self, view: GraphView, shape: "_Shape", node: str, place: _Place) -> tuple[int, int | None]:
         """The chain of one visit, and how many visits follow one another: None where only the steps of the graph bound them."""
         told = _Told(view, node, self.controls, place.name)
-        visits, name = told.number("visits"), place.name or node
-        fanned = node in shape.fanned
-        fans, times = place.fans, place.times
-        if fanned:
-            fans = (*fans, (node, visits or self.controls.max_branches))
-        else:
-            times *= visits or (self.controls.max_branches + _STEPS if node in shape.circling else 1)
+        name, visits, fanned = place.name or node, told.number("visits"), node in shape.fanned
+        laps = self.controls.max_branches + _STEPS if node in shape.circling else 1
+        fans = (*place.fans, (node, visits or self.controls.max_branches * laps)) if fanned else place.fans
+        times = 1 if fanned else visits or laps
         graphs = [graph for graph in view.subgraphs.get(node, ()) if id(graph.builder) not in place.within]
         asks = told.number("asks")
         chain = 0
         if asks is None and not graphs and not _harmless(view.functions.get(node)):
-            chain = self._ask(told, name, fans, self.controls.max_agent_calls)
-            self.untold.append(node)
+            chain = self._untold(told, name, fans, place.times, times)
         elif asks:
-            requests = asks * _REQUESTS * self._models(name)
-            self._ask(told, name, fans, min(requests * times, self.controls.max_agent_calls))
-            self.usual += (asks if told.follows else 1) * _usual(fans, self.controls)
-            chain = (asks if told.follows else 1) * _REQUESTS * (1 if {name, "*"} & {*self.controls.race} else self._models(name))
+            chain = self._told(told, name, fans, place.times * min(times, visits or self.controls.max_agent_calls), asks)
         runs = 1 if (told_runs := told.number("runs")) is None else told_runs
         for graph in graphs:
-            inner = _Place(fans, times * runs, graph.name or node, (*place.within, id(view.builder)))
+            inner = _Place(fans, place.times * times * runs, graph.name or node, (*place.within, id(view.builder)))
             chain += runs * self.graph(GraphView(graph), inner)
         return chain, None if fanned or (not visits and node in shape.circling) else visits or 1
 
-    def _ask(self, told: "_Told", role: str, fans: tuple[tuple[str, int], ...], requests: int) -> int:
+    def _told(self, told: "_Told", role: str, fans: tuple[tuple[str, int], ...], times: int, asks: int) -> int:
+        """A node that tells what it asks; the chain of one visit. Asks that the loop guard counts it bounds with their repairs."""
+        requests = asks * _REQUESTS * self._models(role) * times
+        self._ask(told, role, fans, requests if told.follows else min(requests, self.controls.max_agent_calls))
+        follow = asks if told.follows else 1
+        self.usual += follow * _usual(fans, self.controls)
+        return follow * _REQUESTS * (1 if {role, "*"} & {*self.controls.race} else self._models(role))
+
+    def _untold(self, told: "_Told", role: str, fans: tuple[tuple[str, int], ...], outer: int, visits: int) -> int:
+        """A node that says nothing. In a loop its earlier visits count for the guard, so that a later one has fewer calls left."""
+        most = self.controls.max_agent_calls
+        self._ask(told, role, fans, outer * sum(most - lap for lap in range(min(visits, most))))
+        self.untold.append(told.node)
+        return most
+
+    def _ask(self, told: "_Told", role: str, fans: tuple[tuple[str, int], ...], requests: int) -> None:
         tokens = told.number("input_tokens") or _PROMPT_TOKENS
         self.asks.append(_Ask(role, fans, prod(size for _, size in fans), requests, tokens))
-        return requests
 
     def _models(self, role: str) -> int:
         """How many requests one question makes of its role's models: every model may be asked, a slow request a second time."""
@@ -345,7 +352,7 @@ class _Sum:
         if costly is None:
             return "no node asks a model"
         if costly.branches == 1:
-            return "--max-agent-calls lowers it" if costly.requests == self.controls.max_agent_calls else "--max-calls lowers it"
+            return "--max-agent-calls lowers it" if costly.requests >= self.controls.max_agent_calls else "--max-calls lowers it"
         inside = _least(sum(a.requests for a in self.walk.asks if a.fans == costly.fans), self.controls.branch_budget.max_calls)
         return f"{costly.branches:,} branches x {inside:,}; --max-branches lowers it"
 

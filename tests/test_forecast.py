@@ -139,8 +139,11 @@ def test_the_loop_guard_bounds_a_loop_and_a_node_that_tells_is_bounded_by_both()
     graph = told()
     graph.edges.discard(("asking", END))
     graph.add_conditional_edges("asking", again, ["asking", END])
-    assert (of(graph).calls, of(graph).by) == (50, "--max-agent-calls lowers it")
+    assert (of(graph).calls, of(graph).by) == (50 * 3, "--max-agent-calls lowers it")
     assert of(graph, max_agent_calls=1_000, max_branches=10).calls == 3 * 60, "the steps of a graph end at max_branches + 50"
+    silent = builder(asking)
+    silent.add_conditional_edges("asking", again, ["asking", END])
+    assert of(silent, max_agent_calls=10).calls == 10 + 9 + 8 + 7 + 6 + 5 + 4 + 3 + 2 + 1, "each lap has one call less left"
     limited = told(visits=4)
     limited.edges.discard(("asking", END))
     limited.add_conditional_edges("asking", again, ["asking", END])
@@ -176,7 +179,7 @@ def test_a_target_that_nobody_can_see_may_be_any_node_as_often_as_a_send_likes()
 
     graph = builder(start)
     graph.add_node("asking", asking, metadata={"asks": 1})
-    assert of(graph, max_branches=10, max_agent_calls=1).calls == 10
+    assert of(graph, max_branches=10).calls == 10 * 3
 
 
 @pytest.mark.parametrize(("key", "value"), [("asks", -1), ("asks", "max_branch"), ("visits", True), ("runs", 1.5), ("asks", "join")])
