@@ -179,7 +179,7 @@ class Observer(BaseCallbackHandler):
                 "a model was given several prompts in one call", remedy="call abatch(): each prompt then waits its turn"
             )
         limit = terms.controls.max_agent_calls
-        if self._rounds.count(kwargs.get("metadata") or {}) > limit:
+        if self._rounds.count("", kwargs.get("metadata") or {}) > limit:
             remedy = "raise max_agent_calls (--max-agent-calls)"
             raise LoopStopped(f"an agent made {limit} model calls, which is its limit", where=f"node {call.role!r}", remedy=remedy)
         call.asked, call.controls = Asked.of(model, call.role) if model else None, terms.controls
@@ -199,7 +199,7 @@ class Observer(BaseCallbackHandler):
         """Wait for the tool's own limits; raises LimitReached."""
         known, limit = kwargs.get("metadata") or {}, self.terms.controls.max_identical_tool_calls
         self.terms.check()
-        if self._rounds.count(known, f"{call.name} {input_str}") > limit:
+        if self._rounds.count(f"{call.name} {input_str}", known) > limit:
             raise LoopStopped(
                 f"the tool {call.name!r} was called {limit} times with the same arguments, which is the limit",
                 where=f"node {call.role!r}",

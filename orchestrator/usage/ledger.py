@@ -1,0 +1,346 @@
+"""The ledger of a run: room is reserved before a call, and what it used is settled after it."""
+
+import asyncio
+from bisect import bisect_right
+from collections import defaultdict
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Any
+
+from orchestrator.clocks import waiting
+from orchestrator.controls import Controls
+from orchestrator.errors import BudgetExceeded, LoopStopped
+from orchestrator.state import Usage
+from orchestrator.usage.accounts import NOTHING, Account, Amounts, Seen, kept
+from orchestrator.usage.prices import counts_money, known_price, open_prices, price
+from orchestrator.usage.rounds import Rounds
+
+__all__ = ["Ledger", "Reservation"]
+
+_MARGIN = 1.5  # over the most tokens a byte that a model was seen to count
+_TOKENS_A_BYTE = 0.25  # of English, until a model was seen to count
+_LEAST_ANSWER = 256  # tokens: an answer is cut down to no less
+_LIKELY_ANSWER = 500  # tokens, until answers of the role were seen
+
+
+@dataclass(slots=True)
+class _Count:
+    """Calls, and the tokens of each model."""
+
+    model_calls: int = 0
+    estimated_calls: int = 0
+    tokens: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def add(self, model: str, input_tokens: int, output_tokens: int) -> None:
+        before = self.tokens.get(model, (0, 0))
+        self.tokens[model] = (before[0] + input_tokens, before[1] + output_tokens)
+
+    def usage(self) -> Usage:
+        costs = [price(model, *tokens) for model, tokens in self.tokens.items()]
+        return Usage(
+            model_calls=self.model_calls,
+            estimated_calls=self.estimated_calls,
+            input_tokens=sum(tokens[0] for tokens in self.tokens.values()),
+            output_tokens=sum(tokens[1] for tokens in self.tokens.values()),
+            cost_usd=None if None in costs else round(sum(cost for cost in costs if cost is not None), 6),
+        )
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class _Call:
+    """A call that asks for room; `short` are the accounts that it waits for."""
+
+    model: str
+    role: str
+    branch: str | None
+    size: int
+    answer_tokens: int
+    guarded: bool
+    accounts: list[Account]
+    short: list[Account] = field(default_factory=list)
+
+
+class Reservation:
+    """Room for one request. Exactly one of `settle`, `failed` and `abandoned` ends it, further ones do nothing.
+
+    `estimate`: likely tokens. `answer_tokens`: the max_tokens to send; None where no budget counts answers.
+    """
+
+    __slots__ = ("_call", "_ended", "_ledger", "_need", "_sent", "answer_tokens", "estimate")
+
+    def __init__(self, ledger: "Ledger", call: _Call, need: Amounts, answer_tokens: int | None, estimate: int) -> None:
+        self.estimate = estimate
+        self.answer_tokens = answer_tokens
+        self._ledger = ledger
+        self._call = call
+        self._need = need
+        self._sent = False
+        self._ended = False
+
+    def sent(self) -> None:
+        """The request goes out: it counts as a model call from now on."""
+        if not self._sent and not self._ended:
+            self._sent = True
+            self._ledger._count_call(self._call)
+
+    def settle(self, input_tokens: int, output_tokens: int) -> None:
+        """It was answered, with these tokens; where there are none the server does not count, and they are estimated."""
+        self.sent()
+        if not self._end():
+            return
+        if input_tokens > 0 or output_tokens > 0:
+            self._ledger._bill(self._call, self._need, max(input_tokens, 0), max(output_tokens, 0))
+        else:
+            self._ledger._bill_estimate(self._call, self._need, answered=True)
+
+    def failed(self) -> None:
+        """The provider answered an error: nothing is billed."""
+        if self._end():
+            self._ledger._release(self._call, self._need, (float(self._sent), *NOTHING[1:]))
+
+    def abandoned(self) -> None:
+        """It was cancelled or timed out: where it was sent its input is billed, estimated."""
+        if not self._sent:
+            self.failed()
+        elif self._end():
+            self._ledger._bill_estimate(self._call, self._need, answered=False)
+
+    def _end(self) -> bool:
+        was_open, self._ended = not self._ended, True
+        return was_open
+
+
+class Ledger:
+    """What a run used, in all, by role, branch (task id) and model; and its budgets, in which a call is reserved before it is made.
+
+    A call is reserved with the most that it may use: a token for each byte of its request, or 1.5 times the most tokens a byte that
+    its model was seen to count, and all output tokens that it may have. One that does not fit waits, in order, while calls in flight
+    may free room; then its answer is cut down to what is left, to 256 tokens at the least; then BudgetExceeded.
+
+    From the first call of a branch on, some of each budget is kept for what comes after research. For the writer, of the run's: one
+    call, and 5 % of tokens and money or the mean of the writer's calls. For the verifier, of the run's and of the branch's, for each
+    branch that has begun and was not verified yet: one call, and the mean of the verifier's calls or half the mean of other calls of
+    branches. The writer may use everything, the verifier all but the writer's part, others all but both parts. Of fewer than 4 calls
+    none is kept. Budgets of roles are not divided.
+    """
+
+    def __init__(self, controls: Controls | None = None) -> None:
+        self.controls = controls or Controls()
+        self._total = _Count()
+        self._roles: dict[str, _Count] = defaultdict(_Count)
+        self._branches: dict[str, _Count] = defaultdict(_Count)
+        self._models: dict[str, _Count] = defaultdict(_Count)
+        self._seen_models: dict[str, Seen] = defaultdict(Seen)
+        self._seen_roles: dict[str, Seen] = defaultdict(Seen)
+        self._agents: dict[tuple[str, str], int] = defaultdict(int)
+        self._rounds = Rounds()
+        self._run = Account("the run", "", self.controls.budget)
+        self._accounts: dict[tuple[str, str], Account] = {}
+        self._waiting: dict[_Call, asyncio.Future[Reservation]] = {}
+        self._unverified: set[str] = set()
+        self._verified: set[str] = set()
+        self._divided = False
+        self._money = counts_money(self.controls)
+
+    async def reserve(
+        self, model: str, role: str, branch: str | None, *, size: int, answer_tokens: int, guarded: bool = True
+    ) -> Reservation:
+        """Room for a request of `size` UTF-8 bytes and its answer; raises BudgetExceeded, LoopStopped.
+
+        Waits while calls in flight may free room. `guarded`: it counts as a call of the agent `role` in `branch` (outside branches:
+        in the node or task that it runs in).
+        """
+        if self._money:
+            await open_prices()
+        if guarded and branch is None and self._rounds.count(role) > self.controls.max_agent_calls:
+            raise self._looping(role, None)
+        accounts = self._accounts_of(role, branch)
+        call = _Call(model=model, role=role, branch=branch, size=size, answer_tokens=answer_tokens, guarded=guarded, accounts=accounts)
+        found = self._decide(call, {account for earlier in self._waiting for account in earlier.short})
+        return found or await self._wait(call)
+
+    def branch_ended(self, branch: str) -> None:
+        """Give back what was kept for verifying it."""
+        self._unverified.discard(branch)
+        self._verified.discard(branch)
+        self._admit()
+
+    async def usage(self, branch: str | None = None) -> Usage:
+        """The whole run's, or one branch's over all its attempts."""
+        await self._open_prices()
+        return (self._branches.get(branch, _Count()) if branch else self._total).usage()
+
+    async def by_role(self) -> dict[str, dict[str, Any]]:
+        """Usage by agent role, as JSON."""
+        return await self._listed(self._roles)
+
+    async def by_model(self) -> dict[str, dict[str, Any]]:
+        """Usage by model, as JSON."""
+        return await self._listed(self._models)
+
+    async def _listed(self, counts: dict[str, _Count]) -> dict[str, dict[str, Any]]:
+        await self._open_prices()
+        return {name: count.usage().model_dump() for name, count in sorted(counts.items())}
+
+    async def _open_prices(self) -> None:
+        if set(self._models) - {"offline"}:
+            await open_prices()
+
+    def _accounts_of(self, role: str, branch: str | None) -> list[Account]:
+        found = [self._run] if self.controls.budget else []
+        if branch is not None and self.controls.branch_budget:
+            opened = Account(f"branch {branch!r}", "branch_budget.", self.controls.branch_budget)
+            found.append(self._accounts.setdefault(("branch", branch), opened))
+        if role_budget := self.controls.role_budgets.get(role):
+            opened = Account(f"role {role!r}", f"role_budgets.{role}.", role_budget)
+            found.append(self._accounts.setdefault(("role", role), opened))
+        return found
+
+    async def _wait(self, call: _Call) -> Reservation:
+        future: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
+        self._waiting[call] = future
+        try:
+            with waiting():
+                return await future
+        except asyncio.CancelledError:
+            if self._waiting.pop(call, None):
+                self._admit()  # it may have kept others waiting
+            elif future.done() and not future.cancelled() and future.exception() is None:
+                future.result().failed()
+            raise
+
+    def _admit(self) -> None:
+        """Decide on those who wait, in order: nobody overtakes one who waits for the same budget."""
+        blocked: set[Account] = set()
+        for call, future in list(self._waiting.items()):
+            if self._run in blocked:
+                return  # all the others wait for it, too
+            if future.done():  # cancelled, and about to go
+                continue
+            try:
+                found = self._decide(call, blocked)
+            except (BudgetExceeded, LoopStopped) as error:
+                del self._waiting[call]
+                future.set_exception(error)
+                continue
+            if found is not None:
+                del self._waiting[call]
+                future.set_result(found)
+            blocked.update(call.short)
+
+    def _decide(self, call: _Call, blocked: set[Account]) -> Reservation | None:
+        """Room for `call`, None where it has to wait; raises BudgetExceeded, LoopStopped."""
+        if call.guarded and call.branch is not None and self._agents[call.role, call.branch] >= self.controls.max_agent_calls:
+            raise self._looping(call.role, call.branch)
+        call.short = []
+        if not call.accounts:
+            return self._grant(call, NOTHING, None)
+        if not blocked.isdisjoint(call.accounts):
+            return None
+        sides = [(account, self._kept(account, call)) for account in call.accounts]
+        need = self._need(call, call.answer_tokens)
+        call.short = [account for account, keep in sides if account.short(need, keep) is not None]
+        if not call.short:
+            return self._grant(call, need, call.answer_tokens)
+        least = min(_LEAST_ANSWER, call.answer_tokens)
+        smallest = self._need(call, least)
+        for account, keep in sides:
+            index = account.short(smallest, NOTHING if account.in_flight else keep, settled=True)
+            if index is not None:
+                raise account.exceeded(index, smallest, keep)
+        if any(account.in_flight for account in call.short):
+            return None
+
+        def too_long(tokens: int) -> bool:
+            wanted = self._need(call, tokens)
+            return any(account.short(wanted, keep) is not None for account, keep in sides)
+
+        fitting = least + bisect_right(range(least, call.answer_tokens), False, key=too_long) - 1
+        call.short = []
+        return self._grant(call, self._need(call, fitting), fitting)
+
+    def _looping(self, role: str, branch: str | None) -> LoopStopped:
+        return LoopStopped(
+            f"an agent made {self.controls.max_agent_calls} model calls, which is the limit",
+            where=f"role {role!r}" + (f" in branch {branch!r}" if branch else ""),
+            remedy="raise max_agent_calls (--max-agent-calls)",
+        )
+
+    def _grant(self, call: _Call, need: Amounts, answer_tokens: int | None) -> Reservation:
+        for account in call.accounts:
+            account.hold(need)
+        if call.branch is not None:
+            self._divided = True
+            if call.guarded:
+                self._agents[call.role, call.branch] += 1
+            if call.role == "verifier":
+                self._unverified.discard(call.branch)
+                self._verified.add(call.branch)
+            elif call.role != "writer" and call.branch not in self._verified:
+                self._unverified.add(call.branch)
+        counts = any(account.limits[index] is not None for account in call.accounts for index in (1, 3, 4))
+        estimate = self._likely_input(call) + self._likely_output(call, need)
+        return Reservation(self, call, need, answer_tokens if counts else None, estimate)
+
+    def _need(self, call: _Call, answer_tokens: int) -> Amounts:
+        """The most that `call` may use."""
+        seen = self._seen_models.get(call.model)
+        return self._amounts(call.model, ceil(call.size * seen.highest * _MARGIN) if seen else call.size, answer_tokens)
+
+    def _amounts(self, model: str, input_tokens: int, output_tokens: int) -> Amounts:
+        cost = known_price(model, input_tokens, output_tokens) if self._money else 0.0
+        return 1.0, float(input_tokens + output_tokens), float(input_tokens), float(output_tokens), cost
+
+    def _kept(self, account: Account, call: _Call) -> Amounts:
+        """What `call` has to leave in `account` for verifying and writing."""
+        if call.role == "writer" or not (self._divided or call.branch) or account.setting.startswith("role"):
+            return NOTHING
+        own = {call.branch} - self._verified if call.branch else set()
+        branches = own | self._unverified if account is self._run else own
+        return kept(
+            account,
+            self._seen_roles,
+            writers=int(account is self._run),
+            verifiers=0 if call.role == "verifier" else len(branches),
+        )
+
+    def _likely_input(self, call: _Call) -> int:
+        seen = self._seen_models.get(call.model)
+        return ceil(call.size * (seen.amounts[2] / seen.size if seen and seen.size else _TOKENS_A_BYTE))
+
+    def _likely_output(self, call: _Call, need: Amounts) -> int:
+        seen = self._seen_roles.get(call.role)
+        return min(int(need[3]) or call.answer_tokens, ceil(seen.mean(3)) if seen else _LIKELY_ANSWER)
+
+    def _counts(self, call: _Call) -> list[_Count]:
+        own = [self._branches[call.branch]] if call.branch else []
+        return [self._total, self._roles[call.role], self._models[call.model], *own]
+
+    def _count_call(self, call: _Call) -> None:
+        for count in self._counts(call):
+            count.model_calls += 1
+            count.add(call.model, 0, 0)  # a call that fails has cost something too, and for an unknown model nobody knows what
+
+    def _bill(self, call: _Call, need: Amounts, input_tokens: int, output_tokens: int) -> None:
+        amounts = self._amounts(call.model, input_tokens, output_tokens)
+        self._seen_models[call.model].add(call.size, amounts)
+        for role in {call.role, "" if call.branch and call.role not in ("verifier", "writer") else call.role}:
+            self._seen_roles[role].add(call.size, amounts)
+        for count in self._counts(call):
+            count.add(call.model, input_tokens, output_tokens)
+        self._release(call, need, amounts)
+
+    def _bill_estimate(self, call: _Call, need: Amounts, *, answered: bool) -> None:
+        input_tokens, output_tokens = self._likely_input(call), self._likely_output(call, need) if answered else 0
+        for count in self._counts(call):
+            count.estimated_calls += 1
+            count.add(call.model, input_tokens, output_tokens)
+        self._release(call, need, self._amounts(call.model, input_tokens, output_tokens))
+
+    def _release(self, call: _Call, need: Amounts, used: Amounts) -> None:
+        for account in call.accounts:
+            account.settle(need, used)
+        if call.guarded and call.branch is not None and not used[0]:
+            self._agents[call.role, call.branch] -= 1  # it was not made
+        if self._waiting:
+            self._admit()

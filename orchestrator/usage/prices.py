@@ -1,0 +1,62 @@
+"""What tokens cost, from a table that comes with a package: nobody is asked."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+from orchestrator.controls import Controls
+from orchestrator.errors import BudgetExceeded, InputError
+
+__all__ = ["check_budgets", "counts_money", "known_price", "open_prices", "price"]
+
+_REMEDY = "limit tokens instead: --max-tokens"
+
+
+@cache
+def _prices() -> Callable[..., Any]:
+    from genai_prices import calc_price
+
+    return calc_price
+
+
+async def open_prices() -> None:
+    """Read the table in a thread, once: it takes long."""
+    if not _prices.cache_info().currsize:
+        await asyncio.to_thread(_prices)
+
+
+def price(model: str, input_tokens: int, output_tokens: int) -> float | None:
+    """US dollars from the offline table of genai-prices; None for a model that it does not know."""
+    if model == "offline":
+        return 0.0
+    from genai_prices import Usage as Tokens
+
+    try:
+        return float(_prices()(Tokens(input_tokens=input_tokens, output_tokens=output_tokens), model_ref=model).total_price)
+    except LookupError:
+        return None
+
+
+def known_price(model: str, input_tokens: int, output_tokens: int) -> float:
+    """US dollars; raises BudgetExceeded for a model without a known price, because nobody could tell when the budget is used up."""
+    known = price(model, input_tokens, output_tokens)
+    if known is None:
+        raise BudgetExceeded(_unknown(model), remedy=_REMEDY)
+    return known
+
+
+def counts_money(controls: Controls) -> bool:
+    """Whether any budget limits US dollars."""
+    return any(budget.usd is not None for budget in (controls.budget, controls.branch_budget, *controls.role_budgets.values()))
+
+
+def check_budgets(controls: Controls, models: Iterable[str]) -> None:
+    """Raises InputError where a budget counts money and a model's price is not known. Reads the table of prices: call it in a thread."""
+    for model in dict.fromkeys(models) if counts_money(controls) else ():
+        if price(model, 0, 0) is None:
+            raise InputError(_unknown(model), remedy=_REMEDY)
+
+
+def _unknown(model: str) -> str:
+    return f"a budget counts US dollars, and the price of the model {model!r} is not known"
