@@ -63,6 +63,13 @@ def never(_: float) -> float | None:
     return math.inf
 
 
+LIMITS: dict[str, Callable[[], Accepts]] = {
+    "token bucket": lambda: token_bucket(20, 20),
+    "fixed windows": lambda: fixed_windows(20),
+    "sliding window": lambda: sliding_window(20),
+}
+
+
 @dataclass
 class Server:
     """Answers after `seconds`, refuses at once what `accepts` does not take or what is more than `most` in flight."""
@@ -71,20 +78,24 @@ class Server:
     seconds: float = 0.2
     retry_after: bool = False
     most: int | None = None
-    refusal: float = 0.0  # seconds that a refusal takes
+    sending: float = 0.0  # seconds of the one processor that makes the requests, one after another
     requests: list[float] = field(default_factory=list)
     in_flight: int = 0
     peak: int = 0
+    _busy_until: float = 0.0
 
     async def request(self) -> tuple[bool, float | None]:
         """Whether it was answered, and the Retry-After where it was not: whole seconds, as the header has it."""
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        if self.sending:
+            self._busy_until = max(loop.time(), self._busy_until) + self.sending
+            await asyncio.sleep(self._busy_until - loop.time())
+        now = loop.time()
         self.requests.append(now)
         wait = self.accepts(now)
         if wait is None and self.most is not None and self.in_flight >= self.most:
             wait = 1.0
         if wait is not None:
-            await asyncio.sleep(self.refusal)
             return False, (float(max(1, math.ceil(wait))) if self.retry_after and wait < math.inf else None)
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
@@ -93,6 +104,11 @@ class Server:
         finally:
             self.in_flight -= 1
         return True, None
+
+
+def seeded(seed: int) -> Admission:
+    """A door of its own, whose pauses are the same each time."""
+    return Admission(random.Random(seed).random)  # noqa: S311 - the same each time
 
 
 async def ask(admission: Admission, server: Server, party: Party, endpoint: str = "api.test", tokens: int = 0) -> bool:
@@ -120,7 +136,7 @@ class Outcome:
 async def calls(server: Server, count: int, *, party: Party | None = None, admission: Admission | None = None, seed: int = 0) -> Outcome:
     """So many calls at once."""
     loop = asyncio.get_running_loop()
-    admission = admission or Admission(random.Random(seed).random)
+    admission = admission or seeded(seed)
     party = party or Party(name="run")
     began, before = loop.time(), len(server.requests)
     done = await asyncio.gather(*(ask(admission, server, party) for _ in range(count)), return_exceptions=True)

@@ -9,11 +9,13 @@ from orchestrator.admission.rates import Entry, Window
 __all__ = ["Adaptive", "Passage"]
 
 _SHRINK = 0.7  # of what was in flight
+_SHRINK_LESS = 0.95  # where the rate explains the refusal: it was about as high as at the refusal before
+_KNOWN = 1.0  # share of the plateau from which it does
 _CUT = 0.95  # of the rate that was accepted when the endpoint refused
 _PLATEAU = 0.985  # of it: where the pace stays for a while
-_CURVE = 0.0004  # a second cubed: how soon the pace leaves the plateau
+_CURVE = 0.0002  # a second cubed: how soon the pace leaves the plateau
 _SLOWEST_CUT = 0.7  # of the pace before, at one refusal
-_CREDIT = 0.1  # seconds of the pace that may be made up for
+_CREDIT = 0.02  # seconds that a timer may be late without loss to the pace; half an interval where that is more
 _PATIENCE = 0.25  # seconds after which a probe that was not refused counts as let through; at least twice as long as a refusal takes
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 4.0
@@ -62,7 +64,8 @@ class Adaptive:
         self._next = 0.0
         self._probe: Passage | None = None
         self._probe_ends = 0.0
-        self._streak = 0
+        self._streak = -1  # episodes since a call that was let in after the first of them was answered
+        self._streak_began = 0
         self._slowest = 0.0
         self._opened = 0.0
         self._sent = Window(1.0)
@@ -94,14 +97,17 @@ class Adaptive:
             self._probe = passage
             self._probe_ends = now + max(_PATIENCE, 2 * self._slowest)
         elif self._pace is not None:
-            self._next = max(self._next, now - _CREDIT) + 1 / self._pace.rate(now)
+            interval = 1 / self._pace.rate(now)
+            self._next = max(self._next, now - max(_CREDIT, interval / 2)) + interval
         return passage
 
     def answered(self, passage: Passage, now: float) -> None:
         """A call was answered."""
+        if passage.episode < self._streak_began:
+            return
+        self._streak, self.refusals = -1, 0
         if passage.episode != self.episode:
             return
-        self._streak = self.refusals = 0
         if self.paused_until is not None:
             self._open(now, passage.at)
         if self._window is not None:
@@ -125,10 +131,11 @@ class Adaptive:
             self._extend(now)
             return False
         self.episode += 1
-        if self.paused_until is None and not self._streak:
+        self._streak += 1
+        if self._streak == 0:
+            self._streak_began = self.episode
+        if self.paused_until is None:
             self._cut(now, in_flight)
-        else:
-            self._streak += 1
         self._slowest = now - passage.at
         self._probe = None
         self.closed = self.closed or self._streak >= _PROBES
@@ -152,12 +159,16 @@ class Adaptive:
         self._forget_at = self.paused_until + _MEMORY
 
     def _cut(self, now: float, in_flight: int) -> None:
-        self._window = max(1.0, in_flight * _SHRINK)
+        """Fewer at once; the evidence for the pace is read when the other refusals of the episode are known, too."""
         self._sent.forget(now)
-        if self._pace is None:
-            self._evidence = (list(self._sent.entries), 1.0, 0.0)
-        else:
-            self._evidence = (list(self._sent.entries), min(1.0, max(0.05, now - self._opened)), self._pace.rate(now))
+        sent, seconds, before = list(self._sent.entries), 1.0, 0.0
+        shrink = _SHRINK
+        if self._pace is not None:
+            seconds, before = min(1.0, max(0.05, now - self._opened)), self._pace.rate(now)
+            if before >= _KNOWN * self._pace.plateau:
+                shrink = _SHRINK_LESS
+        self._window = max(1.0, in_flight * shrink)
+        self._evidence = (sent, seconds, before)
 
     def _open(self, now: float, since: float) -> None:
         """The probe went through: everybody goes on, at the pace that the endpoint kept up with before it refused."""
@@ -172,10 +183,10 @@ class Adaptive:
                 rate = min(before, max(rate, _SLOWEST_CUT * before))
             if rate > 0:
                 self._pace = _Pace(rate * _PLATEAU, since)
-                self._next = since + 1 / self._pace.rate(now)
+                self._next = max(now, since + 1 / self._pace.rate(now))
             self._evidence = None
 
     def _forget(self) -> None:
         self._window = self._pace = self._evidence = self.paused_until = self._probe = self._forget_at = None
-        self._streak = self.refusals = 0
+        self._streak, self.refusals = -1, 0
         self.closed = False
