@@ -87,9 +87,13 @@ class Join:
         self._round.waiting.discard(result.task.id)
         self._results[result.task.id] = result
         if self._round.over is None and (why := self._judge(result)):
-            self._round.over = why
-            for clock in list(self._round.clocks.values()):
-                clock.end()
+            self._end(why)
+
+    def end(self, why: str) -> None:
+        """End the branches that are still at work, whatever the policy; `why` is said of each."""
+        if self._round.over is None:
+            self._round.late = True
+            self._end(why)
 
     def ends_rounds(self, results: Sequence[BranchResult]) -> bool:
         """Whether after these results no further round is to begin."""
@@ -125,6 +129,11 @@ class Join:
         if self.policy.kind == "at-least" and possible < self.policy.count:
             return f"cancelled: {name} can no longer be reached, {result.task.id} {_became(result)}"
         return None
+
+    def _end(self, why: str) -> None:
+        self._round.over = why
+        for clock in list(self._round.clocks.values()):
+            clock.end()
 
     def _end_late(self, this: _Round) -> None:
         if this.over is None:

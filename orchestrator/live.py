@@ -16,9 +16,9 @@ from orchestrator.text import one_line
 
 __all__ = ["open_live", "render"]
 
-_SYMBOLS = {"waiting": ("·", "-"), "active": ("●", "*"), "ok": ("✓", "+"), "skipped": ("–", "=")}
+_SYMBOLS = {"waiting": ("·", "-"), "active": ("●", "*"), "ok": ("✓", "+"), "spare": ("–", "=")}
 _LOST = ("✗", "x")
-_STYLES = {"waiting": "dim", "active": "cyan", "ok": "green", "skipped": "dim"}
+_STYLES = {"waiting": "dim", "active": "cyan", "ok": "green", "spare": "dim"}
 _COMPACT = 12  # a finished run with no more branches than this leaves all of them on the screen
 _REFRESHES = 8  # a second
 
@@ -98,10 +98,16 @@ def _clock(seconds: float) -> str:
 
 
 def _counts(view: RunView) -> dict[str, int]:
-    counts = {"ok": 0, "active": 0, "waiting": 0, "skipped": 0, "lost": 0}
+    counts = {"ok": 0, "active": 0, "waiting": 0, "spare": 0, "lost": 0}
     for branch in list(view.branches.values()):
-        counts[branch.state if branch.state in counts else "lost"] += 1
+        counts[_look(branch)] += 1
     return counts
+
+
+def _look(branch: BranchView) -> str:
+    if branch.state in ("ok", "active", "waiting"):
+        return branch.state
+    return "lost" if branch.lost else "spare"
 
 
 def _figures(view: RunView) -> list[str]:
@@ -110,7 +116,7 @@ def _figures(view: RunView) -> list[str]:
     words = []
     if view.branches:
         states = [f"{counts['ok']:,} of {len(view.branches):,} ok"]
-        named = (("lost", "not ok"), ("skipped", "skipped"), ("active", "active"), ("waiting", "waiting"))
+        named = (("lost", "not ok"), ("spare", "not needed"), ("active", "active"), ("waiting", "waiting"))
         states += [f"{counts[state]:,} {word}" for state, word in named if counts[state]]
         words.append(", ".join(states))
     elif view.steps:
@@ -133,7 +139,7 @@ def _chosen(view: RunView, height: int) -> list[tuple[str, BranchView]]:
     if len(branches) <= room:
         return branches
     active = [place for place, (_, branch) in enumerate(branches) if branch.state == "active"][:room]
-    lost = [place for place, (_, branch) in enumerate(branches) if branch.state not in _SYMBOLS]
+    lost = [place for place, (_, branch) in enumerate(branches) if branch.lost]
     recent = lost[-(room - len(active)) :] if len(active) < room else []
     return [branches[place] for place in sorted([*active, *recent])]
 
@@ -155,11 +161,12 @@ def _table(view: RunView, shown: list[tuple[str, BranchView]], ascii_only: bool,
 
 
 def _row(view: RunView, name: str, branch: BranchView, ascii_only: bool) -> list[Text]:
-    symbol = _SYMBOLS.get(branch.state, _LOST)[1 if ascii_only else 0]
-    style = _STYLES.get(branch.state, "red")
+    look = _look(branch)
+    symbol = _SYMBOLS.get(look, _LOST)[1 if ascii_only else 0]
+    style = _STYLES.get(look, "red")
     running = view.now() - branch.began if branch.began is not None and branch.state == "active" else None
     seconds = branch.seconds if branch.seconds is not None else running
-    said = {"waiting": "waiting", "active": branch.doing or "starting", "ok": branch.note, "skipped": branch.note}.get(branch.state)
+    said = {"waiting": "waiting", "active": branch.doing or "starting", "ok": branch.note, "spare": branch.note}.get(look)
     return [
         Text(symbol, style=style),
         Text(one_line(name, 12), style=style),

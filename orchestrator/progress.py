@@ -20,7 +20,10 @@ _LISTED = 10  # skipped files, failed branches: as many are named, the rest is c
 
 @dataclass
 class BranchView:
-    """One branch: `state` is waiting, active, or the status it ended with; times are seconds of the monotonic clock."""
+    """One branch: `state` is waiting, active, or the status it ended with; times are seconds of the monotonic clock.
+
+    One that ended because nobody needed it any more is not `lost`.
+    """
 
     question: str
     state: str = "waiting"
@@ -29,6 +32,7 @@ class BranchView:
     began: float | None = None
     seconds: float | None = None
     attempts: int = 0
+    lost: bool = False
 
 
 @dataclass
@@ -112,7 +116,7 @@ def _ended(state: str) -> str:
 def _lost(branch: BranchView, error: str) -> str | None:
     if branch.state in ("waiting", "active"):
         return error
-    return None if branch.state == "ok" else branch.note
+    return branch.note if branch.lost else None
 
 
 def _run_started(view: RunView, event: Event) -> None:
@@ -149,6 +153,7 @@ def _branch_finished(view: RunView, event: Event) -> None:
     branch = view.branch(event)
     if branch is not None:
         branch.state, branch.note = one_line(event.fields.get("status", ""), 20), _outcome(event.fields)
+        branch.lost = _is_lost(event.fields)
         branch.attempts = int(event.fields.get("attempts") or 0)
         measured = event.fields.get("seconds")
         branch.seconds = float(measured) if measured is not None else view.now() - (branch.began or view.now())
@@ -271,10 +276,14 @@ def _retried(fields: Mapping[str, Any]) -> str:
     return f"attempt {attempt} failed, again in {seconds:.1f} s: {one_line(fields.get('error') or '', 200)}"
 
 
+def _is_lost(branch: Mapping[str, Any]) -> bool:
+    return branch.get("status") != "ok" and not (branch.get("status") == "skipped" and not branch.get("error"))
+
+
 def _outcome(fields: Mapping[str, Any]) -> str:
     """What a finished branch brought: its findings, or why there are none."""
-    if fields.get("error"):
-        return one_line(fields["error"])
+    if fields.get("error") or fields.get("status") == "skipped":
+        return one_line(fields.get("error") or fields.get("gap") or "not needed")
     return counted(int(fields.get("findings") or 0), "finding")
 
 
@@ -346,9 +355,10 @@ def summary(result: Mapping[str, Any], *, failures: bool = False) -> list[str]:
     """The closing lines of a run; with `failures` also each branch that did not end well, and why."""
     branches = result.get("branches") or ()
     statuses = [branch.get("status") for branch in branches]
-    lost = [branch for branch in branches if branch.get("status") not in ("ok", "skipped")]
-    skipped = f", {statuses.count('skipped'):,} skipped" if "skipped" in statuses else ""
-    of = f": {statuses.count('ok'):,} of {counted(len(branches), 'branch', 'branches')} ok{skipped}" if branches else ""
+    lost = [branch for branch in branches if _is_lost(branch)]
+    spare = len(branches) - len(lost) - statuses.count("ok")
+    of = f": {statuses.count('ok'):,} of {counted(len(branches), 'branch', 'branches')} ok" if branches else ""
+    of += f", {spare:,} not needed" if spare else ""
     lines = [f"{one_line(result.get('status', ''), 20)}{of}"]
     if failures:
         named = ((one_line(branch.get("task"), 60), status_words(branch.get("status")), branch.get("error")) for branch in lost[:_LISTED])

@@ -41,6 +41,7 @@ EXIT_CODES: dict[str, int] = {"complete": 0, "failed": 1, "partial": 3, "limited
 GRACE = 10.0
 """Seconds that a run which was asked to stop has for what is in flight, and for its report."""
 
+_CALLS = 0.8  # of GRACE for calls in flight; the report is written in the rest
 _OF_A_BRANCH = {"status", "error", "gap", "rejected", "attempts", "seconds"}
 
 
@@ -168,6 +169,8 @@ class _Run:
         if not _ends_itself(self.graph):
             control.request_drain("stopped")
         grace.reschedule(asyncio.get_running_loop().time() + GRACE)
+        await asyncio.sleep(_CALLS * GRACE)
+        self.context.join.end(f"stopped: it was not done {_CALLS * GRACE:g} s after the run was asked to stop")
 
     async def _follow(self, control: RunControl, delivery: Delivery) -> None:
         config: RunnableConfig = {

@@ -142,13 +142,15 @@ def test_the_live_view_tells_what_holds_a_run_up_and_what_is_left_of_its_budget(
     view = viewed([limited, *EVENTS[2:6], *HELD_UP[:2]], clock)
     for event in (Event("shared", {"model": "m"}), Event("dropped", {"count": 1_203})):
         view.add(event)
-    view.add(Event("branch_finished", {"status": "skipped", "error": "not needed: first:1 is reached", "seconds": 3.0}, branch="t2"))
+    view.add(
+        Event("branch_finished", {"status": "skipped", "error": None, "gap": "not needed: first:1 is reached", "seconds": 3.0}, branch="t2")
+    )
     lines = drawn(view)
     assert lines[1:] == [
         "● t1 What limits the depth of a resume … attempt 1 failed, again in 0.…   0.0 s",
         "– t2 When?                               not needed: first:1 is reached   3.0 s",
         "· t3 Who?                                waiting",
-        "0 of 3 ok, 1 skipped, 1 active, 1 waiting",
+        "0 of 3 ok, 1 not needed, 1 active, 1 waiting",
         "1 call + 1 shared, 100 tokens in, 10 out",
         "used 1 of 40 calls, 110 of 50,000 tokens",
         "1,203 events not shown",
@@ -168,9 +170,12 @@ def test_a_run_that_is_over_has_no_active_branch() -> None:
 
 
 def test_the_summary_counts_branches_that_were_not_needed_apart() -> None:
-    branches = [{"task": "Who?", "status": "ok"}, {"task": "When?", "status": "skipped", "error": "not needed: first:1 is reached"}]
+    branches = [
+        {"task": "Who?", "status": "ok"},
+        {"task": "When?", "status": "skipped", "error": None, "gap": "not needed: first:1 is reached"},
+    ]
     assert summary({**RESULT, "status": "complete", "error": None, "branches": branches}, failures=True)[:2] == [
-        "complete: 1 of 2 branches ok, 1 skipped",
+        "complete: 1 of 2 branches ok, 1 not needed",
         "12 model calls, 12,345 tokens in, 678 out, $0.0123, 12.3 s",
     ]
 

@@ -405,3 +405,28 @@ async def test_what_finished_beside_a_step_that_fails_is_kept() -> None:
 
     result = await run(squares(square), {"numbers": [1, 9, 2]}, model="offline")
     assert (result.status, result.output) == ("failed", {"squares": [1, 4]})
+
+
+async def test_a_call_that_hangs_does_not_keep_a_stopped_run_from_its_report(documents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.runner.GRACE", 1.0)
+    script, stop = agents_script(plan={"questions": ["Who designed the journal?", "When was Ada Byron born?"]}), asyncio.Event()
+
+    async def answer(request: dict[str, Any]) -> Any:
+        if answer_for(request) == "Findings" and "When was Ada Byron born?" in str(request["messages"]):
+            await asyncio.sleep(3_600)
+        return script(request)
+
+    given = {"question": "Who?", "documents": [str(documents)]}
+    async with model_server(answer) as server:
+        events = stream("research", given, model=await asyncio.to_thread(server.chat_model), stop=stop)
+        async for event in events:
+            if event.kind == "branch_finished" and event.fields["status"] == "ok":
+                stop.set()
+    result = event.fields
+    assert result["status"] == "cancelled"
+    assert [(branch["status"], branch["error"]) for branch in result["branches"]] == [
+        ("ok", None),
+        ("timed_out", "stopped: it was not done 0.8 s after the run was asked to stop"),
+    ]
+    assert [finding["claim"] for finding in result["output"]["findings"]] != []
+    assert "## " in result["output"]["report"]
