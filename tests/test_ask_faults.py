@@ -21,61 +21,75 @@ from orchestrator.errors import (
     RefusedError,
     TruncatedError,
 )
-from orchestrator.models import ask
+from orchestrator.models import ask, sending
 from orchestrator.testing import Fault, Reply, model_server
 
 BROKEN = "the connection to 127.0.0.1:PORT broke before the answer was whole: "
 STRANGE = "endpoint is not OpenAI-compatible: "
-NO_STREAM = STRANGE + "No generations found in stream."
-NO_REASON = "the answer ended without a finish_reason, so it may be cut"
-EMPTY = "the answer is empty: no content and no tool call"
-# fault: the error without streaming, the error with streaming
-FAULTS: dict[Fault, tuple[type[ModelCallError], str, type[ModelCallError], str]] = {
-    "hang": (CallTimeoutError, "no answer within 0.4 s", CallTimeoutError, "no answer within 0.4 s"),
-    "stall": (CallTimeoutError, "no answer within 0.4 s", CallTimeoutError, "no answer within 0.4 s"),
-    "drip": (CallTimeoutError, "no answer within 0.4 s", CallTimeoutError, "no answer within 0.4 s"),
-    "reset": (CallFailedError, BROKEN, CallFailedError, BROKEN),
-    "cut": (CallFailedError, BROKEN, CallFailedError, BROKEN),
-    "eof": (TruncatedError, NO_REASON, TruncatedError, NO_REASON),
-    "truncated_json": (CallFailedError, STRANGE + '{"id": "chatcmpl-test"', CallFailedError, STRANGE + '{"id": "chatcmpl-test"'),
-    "empty_body": (CallFailedError, STRANGE + "the body is empty", CallFailedError, NO_STREAM),
-    "invalid_utf8": (CallFailedError, STRANGE + '{"id": "chatcmpl-test"', CallFailedError, STRANGE + 'data: {"choices": "\ufffd\ufffd"}'),
-    "error": (CallFailedError, "the provider failed: overloaded", CallFailedError, "the provider failed: overloaded"),
-    "html": (CallFailedError, STRANGE, CallFailedError, NO_STREAM),
-    "list": (CallFailedError, STRANGE, CallFailedError, NO_STREAM),
-    "wrong_schema": (CallFailedError, STRANGE, CallFailedError, NO_STREAM),
-    "null_choices": (CallFailedError, STRANGE + "Received response with null value for 'choices'", TruncatedError, NO_REASON),
-    "no_choices": (CallFailedError, STRANGE + "list index out of range", TruncatedError, NO_REASON),
-    "null_content": (EmptyAnswerError, EMPTY, EmptyAnswerError, EMPTY),
+NO_REASON = "the answer ended without a finish_reason, so it may be cut (2 requests)"
+EMPTY = "the answer is empty: no content and no tool call (2 requests)"
+LATE = "no answer within 0.4 s (call_timeout)"
+PAGE = STRANGE + "<!DOCTYPE html><html><head><title>502 Bad Gateway</title></head><body>nginx</body></html> (3 requests)"
+UNWRAPPED = STRANGE + '{"id": "chatcmpl-test", "object": "chat.completion", "created": 0, "model": "test-model", "choices": '
+Expected = tuple[type[ModelCallError], str, int]  # the error, how it begins, and the requests that were made
+# fault: what becomes of it without streaming, and with streaming where that differs
+FAULTS: dict[Fault, tuple[Expected, Expected | None]] = {
+    "hang": ((CallTimeoutError, LATE, 1), None),
+    "stall": ((CallTimeoutError, LATE, 1), None),
+    "drip": ((CallTimeoutError, LATE, 1), None),
+    "reset": ((CallFailedError, BROKEN, 3), None),
+    "cut": ((CallFailedError, BROKEN, 3), None),
+    "eof": ((TruncatedError, NO_REASON, 2), None),
+    "truncated_json": ((CallFailedError, STRANGE + '{"id": "chatcmpl-test"', 3), None),
+    "empty_body": ((CallFailedError, STRANGE + "the body is empty (3 requests)", 3), None),
+    "invalid_utf8": (
+        (CallFailedError, STRANGE + '{"id": "chatcmpl-test"', 3),
+        (CallFailedError, STRANGE + 'data: {"choices": "\ufffd\ufffd"}', 3),
+    ),
+    "error": ((CallFailedError, "the provider failed: overloaded (3 requests)", 3), None),
+    "html": ((CallFailedError, PAGE, 3), None),  # of a proxy, whose server may be back
+    "list": ((CallFailedError, STRANGE + '[{"generated_text": "hello"}]', 1), None),
+    "wrong_schema": ((CallFailedError, STRANGE + '{"ok": true, "result": "hello"}', 1), None),
+    "null_choices": ((CallFailedError, UNWRAPPED + "null", 1), (TruncatedError, NO_REASON, 2)),
+    "no_choices": ((CallFailedError, UNWRAPPED + "[]", 1), (TruncatedError, NO_REASON, 2)),
+    "null_content": ((EmptyAnswerError, EMPTY, 2), None),
     # LangChain drops the refusal of a stream: what is left is an empty answer.
-    "refusal": (RefusedError, "the model refused to answer: I cannot help with that.", EmptyAnswerError, EMPTY),
-    "content_filter": (RefusedError, "the model refused to answer: stopped with 'content_filter'", RefusedError, "the model refused"),
-    "length": (TruncatedError, "the answer was cut: 'length'", TruncatedError, "the answer was cut: 'length'"),
-    "invalid_tool_json": (EmptyAnswerError, EMPTY, EmptyAnswerError, EMPTY),  # a call where no tool was offered
+    "refusal": ((RefusedError, "the model refused to answer: I cannot help with that.", 1), (EmptyAnswerError, EMPTY, 2)),
+    "content_filter": ((RefusedError, "the model refused to answer: stopped with 'content_filter'", 1), None),
+    "length": ((TruncatedError, "the answer was cut: 'length'", 1), None),
+    "invalid_tool_json": ((EmptyAnswerError, EMPTY, 2), None),  # a call where no tool was offered
 }
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries wait for 10 ms at most."""
+    monkeypatch.setattr(sending, "_LONGEST_PAUSE", 0.01)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("tools", [(), (search,)], ids=["plain", "tools"])
 @pytest.mark.parametrize("fault", get_args(Fault))
 async def test_a_fault_is_never_an_answer(fault: Fault, tools: tuple[BaseTool, ...], streaming: bool) -> None:
+    limit = {"call_timeout": 0.4 if fault in ("hang", "stall", "drip") else 20}
     async with model_server(lambda _: Reply(value=GOOD, fault=fault)) as server:
         with pytest.raises(ModelCallError) as caught:
-            await asked(
-                server, tools=tools, streaming=streaming, controls={"call_timeout": 0.4 if fault in ("hang", "stall", "drip") else 20}
-            )
+            await asked(server, tools=tools, streaming=streaming, controls=limit)
         port = re.findall(r":(\d+)/", server.base_url)[0]
     error = caught.value
-    kind, what = FAULTS[fault][2:] if streaming and not tools else FAULTS[fault][:2]
+    plain, streamed = FAULTS[fault]
+    kind, what, requests = streamed if streaming and streamed else plain
     if fault == "invalid_tool_json" and tools:
-        kind, what = InvalidAnswerError, "the answer does not fit Plan after 2 repairs: the arguments of Plan are not a JSON object"
-    assert (type(error), error.what[: len(what.replace("PORT", port))]) == (kind, what.replace("PORT", port))
+        problem = "the answer does not fit Plan after 2 repairs: the arguments of Plan are not a JSON object"
+        kind, what, requests = InvalidAnswerError, problem, 3
+    what = what.replace("PORT", port)
+    assert (type(error), error.what[: len(what)], len(server.requests)) == (kind, what, requests)
     assert error.where == f"planner model 'test-model' at 127.0.0.1:{port}"
     assert KEY not in str(error)
-    assert len(error.what) < 300
-    assert len(server.requests) == (3 if isinstance(error, InvalidAnswerError) else 1)
+    assert len(error.what) < 330
 
 
+ADD_CREDIT = "add credit to the account that OPENAI_API_KEY belongs to, or use another model"
 ERRORS: list[tuple[str, Reply, str, str]] = [
     (
         "401",
@@ -90,13 +104,11 @@ ERRORS: list[tuple[str, Reply, str, str]] = [
         "there is no model 'test-model' (404): The model `test-model` does not exist",
         "check the model string, and the base URL if you set one",
     ),
-    ("429", Reply.error(429, "slow down", retry_after="300"), "too many requests (429): slow down", "the server asks to wait 300 s"),
-    ("429 without a time", Reply.error(429, "slow down"), "too many requests (429): slow down", "lower --max-concurrency, or wait"),
     (
         "quota",
         Reply.error(429, "You exceeded your current quota", code="insufficient_quota"),
         "quota exhausted: You exceeded your current quota",
-        "add credit to the account that OPENAI_API_KEY belongs to, or use another model",
+        ADD_CREDIT,
     ),
     (
         "context",
@@ -105,20 +117,21 @@ ERRORS: list[tuple[str, Reply, str, str]] = [
         "use a model with a longer context, or fewer documents",
     ),
     ("400", Reply.error(400, "bad request"), "the request was refused (400): bad request", ""),
-    ("500", Reply.error(500, "boom"), "the provider failed (500): boom", "run it again later"),
-    (
-        "502 in HTML",
-        Reply(status=502, body="<h1>Bad\x1b[2J Gateway</h1>"),
-        "the provider failed (502): <h1>Bad Gateway</h1>",
-        "run it again later",
-    ),
+    ("402", Reply.error(402, "Insufficient credit"), "quota exhausted: Insufficient credit", ADD_CREDIT),
+    ("413", Reply.error(413, "too large"), "the request was refused (413): too large", ""),
+    ("422", Reply.error(422, "bad value"), "the request was refused (422): bad value", ""),
+    ("501", Reply.error(501, "never"), "the provider failed (501): never", "run it again later"),
+    ("500, but in vain", Reply.error(500, "no", x_should_retry="false"), "the provider failed (500): no", "run it again later"),
+    ("400, though it says so", Reply.error(400, "no", x_should_retry="true"), "the request was refused (400): no", ""),
 ]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(("name", "reply", "what", "remedy"), ERRORS, ids=[case[0] for case in ERRORS])
-async def test_a_refused_call_says_what_where_and_what_to_do(name: str, reply: Reply, what: str, remedy: str, streaming: bool) -> None:
-    async with model_server([reply]) as server:
+async def test_a_refused_call_is_made_once_and_says_what_where_and_what_to_do(
+    name: str, reply: Reply, what: str, remedy: str, streaming: bool
+) -> None:
+    async with model_server(lambda _: reply) as server:
         with pytest.raises(CallFailedError) as caught:
             await asked(server, streaming=streaming)
     assert (caught.value.what, caught.value.remedy) == (what, remedy)
@@ -148,7 +161,7 @@ async def test_the_clock_names_its_role_and_its_setting() -> None:
     async with model_server(lambda _: Reply(fault="hang")) as server:
         with pytest.raises(CallTimeoutError) as caught:
             await asked(server, controls={"call_timeout": 0.2})
-    assert caught.value.lines()[0] == "no answer within 0.2 s"
+    assert caught.value.lines()[0] == "no answer within 0.2 s (call_timeout)"
     assert caught.value.where.startswith("planner model 'test-model'")
     assert caught.value.remedy == "raise call_timeout (--call-timeout)"
     assert caught.value.status == "timed_out"

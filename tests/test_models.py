@@ -81,7 +81,7 @@ def test_an_openai_model_has_our_settings_and_is_made_once(monkeypatch: pytest.M
     model = resolve_model("openai:gpt-5-mini")
     assert isinstance(model, ChatOpenAI)
     assert (model.model_name, model.stream_usage, model.request_timeout, model.temperature) == ("gpt-5-mini", True, 600.0, None)
-    assert model.root_async_client.max_retries == 2
+    assert (model.root_async_client.max_retries, model.stream_chunk_timeout) == (0, None)  # `ask` tries again, and watches streams
     assert resolve_model("openai:gpt-5-mini") is model
     assert resolve_model("gpt-5-mini") is model
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")

@@ -2,18 +2,29 @@
 
 import asyncio
 import ssl
+import threading
 import weakref
 from collections.abc import AsyncGenerator
-from functools import cached_property
+from contextlib import aclosing
+from functools import cache, cached_property
 from typing import Any
 
+import httpx2
 import openai
+
+from orchestrator.models.seen import head
+from orchestrator.models.streaming import check_size
 
 __all__ = ["LazyClient", "LoopClient", "close_connections"]
 
 _Client = openai.DefaultAsyncHttpxClient
 _Keeper = AsyncGenerator[_Client, None]
 _ByLoop = dict[asyncio.AbstractEventLoop, tuple[_Client, _Keeper]]
+
+_HEAD_BYTES = 1000  # of a body, for the error that shows it
+_EVENT_BYTES = 64 * 1024 * 1024  # of a stream of events: what they carry, a fiftieth or so, is counted where they are read
+_clients: "weakref.WeakSet[LoopClient]" = weakref.WeakSet()
+_lock = threading.Lock()  # models are made in threads
 
 
 class LoopClient(_Client):
@@ -28,27 +39,69 @@ class LoopClient(_Client):
         super().__init__(**_without_certificates(options))
         self._options = options
         self._by_loop: _ByLoop = {}
-        _clients.add(self)
         weakref.finalize(self, _close_all, self._by_loop).atexit = False
+        with _lock:
+            _clients.add(self)
 
-    async def send(self, request: Any, **options: Any) -> Any:
-        """Send `request` over the connections of the running loop."""
+    async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
+        """Send `request` over the connections of the running loop; its answer may have 4 MiB, and raises CallFailedError beyond."""
         loop = asyncio.get_running_loop()
         if loop not in self._by_loop:
-            keeper = _keep(self._options, self._by_loop, loop)
+            keeper = _keep({"verify": _certificates(), **self._options}, self._by_loop, loop)
             self._by_loop[loop] = (await anext(keeper), keeper)
-        return await self._by_loop[loop][0].send(request, **options)
+        response = _capped(await self._by_loop[loop][0].send(request, stream=True, **options))
+        if not stream:
+            try:
+                await response.aread()
+            except BaseException:
+                await response.aclose()
+                raise
+        return response
 
 
-_clients: "weakref.WeakSet[LoopClient]" = weakref.WeakSet()
+class _Response(httpx2.Response):
+    """An answer that is cut off where it gets too long, counted as it was before it was packed."""
+
+    async def aiter_bytes(self, chunk_size: int | None = None) -> AsyncGenerator[bytes, None]:
+        """The unpacked body; raises CallFailedError over the cap."""
+        seen, size = head.get(), 0
+        streamed = "event-stream" in self.headers.get("content-type", "")
+        async with aclosing(super().aiter_bytes(chunk_size)) as parts:
+            async for part in parts:
+                size += len(part)
+                if not streamed or size > _EVENT_BYTES:
+                    check_size(size)
+                if seen is not None and len(seen) < _HEAD_BYTES:
+                    seen += part[:_HEAD_BYTES]
+                yield part
 
 
 async def close_connections() -> None:
     """Close what models keep open in the running loop, unless it is in use; a model that is asked again opens it again."""
     loop = asyncio.get_running_loop()
-    for client, keeper in [held for each in list(_clients) if (held := each._by_loop.get(loop))]:
+    with _lock:
+        clients = list(_clients)
+    for client, keeper in [held for each in clients if (held := each._by_loop.get(loop))]:
         if not _in_use(client):
             await keeper.aclose()
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """The certificates to trust: loaded once, as that takes 20 ms. SSL_CERT_FILE and SSL_CERT_DIR are read with them."""
+    return httpx2.create_ssl_context()
+
+
+def _capped(response: Any) -> _Response:
+    return _Response(
+        response.status_code,
+        headers=response.headers,
+        stream=response.stream,
+        request=response.request,
+        extensions=response.extensions,
+        history=response.history,
+        default_encoding=response.default_encoding,
+    )
 
 
 class LazyClient(openai.DefaultHttpxClient):
@@ -64,13 +117,13 @@ class LazyClient(openai.DefaultHttpxClient):
 
     @cached_property
     def _client(self) -> openai.DefaultHttpxClient:
-        client = openai.DefaultHttpxClient(**self._options)
+        client = openai.DefaultHttpxClient(**{"verify": _certificates(), **self._options})
         weakref.finalize(self, client.close)
         return client
 
 
 def _without_certificates(options: dict[str, Any]) -> dict[str, Any]:
-    # Both clients build requests and never send one themselves: the certificates, 20 ms to load, are for those that do.
+    # Both clients build requests and never send one themselves: the certificates are for those that do.
     return {**options, "verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "trust_env": False}
 
 

@@ -22,6 +22,7 @@ from orchestrator.errors import (
     TruncatedError,
 )
 from orchestrator.models.call import Call
+from orchestrator.models.seen import head
 from orchestrator.models.waits import asked_to_repeat, asked_to_wait
 
 __all__ = ["failure", "is_rejection", "is_unbilled", "timed_out"]
@@ -42,6 +43,7 @@ _LASTING = {501, 505}
 _CROWDED = {429, 503, 529}  # 529: Anthropic's "overloaded"
 _DENIED = {400, 401, 402, 403, 404, 405, 413, 422}  # x-should-retry does not help here: one request is enough to know
 _PROXY_PAGE = re.compile(r"<.*(\b50[234]\b|bad gateway|gateway time-?out|service (temporarily )?unavailable)", re.IGNORECASE | re.DOTALL)
+_NO_EVENTS = re.compile("No generation")  # what LangChain says of a stream without events
 # Errors under status 200 name their kind in `type` or `code`.
 _CROWDED_WORDS = re.compile(r"rate.?limit|too_many_requests|throttl|overloaded_error", re.IGNORECASE)
 _LASTING_WORDS = re.compile(r"invalid|authenti|permission|not_found|context_length|unsupported|denied|billing", re.IGNORECASE)
@@ -234,15 +236,11 @@ def _malformed(error: Exception, call: Call) -> CallFailedError:
 
 
 def _is_spoiled(body: str | None, error: Exception) -> bool:
-    if body is None:  # a stream without events, of which nothing is known, may have been empty
-        return isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)) or "No generations" in str(error)
-    if body.lstrip().startswith("<"):
+    if body is not None and body.lstrip().startswith("<"):
         return bool(_PROXY_PAGE.match(body.lstrip()))
-    try:
-        json.loads(body)
-    except ValueError:
+    if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
         return True
-    return False
+    return not body.strip() if body is not None else bool(_NO_EVENTS.match(str(error)))
 
 
 def _body(error: Exception) -> str | None:
@@ -253,4 +251,6 @@ def _body(error: Exception) -> str | None:
         body = error.doc
     if body is None and isinstance(error, UnicodeDecodeError):
         body = bytes(error.object).decode("utf-8", "replace")
+    if body is None and (seen := head.get()) is not None and (seen or _NO_EVENTS.match(str(error))):
+        body = seen.decode("utf-8", "replace")
     return None if body is None else str(body)

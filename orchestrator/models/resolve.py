@@ -175,6 +175,8 @@ def _openai(name: str, base_url: str | None, key: str) -> "BaseChatModel":
         base_url=base_url,
         api_key=SecretStr(key),
         timeout=CLIENT_TIMEOUT,
+        max_retries=0,  # `ask` is the one place that makes a request again
+        stream_chunk_timeout=None,  # and the one that watches a stream
         stream_usage=True,  # off by default where the base URL is not OpenAI's
         http_client=LazyClient(timeout=CLIENT_TIMEOUT),
         http_async_client=LoopClient(timeout=CLIENT_TIMEOUT),
@@ -191,6 +193,8 @@ def _any_provider(provider: str, name: str, spec: str) -> "BaseChatModel":
         raise ModelSpecError(f"unknown provider {provider!r} in {spec!r}", remedy=hint)
     try:
         model = init_chat_model(name, model_provider=provider or None)
+        if getattr(model, "max_retries", 0):  # `ask` is the one place that makes a request again
+            model = init_chat_model(name, model_provider=provider or None, max_retries=0)
     except ImportError as error:
         package = re.search(r"pip install ([\w.\-]+)", str(error))
         remedy = f"pip install {package[1]}" if package else str(error)

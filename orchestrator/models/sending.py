@@ -34,6 +34,7 @@ from orchestrator.models.call import Call
 from orchestrator.models.failures import failure, is_unbilled, timed_out
 from orchestrator.models.hedging import Hedge, Watch, first_good
 from orchestrator.models.resolve import CLIENT_TIMEOUT
+from orchestrator.models.seen import head
 from orchestrator.models.streaming import check_size, collect, size_of
 from orchestrator.terms import Terms, in_request
 from orchestrator.usage import Reservation
@@ -167,7 +168,7 @@ class Sender:
 
     async def _made(self, query: Query, reservation: Reservation, ticket: Ticket, watch: Watch | None) -> AIMessage:
         """The request itself. Whatever becomes of it, the budgets hear of it and its place is given back."""
-        inside = in_request.set(True)
+        inside, seen = in_request.set(True), head.set(bytearray())
         try:
             self._terms.check()  # it may have waited for long
             reservation.sent()
@@ -188,6 +189,7 @@ class Sender:
             raise
         finally:
             in_request.reset(inside)
+            head.reset(seen)
         usage = message.usage_metadata
         reservation.settle(usage["input_tokens"] if usage else 0, usage["output_tokens"] if usage else 0)
         ticket.leave(tokens=usage["total_tokens"] if usage else None)
