@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator import Budget, Controls, load_workflow
 from orchestrator.cli import PROG
+from orchestrator.forecast import forecast
 from orchestrator.options import add_controls, add_fields, run_parser
 
 ROOT = Path(__file__).parent.parent
@@ -95,6 +96,15 @@ def test_the_table_of_controls_has_every_control_with_its_default() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", section, re.MULTILINE)
     assert rows == [(name, _default(info.default)) for name, info in Controls.model_fields.items()]
     assert set(Budget.model_fields) <= set(re.findall(r"`(\w+)`", section))
+
+
+def test_the_forecast_in_the_documentation_is_that_of_the_shipped_workflow() -> None:
+    shown = re.search(r"--dry-run\n(at most .+?)^```$", text(ROOT / "docs/controls.md"), re.MULTILINE | re.DOTALL)
+    found = forecast(load_workflow("research", folder=ROOT), Controls(max_branches=20), {"": "openai:gpt-5-mini"})
+    assert shown
+    assert [line for line in shown[1].splitlines() if "$" not in line] == [
+        line for line in found.lines() if "$" not in line
+    ]  # prices change
 
 
 def _default(value: object) -> str:
