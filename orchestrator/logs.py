@@ -22,7 +22,8 @@ __all__ = ["LogFormat", "escaped", "log_event", "open_logs"]
 
 LogFormat = Literal["console", "json"]
 
-_TOLD = {"run_started", "documents", "plan", "branch_started", "branch_finished", "report", "result"}
+_TOLD = {"run_started", "documents", "plan", "branch_started", "branch_finished", "throttled", "fallback", "dropped", "report", "result"}
+_UNTOLD = {"token", "custom"}  # output as it comes: there is no end of it
 _LONGEST = 2000  # characters of one field; a model's whole answer does not belong into a log
 
 
@@ -68,6 +69,8 @@ def open_logs(
 
 def log_event(event: Event) -> None:
     """An event of a run as a log record: what a person wants to know later at INFO, each call and step at DEBUG."""
+    if event.kind in _UNTOLD:
+        return
     level = logging.INFO if event.kind in _TOLD else logging.DEBUG
     if event.kind == "log":
         level = logging.getLevelNamesMapping().get(str(event.fields.get("level", "info")).upper(), logging.INFO)

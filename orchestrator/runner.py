@@ -183,9 +183,13 @@ class _Run:
             "tags": [f"workflow:{self.workflow.name}"],
         }
         modes: list[StreamMode] = ["values", "tasks", "custom"]
-        parts = self.graph.astream(self.values, config, context=self.context, stream_mode=modes, version="v2", control=control)
+        parts = self.graph.astream(
+            self.values, config, context=self.context, stream_mode=modes, subgraphs=True, version="v2", control=control
+        )
         async with contextlib.aclosing(cast("AsyncGenerator[Any, None]", parts)) as open_parts:
             async for part in open_parts:
+                if part["ns"] and part["type"] != "custom":
+                    continue  # of a graph inside: what it comes to is told by the step that it is
                 if part["type"] == "values":
                     self.state = part["data"] if isinstance(part["data"], dict) else _fields(part["data"])
                     self.ahead.clear()

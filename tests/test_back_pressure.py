@@ -167,3 +167,21 @@ async def test_a_reader_that_keeps_up_misses_nothing() -> None:
     events = [event async for event in stream(rounds(work), {"rounds": 3, "done": []}, model="offline")]
     assert [event.fields["data"] for event in events if event.kind == "custom"] == [{"round": n, "odd": [1, 2]} for n in range(3)]
     assert (await run(rounds(work), {"rounds": 3, "done": []}, model="offline")).status == "complete"
+
+
+async def test_what_a_graph_inside_writes_to_the_stream_arrives() -> None:
+    async def inner(state: State) -> dict[str, list[int]]:
+        get_stream_writer()({"inner": True})
+        return {"done": [1]}
+
+    class Done(TypedDict):
+        done: Annotated[list[int], operator.add]
+
+    inside = StateGraph(State, output_schema=Done).add_node("inner", inner).add_edge(START, "inner").compile()
+    graph = StateGraph(State).add_node("outer", inside).add_edge(START, "outer").add_edge("outer", END)
+    events = [event async for event in stream(Workflow(graph, name="nested"), {"rounds": 1, "done": []}, model="offline")]
+    assert [(event.kind, event.fields.get("data")) for event in events[1:-1]] == [
+        ("step_started", None),
+        ("custom", {"inner": True}),
+        ("step_finished", None),
+    ]

@@ -135,3 +135,14 @@ def test_afterwards_logging_is_as_it_was() -> None:
 
 def test_escapes_are_visible() -> None:
     assert escaped("a\nb\x1b[0m\u202eü€\ud800") == "a\\nb\\x1b[0m\\u202eü€\\ud800"
+
+
+def test_what_holds_a_run_up_is_logged_and_its_output_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "run.log"
+    with open_logs(log_file=path, log_format="json", debug=True):
+        log_event(Event("token", {"text": "a piece"}))
+        log_event(Event("custom", {"data": {"a": 1}}))
+        log_event(Event("throttled", {"host": "api.example.org", "seconds": 2.0, "in_flight": 45}))
+        log_event(Event("retry", {"attempt": 1, "seconds": 0.5, "error": "500"}, branch="t1"))
+    kept = [(record["level"], record["event"]) for record in records(path) if record["logger"] == "orchestrator"]
+    assert kept == [("info", "throttled"), ("debug", "retry")]
