@@ -401,12 +401,11 @@ def _registered(request: _Request, signals: Signals) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         try:
-            signals.entry = stack.enter_context(registered(request.run_id, request.workflow.name))
+            signals.leave = stack.enter_context(registered(request.run_id, request.workflow.name))
         except OSError as error:
             if not request.options.quiet:
                 say(f"note: the run cannot be cancelled from another shell: {error.strerror or error}")
         yield
-    signals.entry = None
 
 
 async def _drive(request: _Request, view: "RunView", signals: Signals) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -43,16 +43,23 @@ class Running:
 
 
 @contextlib.contextmanager
-def registered(run_id: str, workflow: str) -> Iterator[Path]:
-    """Inside, the run is among those that are running, in the file that is given; raises InputError where one of its id is, and OSError."""
+def registered(run_id: str, workflow: str) -> Iterator[Callable[[], None]]:
+    """Inside, the run is among those that are running, until the end or until what is given is called.
+
+    Raises InputError where a run of this id is, and OSError where it cannot be written down.
+    """
     path = _folder() / f"{run_id}.json"
     _enter(path, Running(run_id, os.getpid(), _born(os.getpid()), socket.gethostname(), workflow, time.time()))
-    try:
-        yield path
-    finally:
+
+    def leave() -> None:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
             path.parent.rmdir()  # as long as no other run is in it
+
+    try:
+        yield leave
+    finally:
+        leave()
 
 
 def running() -> list[Running]:

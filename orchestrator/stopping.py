@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,14 +17,14 @@ HARD_LIMIT = 11.5
 class Signals:
     """The first SIGINT or SIGTERM calls `stop`, or ends what comes before a run; a second one ends the process at once.
 
-    `entry` is a file that goes with the process.
+    `leave` is called before it does.
     """
 
     def __init__(self) -> None:
         self.number = int(signal.SIGINT)
         self.stop: Callable[[], object] | None = None
         self.received = False
-        self.entry: Path | None = None
+        self.leave: Callable[[], object] = lambda: None
         self._before: dict[int, Any] = {}
 
     @property
@@ -67,7 +66,5 @@ class Signals:
         with contextlib.suppress(OSError):
             if os.isatty(2):
                 os.write(2, b"\x1b[?25h")  # the live view hides the cursor, and nobody will show it again
-        with contextlib.suppress(OSError):
-            if self.entry is not None:
-                self.entry.unlink(missing_ok=True)
+        self.leave()
         os._exit(code)
