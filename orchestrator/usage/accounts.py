@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from orchestrator.controls import Budget
 from orchestrator.errors import BudgetExceeded
 
-__all__ = ["NOTHING", "Account", "Amounts", "Seen", "kept"]
+__all__ = ["LEAST_ANSWER", "MARGIN", "NOTHING", "Account", "Amounts", "Seen", "kept"]
 
 Amounts = tuple[float, float, float, float, float]
 """Calls, tokens in all, input tokens, output tokens, US dollars."""
@@ -15,6 +15,8 @@ NOTHING: Amounts = (0.0, 0.0, 0.0, 0.0, 0.0)
 
 _LIMITS = ("max_calls", "max_tokens", "max_input_tokens", "max_output_tokens", "usd")
 _UNITS = ("calls", "tokens", "input tokens", "output tokens", "US dollars")
+MARGIN = 1.5  # over the most tokens a byte that a model was seen to count
+LEAST_ANSWER = 256  # tokens: an answer is cut down to no less
 _WRITER_SHARE = 0.05  # of tokens and money, until a call of the writer was seen
 _LEAST_DIVIDED = 4  # calls: of fewer none is kept
 
@@ -85,20 +87,25 @@ class Seen:
         """The mean of one of the amounts."""
         return self.amounts[index] / self.calls
 
+    def likely(self, index: int) -> float:
+        """What has to be free of one of the amounts for such a call to be let in: more than it then uses."""
+        given, written = self.mean(2) * MARGIN, max(self.mean(3), LEAST_ANSWER)
+        return (1.0, given + written, given, written, self.mean(4) * MARGIN)[index]
+
 
 def kept(account: Account, seen: Mapping[str, Seen], *, writers: int, verifiers: int) -> Amounts:
-    """What so many calls of the writer and the verifier are likely to use; `seen` is by role, "" the other roles of branches."""
+    """What has to be left for so many calls of the writer and the verifier; `seen` is by role, "" the other roles of branches."""
 
-    def likely(index: int, limit: float | None) -> float:
+    def part(index: int, limit: float | None) -> float:
         if limit is None or (index == 0 and limit < _LEAST_DIVIDED):
             return 0.0
         if index == 0:
             return float(writers + verifiers)
-        writer = seen["writer"].mean(index) if "writer" in seen else limit * _WRITER_SHARE
-        verifier = seen["verifier"].mean(index) if "verifier" in seen else seen[""].mean(index) / 2 if "" in seen else 0.0
+        verifier = seen["verifier"].likely(index) if "verifier" in seen else seen[""].likely(index) / 2 if "" in seen else 0.0
+        writer = seen["writer"].likely(index) if "writer" in seen else max(limit * _WRITER_SHARE, verifier)
         return writers * writer + verifiers * verifier
 
-    calls, tokens, given, written, usd = (likely(index, limit) for index, limit in enumerate(account.limits))
+    calls, tokens, given, written, usd = (part(index, limit) for index, limit in enumerate(account.limits))
     return calls, tokens, given, written, usd
 
 

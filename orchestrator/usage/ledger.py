@@ -11,15 +11,13 @@ from orchestrator.clocks import waiting
 from orchestrator.controls import Controls
 from orchestrator.errors import BudgetExceeded, LoopStopped
 from orchestrator.state import Usage
-from orchestrator.usage.accounts import NOTHING, Account, Amounts, Seen, kept
+from orchestrator.usage.accounts import LEAST_ANSWER, MARGIN, NOTHING, Account, Amounts, Seen, kept
 from orchestrator.usage.prices import counts_money, known_price, open_prices, price
 from orchestrator.usage.rounds import Rounds
 
 __all__ = ["Ledger", "Reservation"]
 
-_MARGIN = 1.5  # over the most tokens a byte that a model was seen to count
 _TOKENS_A_BYTE = 0.25  # of English, until a model was seen to count
-_LEAST_ANSWER = 256  # tokens: an answer is cut down to no less
 _LIKELY_ANSWER = 500  # tokens, until answers of the role were seen
 
 
@@ -117,11 +115,11 @@ class Ledger:
     its model was seen to count, and all output tokens that it may have. One that does not fit waits, in order, while calls in flight
     may free room; then its answer is cut down to what is left, to 256 tokens at the least; then BudgetExceeded.
 
-    From the first call of a branch on, some of each budget is kept for what comes after research. For the writer, of the run's: one
-    call, and 5 % of tokens and money or the mean of the writer's calls. For the verifier, of the run's and of the branch's, for each
-    branch that has begun and was not verified yet: one call, and the mean of the verifier's calls or half the mean of other calls of
-    branches. The writer may use everything, the verifier all but the writer's part, others all but both parts. Of fewer than 4 calls
-    none is kept. Budgets of roles are not divided.
+    From the first call of a branch on, some of each budget is kept for what comes after research. For the verifier, of the run's and
+    of the branch's, for each branch that has begun and was not verified yet: one call, with tokens and money for the mean of the
+    verifier's calls or half the mean of others of branches. For the writer, of the run's: one call, with 5 % of tokens and money (or
+    what the verifier's call takes, if that is more) or the mean of the writer's calls. The writer may use everything, the verifier all
+    but the writer's part, others all but both parts. Of fewer than 4 calls none is kept. Budgets of roles are not divided.
     """
 
     def __init__(self, controls: Controls | None = None) -> None:
@@ -242,7 +240,7 @@ class Ledger:
         call.short = [account for account, keep in sides if account.short(need, keep) is not None]
         if not call.short:
             return self._grant(call, need, call.answer_tokens)
-        least = min(_LEAST_ANSWER, call.answer_tokens)
+        least = min(LEAST_ANSWER, call.answer_tokens)
         smallest = self._need(call, least)
         for account, keep in sides:
             index = account.short(smallest, NOTHING if account.in_flight else keep, settled=True)
@@ -285,7 +283,7 @@ class Ledger:
     def _need(self, call: _Call, answer_tokens: int) -> Amounts:
         """The most that `call` may use."""
         seen = self._seen_models.get(call.model)
-        return self._amounts(call.model, ceil(call.size * seen.highest * _MARGIN) if seen else call.size, answer_tokens)
+        return self._amounts(call.model, ceil(call.size * seen.highest * MARGIN) if seen else call.size, answer_tokens)
 
     def _amounts(self, model: str, input_tokens: int, output_tokens: int) -> Amounts:
         cost = known_price(model, input_tokens, output_tokens) if self._money else 0.0
