@@ -99,16 +99,16 @@ def forecast(workflow: "Workflow", controls: Controls, models: Models) -> Foreca
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a walk is: the fan-outs around it with their sizes, how often a branch comes here, and the graphs around."""
+    """Where a walk is: the fan-outs around it with their sizes, how often a branch comes here, and the graphs around.
+
+    `branch`: inside a branch of a supervisor, where the loop guard counts all calls of a role.
+    """
 
     fans: tuple[tuple[str, int], ...] = ()
     times: int = 1
     name: str = ""
     within: tuple[int, ...] = ()
-
-    @property
-    def branches(self) -> int:
-        return prod(size for _, size in self.fans)
+    branch: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,25 +149,30 @@ class _Walk:
         laps = self.controls.max_branches + _STEPS if node in shape.circling else 1
         fans = (*place.fans, (node, visits or self.controls.max_branches * laps)) if fanned else place.fans
         times = 1 if fanned else visits or laps
+        function = view.functions.get(node)
+        branch = place.branch or (function is not None and names(function, {"in_branch"}))
         graphs = [graph for graph in view.subgraphs.get(node, ()) if id(graph.builder) not in place.within]
         asks = told.number("asks")
         chain = 0
-        if asks is None and not graphs and not _harmless(view.functions.get(node)):
+        if asks is None and not graphs and not _harmless(function):
             chain = self._untold(told, name, fans, place.times, times)
         elif asks:
-            chain = self._told(told, name, fans, place.times * min(times, visits or self.controls.max_agent_calls), asks)
+            often = place.times * min(times, visits or self.controls.max_agent_calls)
+            chain = self._told(told, _Place(fans, often, name, branch=branch), asks)
         runs = 1 if (told_runs := told.number("runs")) is None else told_runs
         for graph in graphs:
-            inner = _Place(fans, place.times * times * runs, graph.name or node, (*place.within, id(view.builder)))
+            inner = _Place(fans, place.times * times * runs, graph.name or node, (*place.within, id(view.builder)), branch)
             chain += runs * self.graph(GraphView(graph), inner)
         return chain, None if fanned or (not visits and node in shape.circling) else visits or 1
 
-    def _told(self, told: "_Told", role: str, fans: tuple[tuple[str, int], ...], times: int, asks: int) -> int:
+    def _told(self, told: "_Told", place: _Place, asks: int) -> int:
         """A node that tells what it asks; the chain of one visit. Asks that the loop guard counts it bounds with their repairs."""
-        requests = asks * _REQUESTS * self._models(role) * times
-        self._ask(told, role, fans, requests if told.follows else min(requests, self.controls.max_agent_calls))
+        most, role = self.controls.max_agent_calls, place.name
+        visit = asks * _REQUESTS * self._models(role)
+        requests = (visit if told.follows else min(visit, most)) * place.times
+        self._ask(told, role, place.fans, min(requests, most) if place.branch else requests)
         follow = asks if told.follows else 1
-        self.usual += follow * _usual(fans, self.controls)
+        self.usual += follow * _usual(place.fans, self.controls)
         return follow * _REQUESTS * (1 if {role, "*"} & {*self.controls.race} else self._models(role))
 
     def _untold(self, told: "_Told", role: str, fans: tuple[tuple[str, int], ...], outer: int, visits: int) -> int:

@@ -182,6 +182,16 @@ def test_a_target_that_nobody_can_see_may_be_any_node_as_often_as_a_send_likes()
     assert of(graph, max_branches=10).calls == 10 * 3
 
 
+def test_asks_that_the_loop_guard_counts_are_bounded_in_each_visit_and_in_a_supervisors_branch() -> None:
+    assert of(told("max_agent_calls", visits=2), max_agent_calls=10).calls == 20
+    assert forecast(research(), Controls(max_branches=1, max_agent_calls=10), OFFLINE).by_role == {
+        "planner": 6,
+        "researcher": 10,
+        "verifier": 10,
+        "writer": 3,
+    }
+
+
 @pytest.mark.parametrize(("key", "value"), [("asks", -1), ("asks", "max_branch"), ("visits", True), ("runs", 1.5), ("asks", "join")])
 def test_metadata_that_cannot_be_read_is_named(key: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"node 'asking' says {key}={value!r}"):
