@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import json
+import re
 import sys
 import sysconfig
 import time
 import traceback
+import warnings
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,6 +43,8 @@ EXIT_CODES: dict[str, int] = {"complete": 0, "failed": 1, "partial": 3, "limited
 GRACE = 10.0
 """Seconds that a run which was asked to stop has for what is in flight, and for its report."""
 
+# LangGraph's own, of branches that wait for max_concurrency when a run is cut: there is nothing that anybody could do about it.
+_NEVER_BEGUN = ("ignore", re.compile("coroutine 'arun_with_retry' was never awaited", re.IGNORECASE), RuntimeWarning, None, 0)
 _CALLS = 0.8  # of GRACE for calls in flight; the report is written in the rest
 _OF_A_BRANCH = {"status", "error", "gap", "rejected", "attempts", "seconds"}
 
@@ -92,6 +96,8 @@ class _Run:
     async def drive(self, delivery: Delivery) -> Result:
         """Drive the graph to its end, telling every event; bad input is raised, every other failure is a result."""
         self.context.terms.room = delivery.room
+        if _NEVER_BEGUN not in warnings.filters:
+            warnings.filterwarnings("ignore", _NEVER_BEGUN[1].pattern, RuntimeWarning)
 
         def emit(event: Event) -> None:
             self._note(event)

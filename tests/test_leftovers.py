@@ -42,7 +42,7 @@ def threads() -> set[str]:
 
 
 def sockets() -> set[str]:
-    found = set()
+    found = set[str]()
     for number in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             found.add(os.readlink(f"/proc/self/fd/{number}"))
@@ -51,7 +51,7 @@ def sockets() -> set[str]:
 
 def children() -> set[int]:
     """Processes whose parent is this one."""
-    found = set()
+    found = set[int]()
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError):

@@ -1,8 +1,10 @@
 """The runner: events, results, limits and what is left behind when a run ends early."""
 
 import asyncio
+import gc
 import operator
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,7 +54,7 @@ async def look(at: str) -> str:
     return at
 
 
-async def squared(state: dict[str, int]) -> dict[str, list[int]]:
+async def squared(state: Any) -> dict[str, list[int]]:
     return {"squares": [state["number"] ** 2]}
 
 
@@ -122,6 +124,15 @@ async def test_the_deadline_ends_the_run_and_names_itself() -> None:
     result = await run(squares(forever), {"numbers": [1]}, model="offline", controls={"deadline": 0.05})
     assert (result.status, result.exit_code) == ("limited", 4)
     assert result.error == "the run took longer than its deadline of 0.05 s. raise --deadline"
+
+
+async def test_branches_that_never_began_are_no_warning() -> None:
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        result = await run(
+            squares(forever), {"numbers": list(range(20))}, model="offline", controls={"deadline": 0.05, "max_concurrency": 2}
+        )
+        gc.collect()
+    assert (result.status, [str(warning.message) for warning in caught]) == ("limited", [])
 
 
 async def test_a_timeout_of_the_graphs_own_is_a_failure_and_no_deadline() -> None:
