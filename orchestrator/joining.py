@@ -105,14 +105,14 @@ class Join:
 
     def failure(self, results: Sequence[BranchResult]) -> str | None:
         """What the policy makes a run fail for that came to these results; None: it does not."""
-        in_time = {**self._results, **{result.task.id: result for result in results}}.values()
-        lost = next(filter(_failed, in_time), None)
-        cause = f"{lost.task.id} ({lost.task.question!r}) {_became(lost)}: {lost.error}" if lost else ""
         if self.policy.kind == "fail-fast":
-            return f"branch {cause}" if lost else None
+            in_time = {**self._results, **{result.task.id: result for result in results}}.values()
+            first = next(filter(_failed, in_time), None)
+            return f"branch {_cause(first)}" if first else None
+        lost = next(filter(_failed, results), None)
         done = sum(result.status == "ok" for result in results)
         if self.policy.kind == "at-least" and done < self.policy.count:
-            return f"only {done} of at least {self.policy.count} branches succeeded{f'; {cause}' if lost else ''}"
+            return f"only {done} of at least {self.policy.count} branches succeeded{f'; {_cause(lost)}' if lost else ''}"
         return None
 
     def _judge(self, result: BranchResult) -> str | None:
@@ -144,6 +144,10 @@ def _valid(results: Iterable[BranchResult]) -> list[str]:
     """The branches with a supported finding, in the order of their tasks."""
     valid = [result.task.id for result in results if result.findings and result.status == "ok"]
     return sorted(valid, key=lambda task: (len(task), task))
+
+
+def _cause(result: BranchResult) -> str:
+    return f"{result.task.id} ({result.task.question!r}) {_became(result)}: {result.error}"
 
 
 def _failed(result: BranchResult) -> bool:

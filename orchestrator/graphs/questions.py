@@ -88,11 +88,11 @@ def _singular(word: str) -> str:
 
 
 def new_tasks(
-    questions: Sequence[str], branches: Sequence[BranchResult], limit: int
+    questions: Sequence[str], branches: Sequence[BranchResult], started: int, limit: int
 ) -> tuple[list[Task], list[BranchResult], list[dict[str, str]]]:
     """The tasks of a round, the results of those beyond `limit`, and what was merged: [{question, into}].
 
-    A task that failed keeps its id when it is asked again; one that was answered is not asked again.
+    `started`: branches so far. A task that failed keeps its id when it is asked again; one that was answered is not asked again.
     """
     known = {same_question(result.task.question): result for result in branches}
     tasks: dict[tuple[tuple[str, ...], ...], Task] = {}
@@ -110,8 +110,9 @@ def new_tasks(
             merged.append({"question": question, "into": same.question})
         if earlier is not None and earlier.status != "ok":
             tasks[key] = earlier.task
-    room = max(0, limit - len(branches))
+    room = max(0, limit - started)
     planned = list(tasks.values())
     error = f"not started: max_branches is {limit}"
-    skipped = [BranchResult(task=task, status="skipped", error=error, attempts=0) for task in planned[room:]]
+    ran = {result.task.id for result in branches}
+    skipped = [BranchResult(task=task, status="skipped", error=error, attempts=0) for task in planned[room:] if task.id not in ran]
     return planned[:room], skipped, merged

@@ -57,10 +57,18 @@ class SupervisorOutput(TypedDict):
 
 
 def merge_branches(earlier: list[BranchResult], later: list[BranchResult]) -> list[BranchResult]:
-    """Results in the order of the tasks (t1, t2, …, t10): a task that is run again replaces its earlier result."""
+    """Results in the order of the tasks (t1, t2, …, t10): one of a task that was run again counts, with what was found before."""
     merged = {result.task.id: result for result in earlier}
-    merged.update({result.task.id: result for result in later})
+    for result in later:
+        before = merged.get(result.task.id)
+        merged[result.task.id] = result if before is None else _with_earlier(before, result)
     return sorted(merged.values(), key=lambda result: (len(result.task.id), result.task.id))
+
+
+def _with_earlier(before: BranchResult, result: BranchResult) -> BranchResult:
+    found = {finding.claim: finding for finding in (*before.findings, *result.findings)}
+    read = {source.uri: source for source in (*before.sources, *result.sources)}
+    return result.model_copy(update={"findings": list(found.values()), "sources": list(read.values())})
 
 
 def extend(earlier: list[Failure], later: list[Failure]) -> list[Failure]:
@@ -76,7 +84,7 @@ def union(earlier: list[str], later: list[str]) -> list[str]:
 class SupervisorState(SupervisorOutput):
     """The supervisor's own state: `tasks` are the tasks of this round, `asked` the kinds of model that were asked so far.
 
-    `over`: no further round is to begin.
+    `started`: branches in all rounds so far. `over`: no further round is to begin.
     """
 
     question: str
@@ -84,6 +92,7 @@ class SupervisorState(SupervisorOutput):
     allow_hosts: list[str]
     tasks: list[Task]
     round: int
+    started: int
     over: bool
     branches: Annotated[list[BranchResult], merge_branches]
     failures: Annotated[list[Failure], extend]
@@ -157,10 +166,11 @@ async def _plan(planner: Agent, state: SupervisorState, context: RunContext) -> 
         return {"tasks": [], "round": number, "failures": [Failure(role="planner", status=status_of(error), error=said(error))]}
     if not branches:
         questions = questions or [state["question"]]
-    tasks, skipped, merged = new_tasks(questions, branches, context.controls.max_branches)
+    started = state.get("started", 0)
+    tasks, skipped, merged = new_tasks(questions, branches, started, context.controls.max_branches)
     tell("plan", tasks=[task.model_dump() for task in tasks], round=number, merged=merged)
     context.join.begin([task.id for task in tasks], branches)
-    return {"tasks": tasks, "round": number, "branches": skipped, "documents": documents}
+    return {"tasks": tasks, "round": number, "branches": skipped, "started": started + len(tasks), "documents": documents}
 
 
 def fan_out(state: SupervisorState) -> list[Send] | str:
