@@ -355,7 +355,19 @@ async def _stream(prepared: _Run) -> AsyncGenerator[Event, None]:
     finally:
         if not driving.done():
             driving.cancel()
-            await asyncio.wait({driving})
+            await _over(driving)
+
+
+async def _over(task: "asyncio.Task[Any]") -> None:
+    """Wait for the end of a task that was cancelled, however often whoever waits is cancelled meanwhile."""
+    again: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            again = error
+    if again is not None:
+        raise again
 
 
 def _ends_itself(graph: CompiledStateGraph[Any, Any, Any, Any]) -> bool:

@@ -86,8 +86,10 @@ def server() -> Iterator[ModelServer]:
 
 
 async def ended_after(number: int, way: str, server: ModelServer, given: dict[str, Any]) -> int:
-    """Begin a run and end it after `number` events: closed, or cancelled; returns how many events there were."""
-    events = stream("research", given, model=await asyncio.to_thread(server.chat_model))
+    """Begin a run and end it after `number` events: closed, cancelled once or twice, or stopped; returns how many events there were."""
+    controls = {"hedge": ["researcher"], "branch_timeout": 30, "join": "at-least:2@20"}
+    stop = asyncio.Event()
+    events = stream("research", given, model=await asyncio.to_thread(server.chat_model), controls=controls, stop=stop)
     seen = 0
 
     async def follow() -> None:
@@ -98,13 +100,18 @@ async def ended_after(number: int, way: str, server: ModelServer, given: dict[st
                 break
             if seen == number:
                 reached.set()
+            if seen == number and way == "stop":
+                stop.set()
         reached.set()
 
     reached = asyncio.Event()
     following = asyncio.create_task(follow())
-    if way == "cancel":
+    if way in ("cancel", "cancel twice"):
         await reached.wait()
         following.cancel()
+        if way == "cancel twice":
+            await asyncio.sleep(0)
+            following.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await following
     else:
@@ -120,7 +127,7 @@ async def test_a_run_that_is_ended_at_any_point_leaves_nothing(server: ModelServ
     chosen = random.Random(seed)  # noqa: S311
     before = Leftovers()
     for _ in range(20):
-        number, way = chosen.randrange(1, whole), chosen.choice(["break", "cancel"])
+        number, way = chosen.randrange(1, whole), chosen.choice(["break", "cancel", "cancel twice", "stop"])
         await ended_after(number, way, server, given)
         assert await before.found() == [], f"seed {seed}: {way} after {number} of {whole} events"
 
