@@ -44,8 +44,8 @@ _REACHES_ANYTHING = (getattr, eval, exec, __import__)
 class Forecast:
     """Upper bounds of one run: `calls` are requests to models, `seconds` those of the longest `chain` of calls.
 
-    `by` and `seconds_by` say which limits make them what they are. `usual_calls` is one pass without repairs, with `usual_branches`
-    branches; None where the graph does not tell. `cost_usd` is None where a model has no price (`unpriced`).
+    `by` and `seconds_by` say which limits make them what they are. `usual_calls` is one pass in which each node asks once, with
+    `usual_branches` branches; None where the graph does not tell. `cost_usd` is None where a model has no price (`unpriced`).
     """
 
     calls: int
@@ -75,8 +75,8 @@ class Forecast:
         if not self.calls:
             return
         if self.usual_calls is not None:
-            several = f" with {_counted(self.usual_branches, 'branch')}" if self.usual_branches else ""
-            yield f"one pass without repairs{several}: {_counted(self.usual_calls, 'call')}"
+            several = f", {_counted(self.usual_branches, 'branch')}" if self.usual_branches else ""
+            yield f"one pass in which each node asks once{several}: {_counted(self.usual_calls, 'call')}"
         yield f"at most {self.input_tokens:,} tokens in, {self.output_tokens:,} out"
         if self.cost_usd is None:
             yield f"cost unknown: no price for {', '.join(self.unpriced)}"
@@ -298,7 +298,7 @@ class _Sum:
             chain=chain,
             seconds=deadline or seconds,
             seconds_by="--deadline" if deadline else "--call-timeout",
-            usual_calls=None if self.walk.untold else min(self.walk.usual, calls),
+            usual_calls=None if self.walk.untold else self.walk.usual,
             usual_branches=min(_USUAL_BRANCHES, *fans.values()) if fans else 0,
             by_role=by_role,
             assumptions=list(self._assumptions(retries, bool(fans))),
