@@ -96,6 +96,7 @@ class Server:
         if wait is None and self.most is not None and self.in_flight >= self.most:
             wait = 1.0
         if wait is not None:
+            await asyncio.sleep(0)
             return False, (float(max(1, math.ceil(wait))) if self.retry_after and wait < math.inf else None)
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)

@@ -9,14 +9,14 @@ from orchestrator.admission.rates import Entry, Window
 __all__ = ["Adaptive", "Passage"]
 
 _SHRINK = 0.7  # of what was in flight
-_SHRINK_LESS = 0.95  # where the rate explains the refusal: it was about as high as at the refusal before
-_KNOWN = 1.0  # share of the plateau from which it does
+_ALIKE = 0.25  # two numbers in flight that differ by less, as a share, are about the same
 _CUT = 0.95  # of the rate that was accepted when the endpoint refused
 _PLATEAU = 0.985  # of it: where the pace stays for a while
 _CURVE = 0.0002  # a second cubed: how soon the pace leaves the plateau
+_SOON = 0.85  # of the pace, where the endpoint refuses before the plateau is left: it was learned too high
 _SLOWEST_CUT = 0.7  # of the pace before, at one refusal
 _CREDIT = 0.02  # seconds that a timer may be late without loss to the pace; half an interval where that is more
-_PATIENCE = 0.25  # seconds after which a probe that was not refused counts as let through; at least twice as long as a refusal takes
+_PATIENCE = 0.25  # seconds without a refusal after which a probe went through; twice as long as a refusal took, where that is more
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 4.0
 _PROBES = 5  # refused in a row, then the endpoint refuses everything
@@ -44,6 +44,20 @@ class _Pace:
         return self.plateau * (1 + _CURVE * late * late * late)
 
 
+@dataclass(slots=True)
+class _Evidence:
+    """Of a refusal: what was `sent` in the second before, less what was refused; calls in flight, and those of them that were `accepted`.
+
+    `before`: the pace, 0 without one; `late`: it had outlived its plateau.
+    """
+
+    sent: list[Entry]
+    in_flight: int
+    accepted: int
+    before: float
+    late: bool
+
+
 class Adaptive:
     """One endpoint's state: open, paused, or probing, when one call at a time finds out whether the pause was long enough.
 
@@ -66,10 +80,10 @@ class Adaptive:
         self._probe_ends = 0.0
         self._streak = -1  # episodes since a call that was let in after the first of them was answered
         self._streak_began = 0
-        self._slowest = 0.0
-        self._opened = 0.0
+        self._quickest = 0.0
         self._sent = Window(1.0)
-        self._evidence: tuple[list[Entry], float, float] | None = None
+        self._evidence: _Evidence | None = None
+        self._knee = 0  # calls in flight at the refusal before
         self._forget_at: float | None = None
 
     def limit(self, now: float, most: int) -> int:
@@ -95,7 +109,7 @@ class Adaptive:
         passage = Passage(now, self.episode, self._sent.add(now, 1))
         if self.paused_until is not None:
             self._probe = passage
-            self._probe_ends = now + max(_PATIENCE, 2 * self._slowest)
+            self._probe_ends = now + max(_PATIENCE, 2 * self._quickest)
         elif self._pace is not None:
             interval = 1 / self._pace.rate(now)
             self._next = max(self._next, now - max(_CREDIT, interval / 2)) + interval
@@ -127,7 +141,9 @@ class Adaptive:
             self.refused_since = now
         self.asked = retry_after if retry_after is not None and retry_after > 0 else None
         if passage.episode != self.episode:
-            self._slowest = max(self._slowest, now - passage.at)
+            self._quickest = min(self._quickest, now - passage.at)
+            if self._evidence is not None:
+                self._evidence.accepted -= 1
             self._extend(now)
             return False
         self.episode += 1
@@ -136,7 +152,7 @@ class Adaptive:
             self._streak_began = self.episode
         if self.paused_until is None:
             self._cut(now, in_flight)
-        self._slowest = now - passage.at
+        self._quickest = now - passage.at
         self._probe = None
         self.closed = self.closed or self._streak >= _PROBES
         self.paused_until = now if self.closed else now + self._pause()
@@ -159,32 +175,35 @@ class Adaptive:
         self._forget_at = self.paused_until + _MEMORY
 
     def _cut(self, now: float, in_flight: int) -> None:
-        """Fewer at once; the evidence for the pace is read when the other refusals of the episode are known, too."""
+        """The evidence for the pace is kept, to be read when the other refusals of the episode are known, too.
+
+        The first refusal tells nothing of what is limited, calls at once or calls a second: the pace answers both as long as answers take
+        their time. One that comes soon after, at as many in flight, tells of calls at once; one that comes late, above the old rate, does
+        not.
+        """
         self._sent.forget(now)
-        sent, seconds, before = list(self._sent.entries), 1.0, 0.0
-        shrink = _SHRINK
-        if self._pace is not None:
-            seconds, before = min(1.0, max(0.05, now - self._opened)), self._pace.rate(now)
-            if before >= _KNOWN * self._pace.plateau:
-                shrink = _SHRINK_LESS
-        self._window = max(1.0, in_flight * shrink)
-        self._evidence = (sent, seconds, before)
+        before = 0.0 if self._pace is None else self._pace.rate(now)
+        late = self._pace is None or before >= self._pace.plateau
+        if not late and abs(in_flight - 1 - self._knee) <= _ALIKE * self._knee:
+            self._window = max(1.0, in_flight * _SHRINK)
+        self._evidence = _Evidence(list(self._sent.entries), in_flight, in_flight - 1, before, late)
 
     def _open(self, now: float, since: float) -> None:
         """The probe went through: everybody goes on, at the pace that the endpoint kept up with before it refused."""
+        evidence, self._evidence = self._evidence, None
         self.paused_until = self._probe = None
-        self._opened = since
         if self.closed:
             self._forget()
-        elif self._evidence is not None:
-            entries, seconds, before = self._evidence
-            rate = sum(entry.amount for entry in entries) / seconds
-            if before:
-                rate = min(before, max(rate, _SLOWEST_CUT * before))
+        elif evidence is not None:
+            self._knee = evidence.accepted
+            rate = float(sum(entry.amount for entry in evidence.sent))
+            if evidence.before:
+                rate = min(evidence.before, max(rate, _SLOWEST_CUT * evidence.before)) if evidence.late else evidence.before * _SOON
             if rate > 0:
                 self._pace = _Pace(rate * _PLATEAU, since)
                 self._next = max(now, since + 1 / self._pace.rate(now))
-            self._evidence = None
+            else:
+                self._window = max(1.0, evidence.in_flight * _SHRINK)
 
     def _forget(self) -> None:
         self._window = self._pace = self._evidence = self.paused_until = self._probe = self._forget_at = None
