@@ -13,6 +13,7 @@ from agents import create_planner, create_researcher, create_verifier, create_wr
 from agents.prompts import prompt, question_block
 from orchestrator import run
 from orchestrator.context import RunContext
+from orchestrator.controls import Budget, Controls
 from orchestrator.errors import InvalidAnswerError, ModelCallError, RefusedError
 from orchestrator.state import Citation, Finding, Source
 from orchestrator.testing import Reply, agents_script, model_server
@@ -80,6 +81,79 @@ async def test_the_researcher_stops_calling_tools_at_its_limit(documents: Path) 
         answer = await create_researcher(max_turns=3).ainvoke(given, context=context(server.chat_model()))
         assert len(server.requests) == 4
     assert (answer["findings"], answer["missing"]) == ([], "everything")
+
+
+async def looped(documents: Path, calls: list[list[tuple[str, dict[str, Any]]]], **controls: Any) -> list[dict[str, Any]]:
+    """The requests of a researcher whose model makes these calls, turn by turn and the last ones for ever, while it is offered tools."""
+    turns = 0
+
+    def findings(request: dict[str, Any]) -> Any:
+        nonlocal turns
+        turns += 1
+        if "search_documents" not in offered(request):
+            return {"findings": [], "missing": "everything"}
+        return Reply(calls=calls[min(turns, len(calls)) - 1], ids=[f"call_{turns}_{number}" for number in range(9)])
+
+    async with model_server(agents_script(findings=findings)) as server:
+        limits = RunContext(models={"": server.chat_model()}, controls=Controls(**controls))
+        answer = await create_researcher(max_turns=20).ainvoke({"question": "What?", "documents": [str(documents)]}, context=limits)
+        assert answer["missing"] == "everything"
+        return [request.body for request in server.requests]
+
+
+def offered(request: dict[str, Any]) -> list[str]:
+    return [each["function"]["name"] for each in request.get("tools", [])]
+
+
+def answers(request: dict[str, Any]) -> list[str]:
+    return [message["content"][:30] for message in request["messages"] if message["role"] == "tool"]
+
+
+REPEATED = "This call was made before with"
+NOTHING = "No passage matches this query."
+
+
+@pytest.mark.parametrize(("most", "made"), [(1, 2), (2, 2), (3, 3), (5, 5)])
+async def test_a_tool_call_that_is_repeated_is_made_once_and_ends_the_tools(documents: Path, most: int, made: int) -> None:
+    requests = await looped(documents, [[("search_documents", {"query": "zebra"})]], max_identical_tool_calls=most)
+    assert len(requests) == made + 1
+    assert answers(requests[-1]) == [NOTHING, *[REPEATED] * (made - 1)]
+
+
+async def test_the_same_call_twice_in_one_turn_is_made_once(documents: Path) -> None:
+    twice = [("read_passage", {"passage_id": "d9.9"}), ("search_documents", {"query": "zebra"}), ("search_documents", {"query": "zebra"})]
+    requests = await looped(documents, [twice, [("search_documents", {"query": "yak"})], [("search_documents", {"query": "zebra"})]])
+    assert answers(requests[-1]) == ["No passage has the id 'd9.9'. ", NOTHING, REPEATED, NOTHING, REPEATED]
+
+
+async def test_a_call_that_went_wrong_may_be_made_again(documents: Path) -> None:
+    requests = await looped(documents, [[("read_passage", {"passage_id": "d9.9"})]])
+    assert answers(requests[-1]) == ["No passage has the id 'd9.9'. "] * 3
+
+
+async def test_the_last_call_that_an_agent_has_is_for_its_answer(documents: Path) -> None:
+    several = [[("search_documents", {"query": f"zebra {number}"})] for number in range(20)]
+    assert len(await looped(documents, several, max_agent_calls=4)) == 4
+
+
+@pytest.mark.parametrize(("limit", "judged"), [({"max_calls": 2}, 2), ({"max_calls": 1}, 1)])
+async def test_a_verifier_that_runs_out_keeps_what_it_has_judged(documents: Path, limit: dict[str, int], judged: int) -> None:
+    path = documents / "resume.md"
+    start = path.read_text(encoding="utf-8").index(QUOTE)
+    claims = ["The journal limits a resume.", "A resume is limited.", "The depth is limited.", "Depth is limited by the journal."]
+    citation = Citation(source=str(path), quote=QUOTE, start=start, end=start + len(QUOTE))
+    async with model_server(agents_script()) as server:
+        limits = RunContext(models={"": server.chat_model()}, controls=Controls(role_budgets={"verifier": Budget(**limit)}))
+        library = await limits.library([str(documents)])
+        given = {
+            "findings": [Finding(claim=claim, citations=[citation]) for claim in claims],
+            "sources": [source for source in [(await library.search("journal", 1))[0].source] if source.uri == str(path)],
+            "documents": [str(documents)],
+        }
+        answer = await create_verifier().ainvoke(given, context=limits)
+        assert len(server.requests) == judged
+    assert sum(finding.verdict is not None for finding in answer["findings"]) == judged
+    assert [(failure.role, failure.status) for failure in answer["failures"]] == [("verifier", "limited")] * (4 - judged)
 
 
 async def test_the_researcher_uses_tools_of_the_users_own(documents: Path) -> None:
