@@ -164,7 +164,7 @@ def _read(given: Mapping[str, tuple[str, Sequence[str]]]) -> _Found:
         for word in words:
             scoped = _SCOPED.fullmatch(word) if _is_of_budget(name) else None
             of, text = (scoped[1], scoped[2]) if scoped else ("", word)
-            value = _value(name, fields[name], text, f"{said} {of}=" if of else said)
+            value = _value(name, fields[name], text, f"{said} {of}=N" if of else said)
             values = _laid_over(values, _nested(name, of, value))
     return values
 

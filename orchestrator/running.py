@@ -83,7 +83,7 @@ def stop_run(run_id: str, seconds: float) -> bool:
         path.unlink(missing_ok=True)
         raise InputError(f"run {run_id!r} of workflow {run.workflow!r} has ended: its process is gone", where=str(run))
     if run is None:
-        raise InputError(f"no run {one_line(run_id, 80)!r} is running", remedy=_named(running()))
+        raise InputError(f"no run {one_line(run_id, 80)!r} is running", where=_named(running()))
     if run.host != socket.gethostname():
         raise InputError(f"run {run_id!r} is on another machine", where=str(run), remedy=f"cancel it on {one_line(run.host, 60)}")
     try:
@@ -100,8 +100,8 @@ def stop_run(run_id: str, seconds: float) -> bool:
 
 def _named(runs: list[Running]) -> str:
     if not runs:
-        return "no run is running at all"
-    return "these are: " + "; ".join(f"{run.run_id} ({one_line(run.workflow, 40)}, {run})" for run in runs[:10])
+        return "no run is going on"
+    return "these are running: " + "; ".join(f"{run.run_id} ({one_line(run.workflow, 40)}, {run})" for run in runs[:10])
 
 
 def _folder() -> Path:

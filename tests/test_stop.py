@@ -232,7 +232,7 @@ def test_no_run_has_the_id_of_one_that_runs(documents: Path, home: Path, capsys:
         f"  {told}",
         "  do: give another --run-id, or: python -m orchestrator cancel r1",
         "error: no run 'r2' is running",
-        f"  do: these are: r1 (research, {told})",
+        f"  these are running: r1 (research, {told})",
     ]
     assert main(["research", QUESTION, "--documents", str(documents), "--run-id", "r1", "--quiet"]) == 0
     assert nothing_left(home)
