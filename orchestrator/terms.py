@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from orchestrator.admission import Party
 from orchestrator.controls import Controls
 from orchestrator.errors import StopRequested
+from orchestrator.events import tell
 from orchestrator.usage import Ledger
 
 __all__ = ["Retries", "Terms", "in_request", "in_tool"]
@@ -28,12 +29,13 @@ class Retries:
     Requests that are repeated because the endpoint asks for fewer of them do not draw on it.
     """
 
-    def __init__(self) -> None:
-        self._left: dict[str, float] = defaultdict(lambda: _MOST)
+    def __init__(self, most: float = _MOST) -> None:
+        self._most = most
+        self._left: dict[str, float] = defaultdict(lambda: most)
 
     def earn(self, endpoint: str) -> None:
         """Count the first request of a call."""
-        self._left[endpoint] = min(_MOST, self._left[endpoint] + _EARNED)
+        self._left[endpoint] = min(self._most, self._left[endpoint] + _EARNED)
 
     def take(self, endpoint: str) -> bool:
         """Whether a request may be made again; if so, it is counted."""
@@ -59,7 +61,7 @@ class Terms:
     ledger: Ledger = field(init=False)
     retries: Retries = field(init=False, default_factory=Retries)
     tools: dict[str, Party] = field(init=False, default_factory=dict)  # by name, those that declare limits
-    warned: set[str] = field(init=False, default_factory=set)  # warnings that a run tells once
+    _warned: set[str] = field(init=False, default_factory=set, repr=False)
 
     def __post_init__(self) -> None:
         self.party = Party(
@@ -75,3 +77,9 @@ class Terms:
         """Raise StopRequested once the run was asked to stop."""
         if self.stopped:
             raise StopRequested("the run was asked to stop", remedy="resume it, or run it again")
+
+    def warn(self, message: str) -> None:
+        """Tell a warning, once a run."""
+        if message not in self._warned:
+            self._warned.add(message)
+            tell("log", level="warning", message=message)

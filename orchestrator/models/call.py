@@ -52,6 +52,11 @@ class Call:
         return self.where + (f", node {node!r}" if node else "") + (f", branch {branch}" if branch else "")
 
     @property
+    def half_characters(self) -> str:
+        """The warning about text that is no text."""
+        return f"the model {self.model!r} sent half characters (lone surrogates): they were replaced"
+
+    @property
     def key_variable(self) -> str:
         """The environment variable that the provider's key is read from."""
         return _KEY_NAMES.get(self.provider, f"{self.provider.upper()}_API_KEY")

@@ -31,6 +31,8 @@ Way = Literal["tools_required", "tools", "json_schema", "function_calling", "jso
 _log = logging.getLogger(__name__)
 _REPAIRS = 2
 _NAME = re.compile(r"[\w.-]{1,64}")
+# Half of a surrogate pair, escaped in JSON.
+_HALF = re.compile(r"(?<!\\)(?:\\\\)*(?:\\ud[89ab]..(?!\\ud[c-f])|(?<!\\ud[89ab]..)\\ud[c-f])", re.IGNORECASE)
 _WITH_TOOLS: tuple[Way, ...] = ("tools_required", "tools")
 _CALLING: tuple[Way, ...] = (*_WITH_TOOLS, "function_calling")
 _OPENAI_WAYS: tuple[Way, ...] = ("json_schema", "function_calling", "json_mode", "prompt")
@@ -47,6 +49,7 @@ class Exchange(Generic[T]):
         self._model = without_retries(model)
         self._schema = schema
         self._tools = tools
+        self._terms = terms
         self._call = Call.of(model, role)
         self._key = (self._call.host, self._call.model, bool(tools))
         self._tool_names = {tool.name for tool in tools}
@@ -121,11 +124,15 @@ class Exchange(Generic[T]):
     def _read(self, message: AIMessage) -> Answer[T] | tuple[str, list[BaseMessage]]:
         """The answer in `message`, or what is wrong with it and the messages that tell the model."""
         if not message.tool_calls and not message.invalid_tool_calls:
+            text = str(message.text)
             try:
-                return Answer(message, read_answer(str(message.text), self._schema))
+                value = read_answer(text, self._schema)
             except ValueError as error:
                 problem = explain(error)
-                return problem, [AIMessage(str(message.text)), HumanMessage(self._complaint(problem))]
+                return problem, [AIMessage(text), HumanMessage(self._complaint(problem))]
+            if _HALF.search(text):
+                self._terms.warn(self._call.half_characters)
+            return Answer(message, value)
         calls, wrong = self._calls(message)
         if wrong:
             return "; ".join(wrong.values()), _tool_replies(message, calls, wrong)

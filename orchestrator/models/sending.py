@@ -211,9 +211,8 @@ class Sender:
         if not query.calling:  # calls that were not asked for are nothing to go by
             message = message.model_copy(update={"tool_calls": [], "invalid_tool_calls": []})
         whole, repaired = cleaned(message)
-        if repaired and "surrogates" not in self._terms.warned:
-            self._terms.warned.add("surrogates")
-            tell("log", level="warning", message=f"the {self._call.where} sent half characters (lone surrogates): they were replaced")
+        if repaired:
+            self._terms.warn(self._call.half_characters)
         return whole
 
     async def _timed(self, runnable: "Runnable[Any, AIMessage]", query: Query, watch: Watch | None) -> AIMessage:
