@@ -142,3 +142,14 @@ async def calls(server: Server, count: int, *, party: Party | None = None, admis
     began, before = loop.time(), len(server.requests)
     done = await asyncio.gather(*(ask(admission, server, party) for _ in range(count)), return_exceptions=True)
     return Outcome(done.count(True), len(server.requests) - before, loop.time() - began)
+
+
+def quiet(admission: Admission) -> bool:
+    """Whether nobody waits and nobody is in flight."""
+    return all((gate.waiting, gate.in_flight, gate._lines) == (0, 0, {}) for gate in admission._gates.values())
+
+
+async def settled() -> None:
+    """Lets every task go as far as it can without time passing."""
+    for _ in range(20):
+        await asyncio.sleep(0)

@@ -78,8 +78,7 @@ class Adaptive:
         self._next = 0.0
         self._probe: Passage | None = None
         self._probe_ends = 0.0
-        self._streak = -1  # episodes since a call that was let in after the first of them was answered
-        self._streak_began = 0
+        self._streak = -1  # probes refused since a call was answered
         self._quickest = 0.0
         self._sent = Window(1.0)
         self._evidence: _Evidence | None = None
@@ -117,8 +116,6 @@ class Adaptive:
 
     def answered(self, passage: Passage, now: float) -> None:
         """A call was answered."""
-        if passage.episode < self._streak_began:
-            return
         self._streak, self.refusals = -1, 0
         if passage.episode != self.episode:
             return
@@ -139,7 +136,7 @@ class Adaptive:
         self.refusals += 1
         if self.refusals == 1:
             self.refused_since = now
-        self.asked = retry_after if retry_after is not None and retry_after > 0 else None
+        self.asked = retry_after if retry_after is not None and 0 < retry_after < math.inf else None
         if passage.episode != self.episode:
             self._quickest = min(self._quickest, now - passage.at)
             if self._evidence is not None:
@@ -148,13 +145,11 @@ class Adaptive:
             return False
         self.episode += 1
         self._streak += 1
-        if self._streak == 0:
-            self._streak_began = self.episode
         if self.paused_until is None:
             self._cut(now, in_flight)
         self._quickest = now - passage.at
         self._probe = None
-        self.closed = self.closed or self._streak >= _PROBES
+        self.closed = self.closed or (self._streak >= _PROBES and in_flight == 1)  # what is in flight may yet be answered
         self.paused_until = now if self.closed else now + self._pause()
         self._forget_at = self.paused_until + _MEMORY
         return True
@@ -166,7 +161,7 @@ class Adaptive:
     def _pause(self) -> float:
         if self._streak == 0:
             return self.asked or _FIRST_PAUSE * (1 + self._draw() / 4)
-        return max(self.asked or 0.0, min(_LONGEST_PAUSE, math.ldexp(_FIRST_PAUSE, self._streak)) * (1 - self._draw() / 4))
+        return max(self.asked or 0.0, min(_LONGEST_PAUSE, _FIRST_PAUSE * (1 << min(self._streak, 8))) * (1 - self._draw() / 4))
 
     def _extend(self, now: float) -> None:
         if self.asked is None or self.closed or now + self.asked <= (self.paused_until or 0.0):

@@ -24,23 +24,22 @@ class Serial:
     def do(self, operation: Callable[..., object], *arguments: Any) -> None:
         """Runs it now, or, where another operation is running, right after that one, in its thread."""
         self._todo.append((operation, arguments))
-        while self._todo and self._lock.acquire(blocking=False):
-            try:
-                self._drain()
-            finally:
-                self._lock.release()
+        self._combine()
 
     def call(self, operation: Callable[..., T], *arguments: Any) -> T:
         """Runs it and returns its result; waits for the operation of another thread, which is short."""
         with self._lock:
             self._drain()
             result = operation(*arguments)
+        self._combine()
+        return result
+
+    def _combine(self) -> None:
         while self._todo and self._lock.acquire(blocking=False):
             try:
                 self._drain()
             finally:
                 self._lock.release()
-        return result
 
     def _drain(self) -> None:
         while self._todo:
