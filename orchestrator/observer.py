@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import gc
+import inspect
 import logging
 import sys
 import time
@@ -111,7 +112,6 @@ class Observer(BaseCallbackHandler):
         self._loop = asyncio.get_running_loop()
         self._calls: dict[UUID, _Call] = {}
         self._rounds = Rounds()
-        self._tools: dict[str, Party] = {}
         logging.getLogger("langchain_core.callbacks.manager").addFilter(_is_no_refusal)
 
     def on_llm_new_token(self, token: Any, *, run_id: UUID, **kwargs: Any) -> None:
@@ -140,27 +140,31 @@ class Observer(BaseCallbackHandler):
     async def _model_waits(self, serialized: Any, messages: list[list[BaseMessage]], *, run_id: UUID, **kwargs: Any) -> None:
         call = _model_call(kwargs)
         if self._is_foreign(kwargs):
-            await self._waits(self._model_turn(call, _caller(BaseChatModel), messages, kwargs))
+            try:
+                await self._waits(call, self._model_turn(call, _caller(BaseChatModel), messages, kwargs))
+            except BaseException:
+                _close_others()
+                raise
         self._began(run_id, call, "model_started", model=call.name)
         self._watch(run_id, call, "agenerate", self._model_failed)
 
     def _model_blocks(self, serialized: Any, messages: list[list[BaseMessage]], *, run_id: UUID, **kwargs: Any) -> None:
         call = _model_call(kwargs)
         if self._is_foreign(kwargs):
-            self._blocks(self._model_turn(call, _caller(BaseChatModel), messages, kwargs))
+            self._blocks(call, self._model_turn(call, _caller(BaseChatModel), messages, kwargs))
         self._on_loop(lambda: self._began(run_id, call, "model_started", model=call.name))
 
     async def _tool_waits(self, serialized: Any, input_str: str, *, run_id: UUID, **kwargs: Any) -> None:
         call = _tool_call(serialized, kwargs)
         if not in_tool.get():
-            await self._waits(self._tool_turn(call, input_str, kwargs))
+            await self._waits(call, self._tool_turn(call, input_str, kwargs))
         self._began(run_id, call, "tool_started", tool=call.name, input=one_line(input_str))
         self._watch(run_id, call, "arun", lambda run_id, error: self._tool_ended(run_id, "cancelled"))
 
     def _tool_blocks(self, serialized: Any, input_str: str, *, run_id: UUID, **kwargs: Any) -> None:
         call = _tool_call(serialized, kwargs)
         if not in_tool.get():
-            self._blocks(self._tool_turn(call, input_str, kwargs))
+            self._blocks(call, self._tool_turn(call, input_str, kwargs))
         self._on_loop(lambda: self._began(run_id, call, "tool_started", tool=call.name, input=one_line(input_str)))
 
     def _is_foreign(self, kwargs: Mapping[str, Any]) -> bool:
@@ -185,6 +189,8 @@ class Observer(BaseCallbackHandler):
         call.asked, call.controls = Asked.of(model, call.role) if model else None, terms.controls
         answer = next((params[key] for key in _ANSWER_LIMITS if isinstance(params.get(key), int)), terms.controls.max_answer_tokens)
         size = _size(messages, params)
+        if terms.room is not None:
+            await terms.room()
         try:
             call.reservation = await terms.ledger.reserve(call.name, call.role, call.branch, size=size, answer_tokens=answer, guarded=False)
             endpoint = call.asked.endpoint if call.asked else call.name
@@ -207,16 +213,22 @@ class Observer(BaseCallbackHandler):
             )
         limits = {key: known[key] for key in ("max_concurrency", "requests_per_minute") if isinstance(known.get(key), int)}
         if limits:
-            party = self._tools.setdefault(call.name, Party(name=self.terms.name, **limits))
+            opened = Party(name=f"{self.terms.name} {call.name}", max_queue=self.terms.controls.max_queue, **limits)
+            party = self.terms.tools.setdefault(call.name, opened)
             call.ticket = await ADMISSION.enter(f"tool {call.name}", party, until=self.terms.ends)
 
-    async def _waits(self, turn: Coroutine[Any, Any, None]) -> None:
+    async def _waits(self, call: _Call, turn: Coroutine[Any, Any, None]) -> None:
         if _running_loop() is self._loop:
             await turn
-        else:  # a loop of the user's own in a thread: admission and ledger live on the run's
+            return
+        # A loop of the user's own, in a thread: the door and the ledger live on the run's.
+        try:
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(turn, self._loop))
+        except asyncio.CancelledError:
+            self._soon(lambda: call.failed(None))  # it may have had its turn at the same time
+            raise
 
-    def _blocks(self, turn: Coroutine[Any, Any, None]) -> None:
+    def _blocks(self, call: _Call, turn: Coroutine[Any, Any, None]) -> None:
         """Wait in a thread; on the run's event loop take a turn that is free, or raise QueueFull."""
         if _running_loop() is self._loop:
             try:
@@ -230,6 +242,7 @@ class Observer(BaseCallbackHandler):
         while not future.done():
             if self.terms.stopped or self._loop.is_closed():
                 future.cancel()
+                self._soon(lambda: call.failed(None))  # it may have had its turn at the same time
                 raise StopRequested("the run is over", where="a sync call that waited for its turn")
             concurrent.futures.wait([future], _POLL)
         future.result()
@@ -260,10 +273,9 @@ class Observer(BaseCallbackHandler):
             _tell_finished(call, (0, 0), said(error) if isinstance(error, Exception) else "cancelled")
 
     def _tool_ended(self, run_id: UUID, error: str | None) -> None:
-        call = self._calls.pop(run_id, None)
-        if call:
+        if call := self._calls.pop(run_id, None):
             call.answered(0, 0)
-        tell("tool_finished", tool=call.name if call else "tool", error=error)
+            tell("tool_finished", branch=call.branch, role=call.role or None, tool=call.name, error=error)
 
     def _watch(self, run_id: UUID, call: _Call, method: str, left: Callable[[UUID, BaseException | None], None]) -> None:
         """See to it that the call ends when it is cancelled: LangChain tells no end of `agenerate` and `arun` then.
@@ -326,6 +338,16 @@ def _caller(kind: type[Any]) -> Any:
             if isinstance(owner, kind):
                 return owner
     return None
+
+
+def _close_others() -> None:
+    """Close the coroutines of the handlers after us, which LangChain has made and does not come to: Python would warn of each."""
+    for frame in _frames():
+        if frame.f_code.co_name == "on_chat_model_start":
+            for name in ("inline_tasks", "non_inline_tasks"):
+                for other in frame.f_locals.get(name, ()):
+                    if inspect.getcoroutinestate(other) == inspect.CORO_CREATED:
+                        other.close()
 
 
 def _awaited(task: "asyncio.Task[Any]", name: str) -> Any:
