@@ -63,7 +63,10 @@ def create_verifier(model: BaseChatModel | None = None) -> CompiledStateGraph[An
             checks = await context.check_finding(finding, state["sources"], library)
             verdict = _failed(checks) or await _judge(context, finding, checks, model)
             tell("verdict", claim=finding.claim, label=verdict.label, reason=verdict.reason)
-            return finding.model_copy(update={"verdict": verdict})
+            found = finding.model_copy(update={"verdict": verdict})
+            if verdict.label == "supported":
+                context.join.keep(found, state["sources"])
+            return found
 
         outcomes = await asyncio.gather(*map(judged, state["findings"]), return_exceptions=True)
         errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from orchestrator.clocks import Clock
 from orchestrator.controls import JoinPolicy
 from orchestrator.errors import BranchTimeoutError
-from orchestrator.state import BranchResult
+from orchestrator.events import current_branch
+from orchestrator.state import BranchResult, Finding, Source
 
 __all__ = ["Join", "NotNeeded", "RoundOver", "is_lost"]
 
@@ -31,6 +32,7 @@ class _Round:
     """One round: branches not yet over, the clocks of those at work, the loop time of its deadline.
 
     `over`: why it ended before them, as it is said of each that is still at work; `late`: it was the deadline.
+    `kept`: what branches at work have found for sure.
     """
 
     waiting: set[str] = field(default_factory=set)
@@ -38,6 +40,7 @@ class _Round:
     ends: float | None = None
     over: str | None = None
     late: bool = False
+    kept: dict[str, list[tuple[Finding, Sequence[Source]]]] = field(default_factory=dict)
 
     def ended(self) -> RoundOver:
         return RoundOver(self.over) if self.late else NotNeeded(self.over)
@@ -81,6 +84,16 @@ class Join:
             ) from None
         finally:
             this.clocks.pop(task, None)
+
+    def keep(self, finding: Finding, sources: Sequence[Source]) -> None:
+        """A finding of the branch that this code runs in is supported: it counts, whatever ends the branch before it has answered."""
+        task = current_branch()
+        if task is not None and task in self._round.clocks:
+            self._round.kept.setdefault(task, []).append((finding, sources))
+
+    def kept(self, task: str) -> list[tuple[Finding, Sequence[Source]]]:
+        """What a branch has kept in this round, with the sources that it had read."""
+        return self._round.kept.pop(task, [])
 
     def left(self, result: BranchResult) -> None:
         """A branch is over. Where the policy says that this ends the round, the branches still at work are ended."""

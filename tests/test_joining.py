@@ -204,6 +204,23 @@ async def test_what_a_branch_had_supported_before_it_was_ended_is_kept(documents
     assert [found["claim"] for found in first["rejected"]] == ["The depth is 1999 metres."]
 
 
+async def test_a_claim_that_was_supported_counts_while_the_others_are_still_judged(documents: Path) -> None:
+    usual = agents_script(plan={"questions": QUESTIONS[:1]})
+
+    def findings(request: dict[str, Any]) -> Any:
+        found = usual(request)["findings"][0]
+        return {"findings": [found, {**found, "claim": "A resume is limited."}], "missing": ""}
+
+    def judgement(request: dict[str, Any]) -> Any:
+        return HANGS if "A resume is limited." in str(request["messages"]) else {"label": "supported", "reason": "It says so."}
+
+    async with model_server(agents_script(plan={"questions": QUESTIONS[:1]}, findings=findings, judgement=judgement)) as server:
+        result = await outcome(server, documents, "collect", branch_timeout=1)
+    assert (result.status, result.branches[0]["status"]) == ("partial", "timed_out")
+    assert [found["claim"] for found in result.output["findings"]] == ["The depth of a resume is limited by the journal."]
+    assert [source["uri"] for source in result.output["sources"]] == [str(documents / "resume.md")]
+
+
 # The policy by itself.
 
 

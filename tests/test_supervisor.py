@@ -9,7 +9,7 @@ import pytest
 from langgraph.graph import END, START, StateGraph
 from typing_extensions import TypedDict
 
-from orchestrator import Result, Workflow, create_supervisor, load_workflow, run
+from orchestrator import Controls, Result, Workflow, create_supervisor, load_workflow, run
 from orchestrator.errors import GraphError, RefusedError
 from orchestrator.state import Citation, Finding, Sentence, Verdict
 
@@ -316,3 +316,61 @@ async def test_a_task_that_is_asked_again_does_not_shift_the_ids_of_new_ones(doc
     result = await outcome(documents, rounds, researcher(documents, fails, asked), verifier(), writer(), max_rounds=3)
     assert [(state["task_id"], state["question"]) for state in asked[3:]] == [("t2", "b"), ("t4", "d"), ("t5", "e")]
     assert told(result) == [("a", "ok"), ("b", "refused"), ("c", "ok"), ("d", "ok"), ("e", "ok")]
+
+
+async def test_what_a_task_had_found_before_it_was_run_again_is_kept(documents: Path) -> None:
+    """The repair of the first run fails; the second run finds something else."""
+    attempts: list[str] = []
+
+    async def own(state: Mapping[str, Any]) -> dict[str, Any]:
+        attempts.append(state["task_id"])
+        if "feedback" in state:
+            raise RefusedError("no more")
+        claims = {1: ["good.", "bad."], 2: ["other."]}.get(attempts.count("t1"), ["later."]) if state["task_id"] == "t1" else ["other."]
+        return {"findings": [finding(claim, documents) for claim in claims]}
+
+    judged = verifier(lambda f: "unsupported" if f.claim == "bad." else "supported")
+    result = await outcome(documents, planner(["a", "b"], ["a"]), agent(own, "findings"), judged, writer())
+    assert (result.status, told(result)) == ("complete", [("a", "ok"), ("b", "ok")])
+    assert [found["claim"] for found in result.output["findings"]] == ["good.", "later.", "other."]
+
+
+async def test_a_task_that_is_run_again_counts_as_a_branch_that_was_started(documents: Path) -> None:
+    asked: list[Mapping[str, Any]] = []
+    fails = dict.fromkeys("bc", RefusedError("no"))
+    rounds = planner(["a", "b", "c"], ["b", "c"], ["b", "c"])
+    agents = rounds, researcher(documents, fails, asked), verifier(), writer()
+    result = await outcome(documents, *agents, controls={"max_branches": 4}, max_rounds=3)
+    assert [state["task_id"] for state in asked] == ["t1", "t2", "t3", "t2"]
+    assert (result.status, told(result)) == ("partial", [("a", "ok"), ("b", "refused"), ("c", "refused")])
+
+
+async def test_a_run_that_is_stopped_begins_no_branch_and_asks_no_writer(documents: Path) -> None:
+    stop, asked = asyncio.Event(), list[str]()
+
+    async def own(state: Mapping[str, Any]) -> dict[str, Any]:
+        asked.append(state["question"])
+        if state["question"] == "b":
+            stop.set()
+            await asyncio.sleep(0.01)  # the run hears of it
+        return {"findings": [finding(f"{state['question']} holds.", documents)]}
+
+    agents = planner(["a", "b", "c"], ["never"]), agent(own, "findings"), verifier(), writer(error=AssertionError("the writer was asked"))
+    workflow = Workflow(create_supervisor(*agents), name="own", controls=Controls(max_concurrency=1))
+    given = {"question": "What?", "documents": [str(documents)]}
+    result = await run(workflow, given, model="offline", stop=stop)
+    assert (result.status, asked) == ("cancelled", ["a", "b"])
+    assert told(result) == [("a", "ok"), ("b", "ok"), ("c", "skipped")]
+    assert "a holds. [1] b holds. [1]" in result.output["report"]
+    assert result.output["gaps"] == ["c (the run was asked to stop. resume it, or run it again)"]
+
+
+async def test_a_branch_of_the_users_own_agents_is_timed_too(documents: Path) -> None:
+    async def own(state: Mapping[str, Any]) -> dict[str, Any]:
+        await asyncio.sleep(3_600 if state["question"] == "b" else 0)
+        return {"findings": [finding(f"{state['question']} holds.", documents)]}
+
+    agents = planner(["a", "b"]), agent(own, "findings"), verifier(), writer()
+    result = await outcome(documents, *agents, controls={"branch_timeout": 0.5})
+    assert (result.status, told(result)) == ("partial", [("a", "ok"), ("b", "timed_out")])
+    assert result.error == "branch t2 took longer than branch_timeout, 0.5 s. raise --branch-timeout"

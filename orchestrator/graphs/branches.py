@@ -1,7 +1,7 @@
 """A branch of the supervisor: research, verify, repair. It ends with a result, whatever happens in it."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, Required
 
@@ -106,8 +106,11 @@ class _Branch:
         for failure in state.get("failures") or []:
             self.status, self.error = failure.status, failure.error
 
-    def end(self, error: Exception) -> None:
-        """Take over what ended it; a branch that nobody needs any more has no error, but a gap that says so."""
+    def end(self, error: Exception, kept: Iterable[tuple[Finding, Sequence[Source]]]) -> None:
+        """Take over what ended it, and what it had kept; a branch that nobody needs any more has no error, but a gap that says so."""
+        for finding, sources in kept:
+            self.supported[finding.claim] = finding
+            self.sources |= {source.uri: source for source in sources}
         self.status = status_of(error)
         if isinstance(error, NotNeeded):
             self.error, self.gap = None, str(error)
@@ -128,7 +131,7 @@ async def run_branch(attempt: Agent, sent: BranchInput, context: RunContext, max
     except (GraphBubbleUp, InputError):
         raise
     except Exception as error:  # noqa: BLE001 - here the failure of a branch becomes data, whosever code it was
-        branch.end(error)
+        branch.end(error, context.join.kept(task.id))
     result = BranchResult(
         task=task,
         status=branch.status,
