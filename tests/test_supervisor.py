@@ -260,43 +260,36 @@ async def test_without_the_runner_an_offline_report_still_says_so(documents: Pat
     assert set(answer) == {"report", "findings", "gaps", "sources"}
 
 
-async def test_the_deadline_ends_branches_in_time_to_report_what_the_others_found(documents: Path) -> None:
-    async def own(state: Mapping[str, Any]) -> dict[str, Any]:
-        if state["question"] == "b":
-            await asyncio.sleep(3_600)
+async def test_the_deadline_ends_a_branch_a_writer_or_a_planner_in_time_to_report_the_findings(documents: Path) -> None:
+    rounds = [["a"]]
+
+    async def hang_in_b(state: Mapping[str, Any]) -> dict[str, Any]:
+        await asyncio.sleep(3_600 if state["question"] == "b" else 0)
         return {"findings": [finding(f"{state['question']} holds.", documents)]}
 
-    agents = planner(["a", "b"], ["never"]), agent(own, "findings"), verifier(), writer()
-    result = await outcome(documents, *agents, controls={"deadline": 4})
-    assert (result.status, result.exit_code, told(result)) == ("limited", 4, [("a", "ok"), ("b", "limited")])
-    assert result.error == "the run's deadline of 4 s left no more time"
-    assert "a holds. [1]" in result.output["report"]
-    assert result.output["gaps"] == ["b (the run's deadline of 4 s left no more time)"]
-
-
-async def test_the_deadline_ends_the_writer_in_time_to_report_the_findings(documents: Path) -> None:
-    async def own(state: Mapping[str, Any]) -> dict[str, Any]:
+    async def hang(state: Mapping[str, Any]) -> dict[str, Any]:
         await asyncio.sleep(3_600)
         return {"answer": []}
 
-    agents = planner(["a"]), researcher(documents), verifier(), agent(own, "answer")
-    result = await outcome(documents, *agents, controls={"deadline": 4})
-    assert (result.status, told(result)) == ("limited", [("a", "ok")])
-    assert "a holds. [1]" in result.output["report"]
-
-
-async def test_the_deadline_ends_a_planner_in_time_to_report_the_findings(documents: Path) -> None:
-    rounds = [["a"]]
-
-    async def own(state: Mapping[str, Any]) -> dict[str, Any]:
-        if not rounds:
-            await asyncio.sleep(3_600)
+    async def hang_in_round_2(state: Mapping[str, Any]) -> dict[str, Any]:
+        await asyncio.sleep(0 if rounds else 3_600)
         return {"questions": rounds.pop()}
 
-    agents = agent(own, "questions"), researcher(documents), verifier(), writer()
-    result = await outcome(documents, *agents, controls={"deadline": 4})
-    assert (result.status, told(result)) == ("limited", [("a", "ok")])
-    assert "a holds. [1]" in result.output["report"]
+    results = await asyncio.gather(
+        *(
+            outcome(documents, *agents, controls={"deadline": 4})
+            for agents in (
+                (planner(["a", "b"], ["never"]), agent(hang_in_b, "findings"), verifier(), writer()),
+                (planner(["a"]), researcher(documents), verifier(), agent(hang, "answer")),
+                (agent(hang_in_round_2, "questions"), researcher(documents), verifier(), writer()),
+            )
+        )
+    )
+    for result in results:
+        assert (result.status, result.exit_code, result.error) == ("limited", 4, "the run's deadline of 4 s left no more time")
+        assert "a holds. [1]" in result.output["report"]
+    assert [told(result) for result in results] == [[("a", "ok"), ("b", "limited")], [("a", "ok")], [("a", "ok")]]
+    assert results[0].output["gaps"] == ["b (the run's deadline of 4 s left no more time)"]
 
 
 async def test_without_time_for_a_first_plan_the_run_is_limited(documents: Path) -> None:
