@@ -8,12 +8,13 @@ often as the loop guard lets it.
 """
 
 import builtins
-import sys
+import enum
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import prod
-from types import CodeType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.checks import GraphView
@@ -35,9 +36,15 @@ _REQUESTS = 3  # of one question: the first and two repairs
 _RETRY_SHARE, _RETRIES_AT_FIRST = 0.2, 5  # the run's retry budget, for each endpoint
 _STEPS = 50  # that a graph may take beyond max_branches
 _USUAL_BRANCHES = 5
-_HARMLESS = ("langgraph.types", "langgraph.graph", "langgraph.constants", "langchain_core.messages")
-_PLAIN_ATTRIBUTES = {name for kind in (str, bytes, int, float, list, tuple, dict, set) for name in dir(kind)}
-_REACHES_ANYTHING = (getattr, eval, exec, __import__)
+# What a node may use and still be known to ask no model.
+_LIBRARIES = {
+    *("asyncio", "builtins", "collections", "dataclasses", "datetime", "decimal", "enum", "hashlib", "html", "itertools", "json"),
+    *("math", "random", "re", "statistics", "string", "time", "uuid"),
+}
+_GRAPH_TYPES = ("langgraph.types", "langgraph.graph", "langgraph.constants", "langchain_core.messages")
+_DATA = (str, bytes, int, float, complex, re.Pattern, enum.Enum)
+_PLAIN_ATTRIBUTES = frozenset(name for kind in (str, bytes, int, float, list, tuple, dict, set, re.Pattern, re.Match) for name in dir(kind))
+_REACHES_ANYTHING = (getattr, eval, exec, __import__, vars, globals, locals)
 
 
 @dataclass(frozen=True)
@@ -378,28 +385,44 @@ class _Sum:
 
 
 def _harmless(function: FunctionType | None, seen: frozenset[CodeType] = frozenset()) -> bool:
-    """Whether a node's source uses plain data and the standard library alone: then it asks no model."""
+    """Whether a node's source reaches nothing but plain data and harmless libraries: then it asks no model."""
     if function is None:
         return False
     codes, known = [function.__code__], {**vars(builtins), **function.__globals__}
     for code in codes:
         codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
     seen |= {function.__code__}
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
     found = {name for code in codes for name in code.co_names}
-    values = [*cells, *(known[name] for name in found & known.keys())]
-    return found - known.keys() <= _PLAIN_ATTRIBUTES and all(_plain(value, seen) for value in values)
+    try:
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    except ValueError:  # a name that is not bound yet
+        return False
+    values = [
+        *cells,
+        *(function.__defaults__ or ()),
+        *(function.__kwdefaults__ or {}).values(),
+        *(known[name] for name in found & {*known}),
+    ]
+    attributes = _PLAIN_ATTRIBUTES.union(*(dir(value) for value in values if isinstance(value, ModuleType | type)))
+    return found - {*known} <= attributes and all(_is_harmless(value, seen) for value in values)
 
 
-def _plain(value: Any, seen: frozenset[CodeType]) -> bool:
-    if isinstance(value, FunctionType) and (value.__module__ or "").partition(".")[0] not in sys.stdlib_module_names:
+def _is_harmless(value: Any, seen: frozenset[CodeType]) -> bool:
+    if isinstance(value, ModuleType):
+        return _is_library(value.__name__)
+    if isinstance(value, FunctionType) and not _is_library(value.__module__):
         return value.__code__ in seen or _harmless(value, seen)
-    module = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) or type(value).__module__
-    return value not in _REACHES_ANYTHING if callable(value) and module == "builtins" else _is_known(module)
+    if isinstance(value, type | FunctionType | BuiltinFunctionType):
+        return value not in _REACHES_ANYTHING and _is_library(value.__module__)
+    if isinstance(value, Mapping):
+        return all(_is_harmless(item, seen) for item in value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(_is_harmless(item, seen) for item in value)
+    return value is None or isinstance(value, _DATA)
 
 
-def _is_known(module: str) -> bool:
-    return module.partition(".")[0] in sys.stdlib_module_names or module.startswith(_HARMLESS)
+def _is_library(module: str | None) -> bool:
+    return (module or "").partition(".")[0].lstrip("_") in _LIBRARIES or (module or "").startswith(_GRAPH_TYPES)
 
 
 def _price(model: str | None, input_tokens: int, output_tokens: int) -> float | None:

@@ -1,9 +1,12 @@
 """The forecast: bounds that real runs stay under, and that are no larger than the limits make them."""
 
+import asyncio
 import json
 import operator
+import re
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -171,6 +174,48 @@ def test_nodes_of_plain_data_ask_nobody() -> None:
     graph.add_edge("work", "finish")
     assert of(graph).lines() == ["at most 0 model calls: no node asks a model"]
     assert forecast(load_workflow("wordcount", folder=ROOT), Controls(), {"": "gpt-4o"}).calls == 0
+
+
+CALLS = [GenericFakeChatModel(messages=iter(())).ainvoke]
+ASKED = partial(CALLS[0])
+WORDS = {"the": 1}
+
+
+async def by_library(state: State) -> dict[str, Any]:
+    await asyncio.sleep(0)
+    words = re.findall(r"\w+", " ".join(state["items"]))
+    return {"found": [f"{WORDS.get(word, 0)}{shortened(word)}" for word in words], "result": json.dumps(words)}
+
+
+def shortened(word: str) -> str:
+    return word[:3].lower()
+
+
+async def by_a_list(state: State) -> Any:
+    return {"result": await CALLS[0](state["result"])}
+
+
+async def by_a_partial(state: State) -> Any:
+    return {"result": await ASKED(state["result"])}
+
+
+async def by_a_default(state: State, asks: Any = ASKED) -> Any:
+    return {"result": await asks(state["result"])}
+
+
+async def by_a_name(state: State) -> Any:
+    return {"result": getattr(state["items"], "a" + "invoke")()}
+
+
+@pytest.mark.parametrize(
+    ("node", "calls"), [(by_library, 0), (by_a_list, 50), (by_a_partial, 50), (by_a_default, 50), (by_a_name, 50), (asking, 50)]
+)
+def test_a_node_counts_as_harmless_only_where_all_that_it_reaches_is(node: Any, calls: int) -> None:
+    graph = StateGraph(State)
+    graph.add_node("own", node)
+    graph.add_edge(START, "own")
+    graph.add_edge("own", END)
+    assert of(graph).calls == calls
 
 
 def test_a_target_that_nobody_can_see_may_be_any_node_as_often_as_a_send_likes() -> None:
