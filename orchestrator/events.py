@@ -12,7 +12,7 @@ from typing import Any, Literal
 __all__ = ["RUN_ID", "Event", "EventKind", "current_branch", "in_branch", "listening", "new_run_id", "tell"]
 
 EventKind = Literal[
-    "run_started",  # workflow, model, reason, notes
+    "run_started",  # workflow, model, reason, notes, limits: those that are set on the whole run, by name
     "documents",  # read, skipped: [{uri, reason}], passages
     "plan",  # tasks: [{id, question}], round, merged: [{question, into}]
     "branch_started",  # question

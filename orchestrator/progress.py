@@ -375,10 +375,10 @@ def summary(result: Mapping[str, Any], *, failures: bool = False) -> list[str]:
 
 def _usage_line(result: Mapping[str, Any]) -> str:
     usage = result.get("usage") or {}
-    cost = usage.get("cost_usd")
+    cost, estimated = usage.get("cost_usd"), int(usage.get("estimated_calls") or 0)
     return ", ".join(
         (
-            counted(int(usage.get("model_calls") or 0), "model call"),
+            counted(int(usage.get("model_calls") or 0), "model call") + (f" ({estimated:,} estimated)" if estimated else ""),
             f"{int(usage.get('input_tokens') or 0):,} tokens in",
             f"{int(usage.get('output_tokens') or 0):,} out",
             "cost unknown" if cost is None else f"${float(cost):.4f}" if cost else "no cost",

@@ -283,6 +283,11 @@ def test_the_summary_says_what_it_cost(cost: float | None, said: str) -> None:
     assert line == f"1 model call, 0 tokens in, 0 out, {said}, 1.0 s"
 
 
+def test_the_summary_says_how_many_calls_are_billed_by_an_estimate() -> None:
+    usage = {**RESULT["usage"], "estimated_calls": 2}  # type: ignore[dict-item]
+    assert "12 model calls (2 estimated), 12,345 tokens in, 678 out, $0.0123, 12.3 s" in summary({**RESULT, "usage": usage})
+
+
 class Terminal(io.StringIO):
     """A stream that says it is a terminal."""
 

@@ -378,6 +378,19 @@ async def test_a_role_may_have_several_models(given: Any, said: str) -> None:
     assert (result.status, result.model) == ("complete", said)
 
 
+async def test_a_role_that_races_has_two_models() -> None:
+    result = await run(squares(squared), {"numbers": [2]}, model=["offline", "offline"], controls={"race": ["square"]})
+    assert result.status == "complete"
+
+
+async def test_a_budget_in_dollars_needs_a_model_with_a_price() -> None:
+    async with model_server() as server:
+        model = await asyncio.to_thread(server.chat_model)
+        with pytest.raises(InputError) as caught:
+            await run(squares(squared), {"numbers": [2]}, model=model, controls={"usd": 1.0})
+    assert "'test-model'" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("given", "lines"),
     [

@@ -107,3 +107,25 @@ def test_a_langsmith_that_is_not_there_changes_nothing_but_a_few_lines(documents
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "complete"
     assert sum("langsmith" in line.lower() or "trac" in line.lower() for line in done.stderr.splitlines()) <= 3, done.stderr
+
+
+_THREADS = """
+import asyncio, sys, threading
+from orchestrator import run
+from orchestrator.tracing import langsmith_tracing
+with langsmith_tracing() as on:
+    result = asyncio.run(run("research", {"question": sys.argv[1], "documents": [sys.argv[2]]}, model="offline"))
+for thread in threading.enumerate():
+    if thread is not threading.main_thread():
+        thread.join(10)
+print(on, result.status, [thread.name for thread in threading.enumerate()])
+"""
+
+
+def test_no_thread_of_langsmith_goes_on_after_the_block(documents: Path) -> None:
+    with receiver() as (endpoint, spans):
+        environ = {**os.environ, "LANGSMITH_TRACING": "true", "LANGSMITH_ENDPOINT": endpoint, "LANGSMITH_API_KEY": "lsv2_test"}
+        command = [sys.executable, "-c", _THREADS, QUESTION, str(documents)]
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=50, check=False)
+    assert (done.stdout, done.stderr) == ("True complete ['MainThread']\n", "")
+    assert {span["name"] for span in spans.values()} >= {"research", "planner", "writer"}
