@@ -162,7 +162,8 @@ def _branch_finished(view: RunView, event: Event) -> None:
 def _step_started(view: RunView, event: Event) -> None:
     if event.branch is None:
         view.steps += 1
-        view.phase = one_line(event.fields.get("node", ""), 40)
+        if not view.branches:  # else the round says more
+            view.phase = one_line(event.fields.get("node", ""), 40)
 
 
 def _step_finished(view: RunView, event: Event) -> None:

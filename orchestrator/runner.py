@@ -45,7 +45,7 @@ GRACE = 10.0
 
 # LangGraph's own, of branches that wait for max_concurrency when a run is cut: there is nothing that anybody could do about it.
 _NEVER_BEGUN = ("ignore", re.compile("coroutine 'arun_with_retry' was never awaited", re.IGNORECASE), RuntimeWarning, None, 0)
-_CALLS = 0.8  # of GRACE for calls in flight; the report is written in the rest
+_CALLS, _QUIET = 0.8, 0.1  # of GRACE: for calls in flight, and without any; the report is written in the rest
 _OF_A_BRANCH = {"status", "error", "gap", "rejected", "attempts", "seconds"}
 
 
@@ -174,9 +174,13 @@ class _Run:
         self.context.stop()
         if not _ends_itself(self.graph):
             control.request_drain("stopped")
-        grace.reschedule(asyncio.get_running_loop().time() + GRACE)
-        await asyncio.sleep(_CALLS * GRACE)
-        self.context.join.end(f"stopped: it was not done {_CALLS * GRACE:g} s after the run was asked to stop")
+        loop = asyncio.get_running_loop()
+        began = last = loop.time()
+        grace.reschedule(began + GRACE)
+        while loop.time() < min(began + _CALLS * GRACE, last + _QUIET * GRACE):  # calls may wait for a turn that they will never take
+            await asyncio.sleep(0.01 * GRACE)
+            last = loop.time() if self.context.terms.party.in_flight else last
+        self.context.join.end(f"stopped: it was not done {loop.time() - began:.1f} s after the run was asked to stop")
 
     async def _follow(self, control: RunControl, delivery: Delivery) -> None:
         config: RunnableConfig = {

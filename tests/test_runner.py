@@ -454,3 +454,19 @@ async def test_a_call_that_hangs_does_not_keep_a_stopped_run_from_its_report(doc
     ]
     assert [finding["claim"] for finding in result["output"]["findings"]] != []
     assert "## " in result["output"]["report"]
+
+
+async def test_a_stopped_run_does_not_wait_for_turns_that_no_call_will_take(documents: Path) -> None:
+    script, stop = agents_script(), asyncio.Event()
+
+    def answer(request: dict[str, Any]) -> Any:
+        return script(request) if answer_for(request) != "Findings" else Reply.error(429, retry_after="300")
+
+    given = {"question": "Who designed the journal?", "documents": [str(documents)]}
+    async with model_server(answer) as server:
+        async for event in stream("research", given, model=await asyncio.to_thread(server.chat_model), stop=stop):
+            if event.kind == "throttled":
+                stop.set()
+    said = re.fullmatch(r"stopped: it was not done (\d\.\d) s after the run was asked to stop", event.fields["branches"][0]["error"])
+    assert said
+    assert (event.fields["status"], float(said[1]) < 5) == ("cancelled", True)
