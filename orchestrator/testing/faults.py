@@ -17,14 +17,20 @@ __all__ = ["FAULTS", "fault", "faulty", "mixed", "rate_limited"]
 _TOO_LONG = "This model's maximum context length is 8192 tokens. However, your messages resulted in 9613 tokens."
 
 
-def _unknown_tool(request: dict[str, Any]) -> Reply:
-    return Reply(calls=[("launch_rocket", {"to": "the moon"})])
+Spoil = Callable[[dict[str, Any], Any], Any]  # a request's body and the right answer to what is answered instead
 
 
-def _tool_loop(request: dict[str, Any]) -> Reply:
+def _always(reply: Reply) -> Spoil:
+    return lambda request, answer: reply
+
+
+def _spoilt(name: Fault | Overlong) -> Spoil:
+    return lambda request, answer: replace(as_reply(answer), fault=name)
+
+
+def _tool_loop(request: dict[str, Any], answer: Any) -> Reply:
     """The same call of the first tool, however often it is answered."""
-    call = _first_tool(request) or ("search_documents", {"query": "the same again"})
-    return Reply(calls=[call])
+    return Reply(calls=[_first_tool(request) or ("search_documents", {"query": "the same again"})])
 
 
 def _duplicate_calls(request: dict[str, Any], answer: Any) -> Any:
@@ -36,26 +42,26 @@ def _duplicate_calls(request: dict[str, Any], answer: Any) -> Any:
 
 
 def _surrogate(request: dict[str, Any], answer: Any) -> Any:
-    """The right answer with half a surrogate pair at the end of its first text."""
+    """The right answer with half a surrogate pair at the end of its longest text."""
     reply = as_reply(answer)
     if reply.value is None:
         return replace(reply, text=f"{reply.text or ''}\ud800")
     value = reply.value.model_dump(mode="json") if isinstance(reply.value, BaseModel) else reply.value
-    return replace(reply, value=_first_text_marked(json.loads(json.dumps(value))))
+    return replace(reply, value=_longest_text_marked(json.loads(json.dumps(value))))
 
 
-FAULTS: Mapping[str, Reply | Callable[[dict[str, Any]], Reply] | Callable[[dict[str, Any], Any], Any]] = {
-    **{name: Reply(fault=name) for literal in (Fault, Overlong) for name in get_args(literal)},
-    "429": Reply.error(429, "slow down", code="rate_limit_exceeded"),
-    "quota": Reply.error(429, "You exceeded your current quota", code="insufficient_quota"),
-    **{str(status): Reply.error(status, "the server failed") for status in (500, 502, 503)},
-    "400": Reply.error(400, "the request is not valid"),
-    "401": Reply.error(401, "Incorrect API key provided", code="invalid_api_key"),
-    "403": Reply.error(403, "your account may not use this model"),
-    "404": Reply.error(404, "The model `test-model` does not exist", code="model_not_found"),
-    "context": Reply.error(400, _TOO_LONG, code="context_length_exceeded"),
-    "never_valid": Reply(value={"nonsense": 1}),
-    "unknown_tool": _unknown_tool,
+FAULTS: Mapping[str, Spoil] = {
+    **{name: _spoilt(name) for literal in (Fault, Overlong) for name in get_args(literal)},
+    "429": _always(Reply.error(429, "slow down", code="rate_limit_exceeded")),
+    "quota": _always(Reply.error(429, "You exceeded your current quota", code="insufficient_quota")),
+    **{str(status): _always(Reply.error(status, "the server failed")) for status in (500, 502, 503)},
+    "400": _always(Reply.error(400, "the request is not valid")),
+    "401": _always(Reply.error(401, "Incorrect API key provided", code="invalid_api_key")),
+    "403": _always(Reply.error(403, "your account may not use this model")),
+    "404": _always(Reply.error(404, "The model `test-model` does not exist", code="model_not_found")),
+    "context": _always(Reply.error(400, _TOO_LONG, code="context_length_exceeded")),
+    "never_valid": _always(Reply(value={"nonsense": 1})),
+    "unknown_tool": _always(Reply(calls=[("launch_rocket", {"to": "the moon"})])),
     "tool_loop": _tool_loop,
     "duplicate_calls": _duplicate_calls,
     "surrogate": _surrogate,
@@ -65,7 +71,7 @@ FAULTS: Mapping[str, Reply | Callable[[dict[str, Any]], Reply] | Callable[[dict[
 def fault(text: str, answers: Responder | None = None) -> Responder:
     """A responder that always fails in this way: a name of FAULTS, `429:ra=1` for one with Retry-After, `ok` for what `answers` says.
 
-    `delay` and `pause` may be set like `ra`: `eof:delay=0.1`. Some faults spoil a right answer, so they need `answers` too.
+    Many faults spoil a right answer, which is what `answers` says. `delay` and `pause` may be set like `ra`: `eof:delay=0.1`.
     """
     name, _, options = text.strip().partition(":")
     settings = {key: value for key, _, value in (option.partition("=") for option in options.split(":") if option)}
@@ -73,13 +79,10 @@ def fault(text: str, answers: Responder | None = None) -> Responder:
         raise ValueError(f"there is no fault {text!r}; they are ok, {', '.join(FAULTS)}, each with :ra=, :delay= or :pause= and seconds")
 
     async def respond(request: dict[str, Any]) -> Any:
-        known = FAULTS.get(name)
-        answer = answers(request) if answers is not None and (known is None or _takes_answer(known)) else Reply(text="OK.")
+        answer = answers(request) if answers is not None else "An answer."
         answer = await answer if inspect.isawaitable(answer) else answer
-        if known is not None:
-            spoil: Any = known
-            answer = known if isinstance(known, Reply) else spoil(request, answer) if _takes_answer(known) else spoil(request)
-        return _with(answer, settings) if settings else answer
+        spoilt = answer if name == "ok" else FAULTS[name](request, answer)
+        return _with(spoilt, settings) if settings else spoilt
 
     return respond
 
@@ -149,10 +152,6 @@ class _Window:
         return self.count <= self.per_second
 
 
-def _takes_answer(known: Any) -> bool:
-    return known in (_duplicate_calls, _surrogate)
-
-
 def _with(answer: Any, settings: Mapping[str, str]) -> Reply:
     reply = as_reply(answer)
     headers = {**reply.headers, **({"retry-after": settings["ra"]} if "ra" in settings else {})}
@@ -170,17 +169,25 @@ def _first_tool(request: Mapping[str, Any]) -> tuple[str, dict[str, str]] | None
     return None
 
 
-def _first_text_marked(value: Any) -> Any:
-    """A JSON value whose first text ends in half a surrogate pair."""
+def _longest_text_marked(value: Any) -> Any:
+    """A JSON value whose longest text, the first of them, ends in half a surrogate pair."""
+    longest = max(_texts(value), key=len, default=None)
     done = False
 
     def marked(part: Any) -> Any:
         nonlocal done
-        if done or isinstance(part, int | float | None):
+        if isinstance(part, dict):
+            return {key: marked(item) for key, item in part.items()}
+        if isinstance(part, list):
+            return [marked(item) for item in part]
+        if done or part != longest:
             return part
-        if isinstance(part, str):
-            done = True
-            return f"{part}\ud800"
-        return {key: marked(item) for key, item in part.items()} if isinstance(part, dict) else [marked(item) for item in part]
+        done = True
+        return f"{part}\ud800"
 
     return marked(value)
+
+
+def _texts(value: Any) -> list[str]:
+    parts = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [value] if isinstance(value, str) else [text for part in parts for text in _texts(part)]

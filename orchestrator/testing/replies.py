@@ -33,7 +33,7 @@ Fault = Literal[
     "invalid_tool_json",
 ]
 Overlong = Literal[
-    "first_token",  # the first token of a stream, then nothing
+    "first_token",  # the first two tokens of a stream, then nothing
     "keep_alive",  # comments of a stream for ever, and never an event
     "empty_delta",  # events of a stream for ever that bring no text
     "big",  # an answer of 50 MB

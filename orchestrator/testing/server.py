@@ -63,9 +63,16 @@ class ModelServer:
 
         # Plain HTTP on this machine: no certificates, which take longer to load than an answer, and no proxy.
         plain: dict[str, Any] = {"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "trust_env": False}
-        defaults = {"model": "test-model", "api_key": "test-key", "max_retries": 0, "stream_usage": True, "timeout": 30.0}
+        defaults = {
+            "base_url": self.base_url,
+            "model": "test-model",
+            "api_key": "test-key",
+            "max_retries": 0,
+            "stream_usage": True,
+            "timeout": 30.0,
+        }
         clients: dict[str, Any] = {"http_async_client": LoopClient(**plain), "http_client": LazyClient(**plain)}
-        return ChatOpenAI(base_url=self.base_url, **{**defaults, **clients, **options})
+        return ChatOpenAI(**{**defaults, **clients, **options})
 
     def refuse(self) -> None:
         """From now on nobody listens: new connections are refused, and those that are open are reset. May be called by a responder."""

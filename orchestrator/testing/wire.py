@@ -97,7 +97,7 @@ def _around(request: Mapping[str, Any], streamed: bool) -> tuple[bytes, bytes]:
 
 
 async def _paced(events: list[bytes], reply: Reply, writer: asyncio.StreamWriter) -> AsyncIterator[bytes]:
-    half = 2 if reply.fault == "first_token" else len(events) // 2
+    half = 3 if reply.fault == "first_token" else len(events) // 2
     for number, event in enumerate(events):
         if number == half:
             await _maybe_break(writer, reply)
