@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_core.tools import tool
+from langchain_core.tools import BaseTool, tool
 from langgraph.graph import END, START, StateGraph
 from typing_extensions import TypedDict
 
@@ -156,21 +156,30 @@ async def test_a_verifier_that_runs_out_keeps_what_it_has_judged(documents: Path
     assert [(failure.role, failure.status) for failure in answer["failures"]] == [("verifier", "limited")] * (4 - judged)
 
 
-async def test_the_researcher_uses_tools_of_the_users_own(documents: Path) -> None:
-    @tool
-    async def capital(country: str) -> str:
-        """The capital of a country."""
-        return f"The capital of {country} is Paris."
+@tool
+async def capital(country: str) -> str:
+    """The capital of a country."""
+    return {"France": f"The capital of {country} is Paris."}[country]
 
+
+@tool("capital")
+def capital_in_a_thread(country: str) -> str:
+    """The capital of a country."""
+    return {"France": f"The capital of {country} is Paris."}[country]
+
+
+@pytest.mark.parametrize("own", [capital, capital_in_a_thread], ids=["async", "sync"])
+@pytest.mark.parametrize(("country", "answer"), [("France", "The capital of France is Paris."), ("Peru", "KeyError: 'Peru'")])
+async def test_the_researcher_uses_tools_of_the_users_own(documents: Path, own: BaseTool, country: str, answer: str) -> None:
     def findings(request: dict[str, Any]) -> Any:
         if request["messages"][-1]["role"] == "tool":
             return {"findings": [], "missing": request["messages"][-1]["content"]}
-        return Reply(calls=[("capital", {"country": "France"})])
+        return Reply(calls=[("capital", {"country": country})])
 
     async with model_server(agents_script(findings=findings)) as server:
         given = {"question": "What?", "documents": [str(documents)]}
-        answer = await create_researcher(tools=[capital]).ainvoke(given, context=context(server.chat_model()))
-    assert answer["missing"] == "The capital of France is Paris."
+        found = await create_researcher(tools=[own]).ainvoke(given, context=context(server.chat_model()))
+    assert found["missing"] == answer
 
 
 @pytest.mark.parametrize(

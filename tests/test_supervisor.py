@@ -367,3 +367,19 @@ async def test_a_branch_of_the_users_own_agents_is_timed_too(documents: Path) ->
     result = await outcome(documents, *agents, controls={"branch_timeout": 0.5})
     assert (result.status, told(result)) == ("partial", [("a", "ok"), ("b", "timed_out")])
     assert result.error == "branch t2 took longer than branch_timeout, 0.5 s. raise --branch-timeout"
+
+
+async def test_results_of_all_rounds_count_for_the_join_policy(documents: Path) -> None:
+    """The first round brings one of two results; the second brings the other, and its other branches are ended."""
+    asked: list[str] = []
+
+    async def own(state: Mapping[str, Any]) -> dict[str, Any]:
+        asked.append(state["question"])
+        await asyncio.sleep(3_600 if state["question"] == "d" else 0)
+        return {"findings": [finding(f"{state['question']} holds.", documents)] if state["question"] != "b" else []}
+
+    agents = planner(["a", "b"], ["c", "d"], ["never"]), agent(own, "findings"), verifier(), writer()
+    result = await outcome(documents, *agents, controls={"join": "first:2"}, max_rounds=3)
+    assert (result.status, sorted(asked)) == ("complete", ["a", "b", "c", "d"])
+    assert told(result) == [("a", "ok"), ("b", "ok"), ("c", "ok"), ("d", "skipped")]
+    assert result.branches[3]["gap"] == "not needed: first:2 was reached by t1, t3"
