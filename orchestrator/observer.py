@@ -34,6 +34,7 @@ __all__ = ["Observer"]
 
 _POLL = 0.25  # seconds between two looks, in a thread that waits for its turn, at whether the run is over
 _MESSAGE_BYTES = 16  # of a message, around its text
+_ANSWER_LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")  # as models of different providers name it
 _FRAMES = 12  # between a model that starts a call and the handler that hears of it: five are LangChain's
 
 
@@ -112,6 +113,7 @@ class Observer(BaseCallbackHandler):
         self._loop = asyncio.get_running_loop()
         self._calls: dict[UUID, _Call] = {}
         self._rounds = Rounds()
+        self._models: dict[tuple[int, str], tuple[weakref.ref[BaseChatModel], Asked]] = {}
         logging.getLogger("langchain_core.callbacks.manager").addFilter(_is_no_refusal)
 
     def on_llm_new_token(self, token: Any, *, run_id: UUID, **kwargs: Any) -> None:
@@ -186,7 +188,7 @@ class Observer(BaseCallbackHandler):
         if self._rounds.count("", kwargs.get("metadata") or {}) > limit:
             remedy = "raise max_agent_calls (--max-agent-calls)"
             raise LoopStopped(f"an agent made {limit} model calls, which is its limit", where=f"node {call.role!r}", remedy=remedy)
-        call.asked, call.controls = Asked.of(model, call.role) if model else None, terms.controls
+        call.asked, call.controls = self._asked(model, call.role), terms.controls
         answer = next((params[key] for key in _ANSWER_LIMITS if isinstance(params.get(key), int)), terms.controls.max_answer_tokens)
         size = _size(messages, params)
         if terms.room is not None:
@@ -200,6 +202,14 @@ class Observer(BaseCallbackHandler):
             call.failed(None)
             raise
         call.reservation.sent()
+
+    def _asked(self, model: BaseChatModel | None, role: str) -> Asked | None:
+        if model is None:
+            return None
+        known = self._models.get((id(model), role))
+        if known is None or known[0]() is not model:
+            known = self._models[id(model), role] = (weakref.ref(model), Asked.of(model, role))
+        return known[1]
 
     async def _tool_turn(self, call: _Call, input_str: str, kwargs: Mapping[str, Any]) -> None:
         """Wait for the tool's own limits; raises LimitReached."""
@@ -309,9 +319,6 @@ class Observer(BaseCallbackHandler):
         task.add_done_callback(task_over)
         if not is_stream:
             task.get_loop().call_soon(find)  # what a task awaits can be seen while it waits
-
-
-_ANSWER_LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
