@@ -69,6 +69,8 @@ class _Watcher:
             if time.monotonic() - turned <= STILL:
                 continue
             where = _place(sys._current_frames().get(self._watched))
+            if not where:
+                continue
             while self._turned == turned and time.monotonic() - turned < _LONGEST and not self._left.wait(_BEAT):
                 pass
             over = self._turned - turned
@@ -79,12 +81,15 @@ class _Watcher:
 
 
 def _place(frame: FrameType | None) -> str:
-    """`file.py:12 in name`: the innermost frame of the user's own code in what the loop runs now, else the innermost of all."""
+    """`file.py:12 in name`: the innermost frame of the user's own code in what the loop runs now, else the innermost of all.
+
+    "" where it runs nothing: a loop that waits for the machine is not blocked.
+    """
     frames = list[tuple[CodeType, int | None]]()
     while frame is not None and frame.f_code is not asyncio.Handle._run.__code__:
         frames.append((frame.f_code, frame.f_lineno))
         frame = frame.f_back
-    return _shown(frames)
+    return _shown(frames) if frame is not None else ""
 
 
 def _shown(frames: Sequence[tuple[CodeType, int | None]]) -> str:
