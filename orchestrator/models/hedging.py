@@ -1,8 +1,10 @@
 """Hedged requests: one that takes longer than most is made a second time, and the first good answer counts.
 
-After Dean and Barroso, "The Tail at Scale" (2013). With one more request for a share p of all, the delay that helps most is the
-(1 - p) quantile of what was observed: a later one wastes part of the share, an earlier one does not keep to it. On a server whose
-times are lognormal with sigma 1, independent of each other, the 99th percentile then falls to 1/1.8 at p = 10 %, to 1/1.5 at 5 %.
+After Dean and Barroso, "The Tail at Scale" (2013), where the delay is the 95th percentile of what was observed. With one more request
+for a share p of all, the delay that helps most is the (1 - p) quantile: a later one leaves some of the share unused, an earlier one
+does not keep to it. On a server whose times are lognormal with sigma 1 and independent, the 99th percentile falls to 1/1.8 at
+p = 10 %, to 1/1.5 at 5 %. No way of spending 10 % halves it there: of the calls that would still miss half the 99th percentile a
+request saves 0.34 at best, whenever it is made, and 0.41 would be needed.
 """
 
 import asyncio
@@ -18,6 +20,7 @@ _SHARE = 0.1  # of the requests at most are made twice
 _QUANTILE = 1 - _SHARE
 _LEAST_SEEN = 20  # observations, before anything is known of a tail
 _MOST_SEEN = 500
+_PATIENCE = 0.1  # of the delay, until a late request that had to do without looks again
 
 
 class Hedge:
@@ -58,7 +61,7 @@ class Watch:
 
     def __init__(self, delay: float | None) -> None:
         self._loop = asyncio.get_running_loop()
-        self._delay = delay
+        self.delay = delay or 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._sent: float | None = None
         self.seconds: float | None = None
@@ -68,8 +71,8 @@ class Watch:
         """It goes out; once more, if the endpoint had no room for it before."""
         self._sent = self._loop.time()
         self._stop()
-        if self._delay is not None:
-            self._timer = self._loop.call_later(self._delay, self._is_late)
+        if self.delay:
+            self._timer = self._loop.call_later(self.delay, self._is_late)
 
     def answered(self) -> None:
         """Something of an answer is there: it is not late any more."""
@@ -99,8 +102,11 @@ async def first_good(hedge: Hedge, make: Callable[[Watch | None], Awaitable[T]])
     try:
         either: set[asyncio.Future[Any]] = {first, watch.late}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not first.done() and hedge.take():
-            tasks.add(asyncio.ensure_future(make(None)))
+        while not first.done():  # where the share is used up, others will earn a request
+            if hedge.take():
+                tasks.add(asyncio.ensure_future(make(None)))
+                break
+            await asyncio.wait({first}, timeout=_PATIENCE * watch.delay)
         answer = await _winner(first, tasks)
         good = not first.done() or first.exception() is None
         return answer
