@@ -1,37 +1,27 @@
 """Calls that do not come through an agent of ours: they pass the door, the budgets and the loop guards all the same."""
 
 import asyncio
-import gc
-import operator
 import threading
 from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
+from foreign_calls import State, asks, fan_out, invoke, one_node, settled, terms, until
 from langchain.agents import create_agent
-from langchain_core.language_models import BaseChatModel, FakeListChatModel
+from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from langgraph.config import get_config
 from langgraph.graph import END, START, StateGraph
-from langgraph.graph.state import CompiledStateGraph
-from langgraph.types import Send
-from typing_extensions import TypedDict
 
 from orchestrator import run
-from orchestrator.controls import Budget, Controls
+from orchestrator.controls import Budget
 from orchestrator.errors import BudgetExceeded, LoopStopped, OrchestratorError, QueueFull, StopRequested
 from orchestrator.events import Event, listening
 from orchestrator.observer import Observer
 from orchestrator.terms import Terms, in_request, in_tool
 from orchestrator.testing import ModelServer, Reply, model_server
-
-Graph = CompiledStateGraph[Any, Any, Any, Any]
-
-
-class State(TypedDict):
-    found: Annotated[list[str], operator.add]
 
 
 @pytest.fixture
@@ -46,45 +36,6 @@ async def sync_model(server: ModelServer) -> AsyncIterator[ChatOpenAI]:
     model = server.chat_model()
     yield model
     await asyncio.to_thread(model.root_client.close)
-
-
-def slow(delay: float) -> Callable[[Any], Reply]:
-    return lambda _: Reply(text="hello", delay=delay)
-
-
-def terms(**controls: Any) -> Terms:
-    return Terms(controls=Controls.model_validate(controls))
-
-
-def one_node(node: Callable[..., Any], *, loop: bool = False) -> Graph:
-    graph = StateGraph(State).add_node("node", node).add_edge(START, "node")
-    return (graph.add_edge("node", "node") if loop else graph).compile()
-
-
-def asks(model: BaseChatModel) -> Callable[..., Any]:
-    async def node(state: State) -> dict[str, Any]:
-        return {"found": [str((await model.ainvoke("hello")).text)]}
-
-    return node
-
-
-def fan_out(times: int, inner: Any) -> Graph:
-    graph = StateGraph(State).add_node("many", inner)
-    return graph.add_conditional_edges(START, lambda _: [Send("many", {"found": []})] * times, ["many"]).compile()
-
-
-async def invoke(graph: Graph, terms: Terms) -> Any:
-    return await graph.ainvoke({"found": []}, {"callbacks": [Observer(terms)]})
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    while not holds():  # noqa: ASYNC110 - nothing tells it
-        await asyncio.sleep(0.002)
-
-
-async def settled() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
 
 
 async def test_a_call_is_told_and_counted(server: ModelServer) -> None:
@@ -360,185 +311,6 @@ async def test_a_failed_call_gives_its_place_back_and_is_not_billed(server: Mode
     assert (used.model_calls, used.estimated_calls, used.input_tokens) == (1, 0, 0)
     assert of_run.party.in_flight == 0
     assert ("throttled" in [event.kind for event in events]) == (status == 429)
-
-
-async def given_up(server: ModelServer, node: Callable[..., Any], calls: int = 1) -> list[Event]:
-    """The events of a node that gives up `calls` calls and goes on; none of them keeps its place."""
-    server._reply = slow(5)
-    of_run, events, seen = terms(max_concurrency=calls), list[Event](), list[int]()
-
-    async def watched(state: State) -> dict[str, Any]:
-        await node(state)
-        await settled()
-        seen.append(of_run.party.in_flight)
-        return {"found": []}
-
-    with listening(events.append):
-        await invoke(one_node(watched), of_run)
-    assert seen == [0]
-    used = await of_run.ledger.usage()
-    assert (used.model_calls, used.estimated_calls, used.output_tokens) == (calls, calls, 0)
-    assert used.input_tokens > 0
-    assert [event.fields["error"] for event in events if event.kind == "model_finished"] == ["cancelled"] * calls
-    return events
-
-
-async def test_a_call_that_runs_out_of_time_in_a_task_that_goes_on_gives_its_place_back(server: ModelServer) -> None:
-    async def node(state: State) -> None:
-        try:
-            async with asyncio.timeout(0.05):
-                await server.chat_model().ainvoke("hello")
-        except TimeoutError:
-            pass
-
-    await given_up(server, node)
-
-
-async def test_so_does_one_inside_an_async_generator(server: ModelServer) -> None:
-    async def answers() -> AsyncIterator[str]:
-        try:
-            async with asyncio.timeout(0.05):
-                await server.chat_model().ainvoke("hello")
-        except TimeoutError:
-            yield "late"
-
-    async def node(state: State) -> None:
-        assert [answer async for answer in answers()] == ["late"]
-
-    await given_up(server, node)
-
-
-async def test_so_does_one_whose_error_is_kept(server: ModelServer) -> None:
-    kept: list[BaseException] = []
-
-    async def node(state: State) -> None:
-        try:
-            async with asyncio.timeout(0.05):
-                await server.chat_model().ainvoke("hello")
-        except TimeoutError as error:
-            kept.append(error)  # with the frames of the call in its traceback
-
-    await given_up(server, node)
-    assert len(kept) == 1
-
-
-async def test_so_do_tasks_that_are_cancelled(server: ModelServer) -> None:
-    async def node(state: State) -> None:
-        tasks = [asyncio.create_task(server.chat_model().ainvoke("hello")) for _ in range(3)]
-        await asyncio.sleep(0.05)
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-
-    await given_up(server, node, 3)
-
-
-async def test_so_does_a_stream_that_is_cut_off(server: ModelServer) -> None:
-    async def node(state: State) -> None:
-        server._reply = lambda _: Reply(text="hello hello hello", pause=1)
-        async with asyncio.timeout(3):
-            async for _ in server.chat_model().astream("hello"):
-                break
-        gc.collect()
-        await asyncio.sleep(0.05)
-
-    await given_up(server, node)
-
-
-async def test_so_does_a_stream_that_runs_out_of_time(server: ModelServer) -> None:
-    async def node(state: State) -> None:
-        try:
-            async with asyncio.timeout(0.05):
-                async for _ in server.chat_model().astream("hello"):
-                    pass
-        except TimeoutError:
-            pass
-
-    await given_up(server, node)
-
-
-async def test_a_stream_whose_pieces_are_awaited_in_several_tasks_keeps_its_place(server: ModelServer) -> None:
-    of_run, seen = terms(), list[int]()
-
-    async def node(state: State) -> dict[str, Any]:
-        server._reply = lambda _: Reply(text="hello hello hello")
-        stream = server.chat_model().astream("hello")
-        pieces = []
-        async for _ in _each_in_a_task(stream):
-            pieces.append("piece")
-            seen.append(of_run.party.in_flight)
-        return {"found": pieces}
-
-    await invoke(one_node(node), of_run)
-    await settled()
-    assert set(seen) == {1}
-    assert ((await of_run.ledger.usage()).output_tokens, of_run.party.in_flight) == (8, 0)
-
-
-async def _next(stream: AsyncIterator[Any]) -> Any:
-    return await anext(stream)
-
-
-async def _each_in_a_task(stream: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    while True:
-        try:
-            piece: Any = await asyncio.create_task(_next(stream))
-        except StopAsyncIteration:
-            return
-        yield piece
-
-
-async def test_waiting_calls_of_a_run_that_is_cancelled_go(server: ModelServer) -> None:
-    server._reply = slow(5)
-    of_run = terms(max_concurrency=2)
-    running = asyncio.create_task(invoke(fan_out(6, asks(server.chat_model())), of_run))
-    await until(lambda: server.in_flight_peak == 2)
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
-    await settled()
-    assert of_run.party.in_flight == 0
-    assert (await of_run.ledger.usage()).model_calls == 2
-
-
-async def test_a_thread_that_waits_ends_with_the_run(server: ModelServer, sync_model: ChatOpenAI) -> None:
-    server._reply = slow(0.3)
-    of_run, ended = terms(max_concurrency=1), list[BaseException]()
-
-    def node(state: State) -> dict[str, Any]:
-        try:
-            sync_model.invoke("hello")
-        except StopRequested as error:
-            ended.append(error)
-        return {"found": []}
-
-    running = asyncio.create_task(invoke(fan_out(2, node), of_run))
-    await until(lambda: of_run.party.in_flight > 0)
-    of_run.stopped = True
-    await running
-    assert (len(ended), len(server.requests)) == (1, 1)
-
-
-async def test_a_cancelled_tool_is_told(server: ModelServer) -> None:
-    @tool
-    async def hangs() -> str:
-        """Hang."""
-        await asyncio.sleep(60)
-        return ""
-
-    hangs.metadata = {"max_concurrency": 1}
-    of_run, events = terms(), list[Event]()
-
-    async def node(state: State) -> dict[str, Any]:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):
-                await hangs.ainvoke({})
-        await settled()
-        return {"found": [str(of_run.tools["hangs"].in_flight)]}
-
-    with listening(events.append):
-        assert (await invoke(one_node(node), of_run))["found"] == ["0"]
-    assert [(event.kind, event.fields.get("error")) for event in events] == [("tool_started", None), ("tool_finished", "cancelled")]
 
 
 async def test_a_budget_counts_the_calls_of_a_users_own_nodes() -> None:
