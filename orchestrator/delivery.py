@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import AsyncIterator
+from typing import Self
 
 from orchestrator.clocks import waiting
 from orchestrator.events import Event
@@ -55,19 +55,21 @@ class Delivery:
             with waiting():
                 await self._room.wait()
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        while True:
-            while self._unread:
-                event = self._unread.popleft()
-                if event.kind not in _DROPPED:
-                    self._kept -= 1
-                    if self._kept < UNREAD:
-                        self._room.set()
-                yield event
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._unread:
             if self._ended:
-                return
+                raise StopAsyncIteration
             self._something.clear()
             await self._something.wait()
+        event = self._unread.popleft()
+        if event.kind not in _DROPPED:
+            self._kept -= 1
+            if self._kept < UNREAD:
+                self._room.set()
+        return event
 
     def _put(self, event: Event) -> None:
         if event.kind in _DROPPED and len(self._unread) >= UNREAD:

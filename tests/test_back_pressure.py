@@ -47,9 +47,11 @@ async def taken(delivery: Delivery, number: int) -> list[Event]:
     return events
 
 
-async def settled() -> None:
-    """Let everything that can go on go on."""
-    for _ in range(50):
+async def reached(began: list[int], number: int) -> None:
+    """Wait until that many steps began, and let everything go on that can."""
+    while len(began) < number:  # noqa: ASYNC110 - a list is what tells
+        await asyncio.sleep(0.01)
+    for _ in range(200):
         await asyncio.sleep(0)
 
 
@@ -135,7 +137,7 @@ async def test_a_run_waits_for_its_reader_before_it_takes_another_step() -> None
 
     events = stream(rounds(work), {"rounds": 10, "done": []}, model="offline")
     await anext(events)
-    await asyncio.sleep(0.2)
+    await reached(began, 3)
     assert began == [0, 1, 2]  # more than UNREAD events of state: the next step has to wait
     rest = [event async for event in events]
     assert [event.fields["step"] for event in rest if event.kind == "branch_step"] == [f"{n}.{m}" for n in range(10) for m in range(400)]
@@ -145,16 +147,19 @@ async def test_a_run_waits_for_its_reader_before_it_takes_another_step() -> None
 async def test_a_reader_that_never_reads_can_still_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.runner.GRACE", 0.05)
 
+    began: list[int] = []
+
     async def work(number: int) -> None:
+        began.append(number)
         for step in range(UNREAD):
             tell("branch_step", step=str(step))
 
     stop = asyncio.Event()
     events: AsyncIterator[Event] = stream(rounds(work), {"rounds": 10, "done": []}, model="offline", stop=stop)
     await anext(events)
-    await asyncio.sleep(0.05)
+    await reached(began, 1)
     stop.set()
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.2)
     last = [event async for event in events][-1]
     assert (last.fields["status"], last.fields["output"]["done"]) == ("cancelled", [0])
 
