@@ -3,7 +3,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 QUESTION ?= Which checks does the verifier make before it asks a model?
 
-.PHONY: install research check test bench clean lock
+.PHONY: install research check test soak bench clean lock
 
 install: $(READY)
 
@@ -25,6 +25,10 @@ check: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+# 500 runs against a server that fails in every way it can; SOAK="--seed 7" repeats one.
+soak: $(READY)
+	$(BIN)/python tests/soak.py $(SOAK)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.startup

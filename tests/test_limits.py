@@ -1,172 +1,172 @@
-"""The controls of a run: which words make which values, who goes before whom, and where each value came from."""
+"""Limits hold exactly, whatever asks: a rate, an outage, a loop, a tree of graphs, several runs at once."""
 
-import json
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from operator import add
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.types import Send
+from research_made import Troubled, is_at, research, topics_script, write_topics
+from typing_extensions import TypedDict
 
-from orchestrator.cli import main
-from orchestrator.controls import Budget, Controls, JoinPolicy
-from orchestrator.errors import InputError
-from orchestrator.limits import Limit, add_controls, controls_in_force, environment_controls, option_controls
-from orchestrator.options import Parser, model_specs
-
-
-def given(*words: str) -> dict[str, Any]:
-    """What these words give."""
-    parser = Parser("prog")
-    add_controls(parser)
-    return option_controls(parser.parse_args(words))
+from orchestrator import Result, run
+from orchestrator.testing import ModelServer, Reply, answer_for, fault, model_server, rate_limited
 
 
-def in_force(module: Controls, environment: dict[str, str], *words: str) -> tuple[Controls, list[Limit]]:
-    return controls_in_force(module, environment_controls(environment)[0], given(*words))
+@pytest.fixture(scope="module")
+def topics(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_topics(tmp_path_factory.mktemp("topics"), 20)
 
 
-@pytest.mark.parametrize(
-    ("words", "controls"),
-    [
-        ([], Controls()),
-        (["--max-concurrency", "8", "--deadline", "1e3"], Controls(max_concurrency=8, deadline=1000)),
-        (["--max-concurrency", "8", "--max-concurrency", "9"], Controls(max_concurrency=9)),
-        (["--join", "first:3@30"], Controls(join=JoinPolicy(kind="first", count=3, deadline=30))),
-        (["--race", "planner, writer", "--hedge", "*"], Controls(race=("planner", "writer"), hedge=("*",))),
-        (["--finish-reason", "optional"], Controls(finish_reason="optional")),
-        (["--max-calls", "9", "--budget-usd", "0.5"], Controls(budget=Budget(max_calls=9, usd=0.5))),
-        (
-            ["--max-calls", "writer=3", "--max-calls=9", "--max-calls=branch=4", "--budget-usd=writer=1", "--max-calls", "planner=2"],
-            Controls(
-                budget=Budget(max_calls=9),
-                branch_budget=Budget(max_calls=4),
-                role_budgets={"writer": Budget(max_calls=3, usd=1.0), "planner": Budget(max_calls=2)},
-            ),
-        ),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_words_make_controls(words: list[str], controls: Controls) -> None:
-    assert in_force(Controls(), {}, *words)[0] == controls
+@pytest.mark.parametrize("retry_after", [None, 1])
+@pytest.mark.parametrize("kind", ["bucket", "window"])
+async def test_a_rate_limit_costs_time_and_no_branch(kind: Literal["bucket", "window"], retry_after: float | None, topics: Path) -> None:
+    answers = rate_limited(topics_script(20), per_second=30, retry_after=retry_after, kind=kind)
+    async with model_server(answers) as server:
+        result = await research(server, topics)
+    assert (result.status, len(result.output["findings"])) == ("complete", 20)
+    answered = sum(request.reply is not None and request.reply.status == 200 for request in server.requests)
+    assert answered == 43  # two plans, 20 times research and a verdict, a report: nothing is asked twice
+    assert len(server.requests) <= 2 * answered
 
 
-def test_every_control_is_an_option_and_a_variable() -> None:
-    parser = Parser("prog")
-    add_controls(parser)
-    single = {name for name in Controls.model_fields if not name.endswith(("budget", "budgets"))}
-    names = {*single, *(name for name in Budget.model_fields if name != "usd"), "budget_usd"}
-    assert {option.removeprefix("--").replace("-", "_") for option in parser.names} == names
-    values = {"join": "collect", "race": "none", "hedge": "none", "finish_reason": "required"}
-    environ = {f"ORCHESTRATOR_{name.upper()}": values.get(name, "20") for name in names}
-    _, limits = in_force(Controls(), environ)
-    assert {(limit.name, limit.origin) for limit in limits} == {(name, "environment") for name in names}
+@pytest.mark.parametrize("way", ["500", "reset", "refuse"])
+async def test_an_outage_costs_a_call_a_branch_and_the_retry_budget(way: str, topics: Path) -> None:
+    right, failing = topics_script(20), fault("reset" if way == "refuse" else way)
+
+    def reply(request: dict[str, Any]) -> Any:
+        if answer_for(request) == "Plan":
+            return right(request)
+        if way == "refuse":
+            server.refuse()
+        return failing(request)
+
+    async with model_server(reply) as server:
+        result = await research(server, topics, max_attempts=3)
+        host = server.base_url.split("/")[2]
+    assert result.status == "failed"
+    assert Counter(branch["status"] for branch in result.branches) == {"failed": 20}
+    assert result.usage["model_calls"] <= 1 + 20 + 5 + 4  # the plan, the branches, 5 retries at once and one more for every 5 calls
+    assert len(server.requests) <= result.usage["model_calls"]
+    assert host in (result.error or "")
+    assert (result.error or "").count(host) <= 6  # a cause is told once, with how often it came
 
 
-def test_the_command_line_goes_before_the_environment_and_that_before_the_module() -> None:
-    module = Controls(
-        max_branches=5, deadline=60, call_timeout=7, budget=Budget(max_calls=10, max_tokens=1000), role_budgets={"writer": Budget(usd=1)}
+async def test_what_was_done_before_an_outage_is_kept(topics: Path) -> None:
+    right, verdicts = topics_script(20), list[int]()
+
+    def reply(request: dict[str, Any]) -> Any:
+        if answer_for(request) == "Judgement":
+            verdicts.append(1)
+        return Reply.error(500, "out of order") if len(verdicts) > 8 else right(request)
+
+    async with model_server(reply) as server:
+        result = await research(server, topics, max_attempts=2)
+    kept = [branch for branch in result.branches if branch["status"] == "ok"]
+    assert (result.status, len(kept), len(result.output["findings"])) == ("partial", 8, 8)
+    assert all(finding["claim"] in result.output["report"] for finding in result.output["findings"])
+
+
+@pytest.mark.parametrize("name", ["400", "401", "403", "404", "quota", "context"])
+async def test_what_cannot_succeed_is_asked_once(name: str, topics: Path) -> None:
+    for place in ("planner", "writer"):
+        right = topics_script(1)
+        async with model_server(Troubled(place, fault(name), right)) as server:
+            await research(server, topics, max_attempts=5)
+        assert sum(is_at(request.body, place) for request in server.requests) == 1
+
+
+class Loop(TypedDict):
+    """What a loop has heard."""
+
+    heard: Annotated[list[str], add]
+
+
+def loop(server: ModelServer) -> StateGraph[Any, Any, Any, Any]:
+    """A graph that asks for ever."""
+    model = server.chat_model()
+
+    async def go(state: Loop) -> dict[str, Any]:
+        return {"heard": [(await model.ainvoke(f"again, {len(state['heard'])}")).text]}
+
+    graph = StateGraph(Loop)
+    graph.add_node("go", go)
+    graph.add_edge(START, "go")
+    graph.add_conditional_edges("go", lambda state: "go" if len(state["heard"]) < 10_000 else END, ["go", END])
+    return graph
+
+
+@pytest.mark.parametrize(("limits", "calls"), [({"max_agent_calls": 7}, 7), ({"max_calls": 5}, 5), ({}, 50)])
+async def test_a_loop_stops_at_its_limit_and_keeps_what_it_had(limits: dict[str, int], calls: int) -> None:
+    async with model_server(lambda _: "yes") as server:
+        result = await run(loop(server), {"heard": []}, model=server.chat_model(), controls=limits)
+    assert (result.status, result.exit_code, len(server.requests)) == ("limited", 4, calls)
+    assert result.output["heard"] == ["yes"] * calls
+    assert result.usage["model_calls"] == calls
+
+
+async def test_a_run_starts_as_many_branches_as_it_may(topics: Path) -> None:
+    async with model_server(topics_script(50)) as server:
+        result = await research(server, topics, max_branches=20)
+    assert Counter(branch["status"] for branch in result.branches) == {"ok": 20, "skipped": 30}
+    assert (result.status, result.exit_code, len(result.output["findings"])) == ("limited", 4, 20)
+
+
+class Numbers(TypedDict):
+    """The numbers of a tree."""
+
+    depth: int
+    said: Annotated[list[str], add]
+
+
+class Said(TypedDict):
+    """What the tree of a number said."""
+
+    said: Annotated[list[str], add]
+
+
+def tree(ask: Callable[[str], Any], widths: list[int], name: str) -> CompiledStateGraph[Any, Any, Any, Any]:
+    """A graph that fans out, each branch into a graph of its own, down to a call each."""
+    width, *deeper = widths
+    inner = tree(ask, deeper, name) if deeper else None
+
+    async def leaf(state: Numbers) -> dict[str, Any]:
+        if inner is not None:
+            return {"said": (await inner.ainvoke({"depth": state["depth"], "said": []}))["said"]}
+        return {"said": [await ask(f"{name}-{state['depth']}")]}
+
+    graph = StateGraph(Numbers, output_schema=Said)
+    graph.add_node("leaf", leaf)
+    many = range(width)
+    graph.add_conditional_edges(
+        START, lambda state: [Send("leaf", {"depth": state["depth"] * 100 + number, "said": []}) for number in many], ["leaf"]
     )
-    environ = {"ORCHESTRATOR_MAX_BRANCHES": "6", "ORCHESTRATOR_DEADLINE": "50", "ORCHESTRATOR_MAX_CALLS": "20 writer=2 branch=3"}
-
-    controls, limits = in_force(module, environ, "--max-branches", "7", "--max-calls", "writer=1", "--max-tokens", "none")
-
-    assert controls == Controls(
-        max_branches=7,
-        deadline=50,
-        call_timeout=7,
-        budget=Budget(max_calls=20),
-        branch_budget=Budget(max_calls=3),
-        role_budgets={"writer": Budget(usd=1, max_calls=1)},
-    )
-    assert {(limit.option, limit.of): (limit.value, limit.origin) for limit in limits if limit.origin != "default"} == {
-        ("--max-branches", ""): (7, "command line"),
-        ("--deadline", ""): (50.0, "environment"),
-        ("--call-timeout", ""): (7.0, "module"),
-        ("--max-calls", ""): (20, "environment"),
-        ("--max-calls", "branch"): (3, "environment"),
-        ("--max-calls", "writer"): (1, "command line"),
-        ("--max-tokens", ""): (None, "command line"),
-        ("--budget-usd", "writer"): (1.0, "module"),
-    }
-    assert next(limit.meaning for limit in limits if limit.of == "writer") == "model calls of the role writer, retries too"
+    graph.add_edge("leaf", END)
+    return graph.compile(name="tree")
 
 
-def test_variables_of_others_are_noted_and_misspelt_ones_refused() -> None:
-    environ = {"ORCHESTRATOR_HOME": "x", "ORCHESTRATOR_MODEL": "offline", "ORCHESTRATOR_DEADLINE": " ", "ORCHESTRATOR_PORT": "1", "X": "y"}
-    assert environment_controls(environ) == ({}, ["ORCHESTRATOR_PORT is no setting of this program: it is not looked at"])
-    with pytest.raises(InputError, match=r"ORCHESTRATOR_max_calls in the environment\. did you mean ORCHESTRATOR_MAX_CALLS"):
-        environment_controls({"ORCHESTRATOR_max_calls": "1"})
+async def in_flight(runs: int, width: int, limit: int) -> tuple[int, list[Result]]:
+    """The most requests at once of several runs of a tree, in each of which this many may be in flight."""
+    async with model_server(lambda _: Reply(text="yes", delay=0.03)) as server:
+        model = server.chat_model()
+
+        async def ask(text: str) -> str:
+            return (await model.ainvoke(text)).text
+
+        trees = [tree(ask, [width, width], f"run {number}") for number in range(runs)]
+        given, limits = {"depth": 1, "said": []}, {"max_concurrency": limit, "max_branches": 1_000, "max_agent_calls": 1_000}
+        results = await asyncio.gather(*(run(each, given, model=model, controls=limits) for each in trees))
+        assert len(server.requests) == runs * width * width
+    return server.in_flight_peak, list(results)
 
 
-@pytest.mark.parametrize(
-    ("words", "specs"),
-    [
-        ([], None),
-        (["offline"], "offline"),
-        (["a:x, b:y"], {"": ["a:x", "b:y"]}),
-        (["a:x", "writer=b:y,c:z", "writer=d:y,e:z"], {"": "a:x", "writer": ["d:y", "e:z"]}),
-    ],
-    ids=str,
-)
-def test_a_list_of_models_is_in_the_order_of_preference(words: list[str], specs: object) -> None:
-    assert model_specs(words) == specs
-
-
-# --- on the command line
-
-
-def described(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
-    assert main(["describe", "research", "--json", *words]) == 0
-    return dict(json.loads(capsys.readouterr().out))
-
-
-def test_describe_says_where_every_limit_comes_from(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ORCHESTRATOR_MAX_CONCURRENCY", "8")
-    monkeypatch.setenv("ORCHESTRATOR_PORT", "8080")
-
-    told = described(capsys, "--max-calls", "researcher=20")
-
-    rows = {(row["option"], row["of"]): (row["value"], row["origin"]) for row in told["controls"]}
-    assert rows["--max-concurrency", ""] == (8, "environment")
-    assert rows["--max-calls", "researcher"] == (20, "command line")
-    assert rows["--join", ""] == ("collect", "default")
-    assert told["notes"][-1] == "ORCHESTRATOR_PORT is no setting of this program: it is not looked at"
-
-
-@pytest.mark.parametrize("width", [80, 120])
-def test_describe_fits_a_terminal(width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setattr("orchestrator.output.is_terminal", lambda: True)
-    assert main(["describe", "research", "--max-calls", "researcher=20"]) == 0
-
-    lines = capsys.readouterr().out.splitlines()
-    limits = lines[lines.index("limits in force") :]
-    assert max(map(len, limits)) <= width
-    words = [line.split() for line in limits]
-    assert ["--max-calls", "researcher=", "20", "command", "line"] in [line[:5] for line in words]
-    assert (["--max-branches", "200", "default"] in words) == (width == 80)  # its meaning stands below it there
-
-
-def test_the_environment_limits_a_run(documents: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ORCHESTRATOR_MAX_CALLS", "1")
-    words = ["research", "Who designed the journal?", "--documents", str(documents), "--json", "--quiet"]
-    assert main(words) == 4
-    assert json.loads(capsys.readouterr().out)["usage"]["model_calls"] <= 1
-    assert main([*words, "--max-calls", "none"]) == 0
-
-
-# --- forecasts
-
-
-def test_a_dry_run_calls_no_model_and_writes_nothing(documents: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["research", "Who designed the journal?", "--documents", str(documents), "--dry-run", "--max-calls", "50"]
-    assert main(words) == 0
-    out, err = capsys.readouterr()
-    assert (out.splitlines()[0].startswith("at most 50 model calls"), err, [*home.iterdir()]) == (True, "", [])
-    assert main([*words, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["calls"] == 50
-
-
-def test_a_dry_run_finds_what_a_run_would(tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["research", "Who?", "--documents", str(tmp_path / "missing"), "--dry-run"]) == 2
-    out, err = capsys.readouterr()
-    assert (out, err.splitlines()[0], [*home.iterdir()]) == ("", "error: There is no such file or folder", [])
+@pytest.mark.parametrize(("runs", "width", "limit"), [(1, 10, 7), (5, 5, 10)])
+async def test_a_limit_holds_for_a_tree_of_graphs_and_for_all_runs(runs: int, width: int, limit: int) -> None:
+    peak, results = await in_flight(runs, width, limit)
+    assert peak == limit
+    assert [(result.status, len(result.output["said"])) for result in results] == [("complete", width * width)] * runs

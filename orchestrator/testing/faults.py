@@ -108,15 +108,16 @@ def rate_limited(
     answers: Responder,
     *,
     per_second: float = 20.0,
-    burst: int = 1,
+    burst: int | None = None,
     retry_after: float | None = None,
     kind: Literal["bucket", "window"] = "bucket",
 ) -> Responder:
     """`answers` to as many requests a second as are allowed, 429 to the others.
 
-    A bucket fills steadily and holds `burst` requests; a window lets `per_second` pass and then none until the next second.
+    A bucket fills steadily and holds `burst` requests, else a second's worth; a window lets `per_second` pass, and then none
+    until the next second.
     """
-    limit = _Bucket(per_second, float(burst)) if kind == "bucket" else _Window(int(per_second))
+    limit = _Bucket(per_second, float(burst or max(1, int(per_second)))) if kind == "bucket" else _Window(int(per_second))
     header = {} if retry_after is None else {"retry_after": f"{retry_after:g}"}
     return lambda request: (
         answers(request) if limit.takes(time.monotonic()) else Reply.error(429, "slow down", code="rate_limit_exceeded", **header)
