@@ -112,9 +112,27 @@ class Observer(BaseCallbackHandler):
         self.terms = terms
         self._loop = asyncio.get_running_loop()
         self._calls: dict[UUID, _Call] = {}
+        self._roots: set[UUID] = set()  # outermost graphs under way
+        self._over = False
         self._rounds = Rounds()
         self._models: dict[tuple[int, str], tuple[weakref.ref[BaseChatModel], Asked]] = {}
         logging.getLogger("langchain_core.callbacks.manager").addFilter(_is_no_refusal)
+
+    def on_chain_start(self, serialized: Any, inputs: Any, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any) -> None:
+        """Note that a graph is under way."""
+        if parent_run_id is None:
+            self._roots.add(run_id)
+            self._over = False
+
+    def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        """Note that it is over: threads of its sync nodes may still wait for a turn."""
+        if run_id in self._roots:
+            self._roots.discard(run_id)
+            self._over = not self._roots
+
+    def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        """The same."""
+        self.on_chain_end(None, run_id=run_id)
 
     def on_llm_new_token(self, token: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Tell a piece of an answer; an agent of ours tells its own."""
@@ -250,7 +268,7 @@ class Observer(BaseCallbackHandler):
             raise QueueFull(what, remedy="await the model's ainvoke() instead of calling invoke(), or make the node a sync function")
         future = asyncio.run_coroutine_threadsafe(turn, self._loop)
         while not future.done():
-            if self.terms.stopped or self._loop.is_closed():
+            if self.terms.stopped or self._over or self._loop.is_closed():
                 future.cancel()
                 self._soon(lambda: call.failed(None))  # it may have had its turn at the same time
                 raise StopRequested("the run is over", where="a sync call that waited for its turn")

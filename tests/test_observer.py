@@ -14,11 +14,13 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from langgraph.config import get_config
 from langgraph.graph import END, START, StateGraph
+from pydantic import BaseModel
 
 from orchestrator import run
 from orchestrator.controls import Budget
 from orchestrator.errors import BudgetExceeded, LoopStopped, OrchestratorError, QueueFull, StopRequested
 from orchestrator.events import Event, listening
+from orchestrator.models import ask
 from orchestrator.observer import Observer
 from orchestrator.terms import Terms, in_request, in_tool
 from orchestrator.testing import ModelServer, Reply, model_server
@@ -322,3 +324,25 @@ async def test_a_budget_counts_the_calls_of_a_users_own_nodes() -> None:
         result = await run(graph, {"found": []}, model="offline", controls={"budget": Budget(max_calls=5)})
     assert (result.status, result.exit_code, len(server.requests)) == ("limited", 4, 5)
     assert result.usage["model_calls"] == 5
+
+
+class Short(BaseModel):
+    """A short answer."""
+
+    text: str
+
+
+async def test_our_own_calls_and_those_of_others_are_at_one_door() -> None:
+    """Two runs, of which one asks as our agents do: together they keep to the limit of the server."""
+
+    async def reply(_: Any) -> Reply:
+        await asyncio.sleep(0.005)
+        return Reply(value={"text": "hello"})
+
+    async with model_server(reply) as server:
+        model = server.chat_model()
+        others = invoke(fan_out(30, asks(model)), terms(max_concurrency=4))
+        of_run = terms(max_concurrency=4)
+        ours = asyncio.gather(*(ask(model, [HumanMessage("hello")], Short, role="agent", terms=of_run) for _ in range(30)))
+        await asyncio.gather(others, ours)
+    assert (server.in_flight_peak, len(server.requests)) == (4, 60)

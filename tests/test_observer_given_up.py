@@ -168,22 +168,29 @@ async def test_waiting_calls_of_a_run_that_is_cancelled_go(server: ModelServer) 
     assert (await of_run.ledger.usage()).model_calls == 2
 
 
-async def test_a_thread_that_waits_ends_with_the_run(server: ModelServer, sync_model: ChatOpenAI) -> None:
-    server._reply = slow(0.3)
-    of_run, ended = terms(max_concurrency=1), list[BaseException]()
+@pytest.mark.parametrize("way", ["stopped", "cancelled"])
+async def test_a_thread_that_waits_ends_with_the_run(server: ModelServer, sync_model: ChatOpenAI, way: str) -> None:
+    server._reply = slow(0.6)
+    of_run, ended, over = terms(max_concurrency=1), list[BaseException](), list[bool]()
 
     def node(state: State) -> dict[str, Any]:
         try:
             sync_model.invoke("hello")
         except StopRequested as error:
             ended.append(error)
+        over.append(True)
         return {"found": []}
 
     running = asyncio.create_task(invoke(fan_out(2, node), of_run))
     await until(lambda: of_run.party.in_flight > 0)
-    of_run.stopped = True
-    await running
-    assert (len(ended), len(server.requests)) == (1, 1)
+    if way == "stopped":
+        of_run.stopped = True
+    else:
+        running.cancel()
+    await asyncio.wait([running])
+    await until(lambda: len(over) == 2)
+    await settled()
+    assert (len(ended), len(server.requests), of_run.party.in_flight) == (1, 1, 0)
 
 
 async def test_a_cancelled_tool_is_told(server: ModelServer) -> None:
