@@ -135,7 +135,7 @@ def theory(share: float) -> float:
 async def measure(calls: int, rounds: int, at_once: int, seed: int, median: float) -> None:
     """Print both sides of the comparison."""
     async with servers(seed, median, 2) as ports:
-        runs = [Terms(controls=Controls(hedge=hedge, max_concurrency=at_once * 2)) for hedge in ((), ("writer",))]
+        runs = [Terms(controls=Controls(hedge=hedge, max_concurrency=at_once * 2, max_agent_calls=100_000)) for hedge in ((), ("writer",))]
         models = [
             ChatOpenAI(
                 model="m",

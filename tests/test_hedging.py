@@ -122,7 +122,7 @@ def test_cancelling_the_caller_cancels_both() -> None:
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     run(main())
-    assert cancelled == [0, 1]
+    assert sorted(cancelled) == [0, 1]
 
 
 def test_the_tail_of_a_lognormal_server_is_cut_as_far_as_theory_says() -> None:
@@ -166,23 +166,23 @@ async def test_a_slow_request_of_a_hedged_role_is_made_again_and_both_are_billed
 
     asking = terms(hedge=["planner"])
     async with model_server(respond) as server:
-        for _ in range(25):
+        for _ in range(20):
             await asked(server, run=asking)
         slow = True
         answer = await asked(server, run=asking)
     assert answer.value == Plan.model_validate(GOOD)
-    assert len(server.requests) == 27
+    assert len(server.requests) == 22
     usage = await asking.ledger.usage()
-    assert (usage.model_calls, usage.estimated_calls) == (27, 1)
+    assert (usage.model_calls, usage.estimated_calls) == (22, 1)
     assert asking.party.in_flight == 0
 
 
 async def test_other_roles_are_not_hedged() -> None:
     asking = terms(hedge=["writer"], call_timeout=0.5)
-    replies = [Reply(value=GOOD)] * 25
+    replies = [Reply(value=GOOD)] * 20
     async with model_server([*replies, Reply(fault="hang"), Reply(value=GOOD)]) as server:
-        for _ in range(25):
+        for _ in range(20):
             await asked(server, run=asking)
         with pytest.raises(CallTimeoutError):
             await asked(server, run=asking)
-    assert len(server.requests) == 26
+    assert len(server.requests) == 21

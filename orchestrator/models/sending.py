@@ -3,7 +3,7 @@
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -290,11 +290,8 @@ def _counted(error: ModelCallError, requests: int) -> ModelCallError:
 @contextmanager
 def _beating() -> Iterator[None]:
     """The LangGraph node around counts as active, while its call waits for its turn."""
-    from langgraph.runtime import get_runtime
-
-    try:
-        beat = get_runtime().heartbeat
-    except (RuntimeError, KeyError, AttributeError):  # not inside a graph
+    beat = _heartbeat()
+    if beat is None:
         yield
         return
     loop = asyncio.get_running_loop()
@@ -310,6 +307,15 @@ def _beating() -> Iterator[None]:
     finally:
         timers[0].cancel()
         beat()
+
+
+def _heartbeat() -> Callable[[], None] | None:
+    from langgraph.runtime import get_runtime
+
+    try:
+        return get_runtime().heartbeat
+    except (RuntimeError, KeyError, AttributeError):  # not inside a graph
+        return None
 
 
 def _limited(runnable: "Runnable[Any, AIMessage]", limit: int) -> "Runnable[Any, AIMessage]":
