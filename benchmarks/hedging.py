@@ -168,9 +168,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--serve", action="store_true")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--median", type=float, default=0.05, help="seconds that the server takes in the middle")
-    parser.add_argument("--calls", type=int, default=6000)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--median", type=float, default=0.3, help="seconds that the server takes in the middle")
+    parser.add_argument("--calls", type=int, default=3000)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--at-once", type=int, default=20)
     options = parser.parse_args()
     if options.serve:

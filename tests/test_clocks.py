@@ -4,6 +4,7 @@ import asyncio
 import re
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypedDict
 
 import pytest
@@ -207,6 +208,21 @@ async def test_a_node_that_waits_for_its_turn_is_not_idle(monkeypatch: pytest.Mo
         await asyncio.sleep(1.6)
         other.leave()
         assert (await task)["questions"] == GOOD["questions"]
+
+
+class Swallowing(FakeListChatModel):
+    """A client whose stream loses a cancellation that comes together with a piece, as one with `asyncio.wait_for` of Python 3.11 may."""
+
+    async def _astream(self, messages: list[BaseMessage], *_: Any, **__: Any) -> Any:
+        for number in range(1000):
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+            yield ChatGenerationChunk(message=AIMessageChunk(content=str(number)))
+
+
+async def test_a_stream_that_loses_a_cancellation_is_ended_all_the_same() -> None:
+    with pytest.raises(CallTimeoutError, match="no answer within 0.2 s"):
+        await ask(Swallowing(responses=[""]), QUESTION, Plan, role="planner", terms=terms(call_timeout=0.2, idle_timeout=5))
 
 
 async def test_text_that_is_streamed_is_told_and_calls_are_not() -> None:

@@ -271,13 +271,16 @@ _quiet: "WeakKeyDictionary[Any, Any]" = WeakKeyDictionary()
 
 
 def without_retries(model: BaseChatModel) -> BaseChatModel:
-    """`model`, or a copy of an OpenAI-like one whose client makes each request once; `model` itself is not changed."""
+    """`model`, or a copy of an OpenAI-like one whose client makes each request once, by our clocks; `model` itself is not changed."""
     client: Any = getattr(model, "root_async_client", None)
-    if getattr(client, "max_retries", 0) == 0 or not hasattr(client, "with_options"):
-        return model
-    if client not in _quiet:
-        _quiet[client] = client.with_options(max_retries=0)
-    return model.model_copy(update={"root_async_client": _quiet[client], "async_client": _quiet[client].chat.completions})
+    changes: dict[str, Any] = {}
+    if hasattr(client, "with_options") and getattr(client, "max_retries", None):
+        if client not in _quiet:
+            _quiet[client] = client.with_options(max_retries=0)
+        changes = {"root_async_client": _quiet[client], "async_client": _quiet[client].chat.completions}
+    if getattr(model, "stream_chunk_timeout", None) and "stream_chunk_timeout" not in model.model_fields_set:
+        changes["stream_chunk_timeout"] = None  # LangChain's own; an idle time that nobody asked for
+    return model.model_copy(update=changes) if changes else model
 
 
 def _counted(error: ModelCallError, requests: int) -> ModelCallError:

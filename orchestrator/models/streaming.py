@@ -1,5 +1,6 @@
 """An answer that comes in pieces: its clocks run between tokens, and its tool calls are read when they are whole."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -22,8 +23,12 @@ async def collect(pieces: AsyncIterator[BaseMessage], on_token: Callable[[str], 
     """
     chunks: list[AIMessage] = []
     size = 0
+    task = asyncio.current_task()
+    cancels = task.cancelling() if task else 0
     async with aclosing(cast("Any", pieces)):
         async for piece in pieces:
+            if task and task.cancelling() > cancels:  # asyncio.wait_for of Python 3.11, in a client, may lose it when a piece is there
+                raise asyncio.CancelledError
             chunk = cast("AIMessage", piece)
             chunks.append(chunk)
             if carried := size_of(chunk):
