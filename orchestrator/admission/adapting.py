@@ -13,7 +13,9 @@ _ALIKE = 0.25  # two numbers in flight that differ by less, as a share, are abou
 _CUT = 0.95  # of the rate that was accepted when the endpoint refused
 _PLATEAU = 0.985  # of it: where the pace stays for a while
 _CURVE = 0.0002  # a second cubed: how soon the pace leaves the plateau
-_SOON = 0.85  # of the pace, where the endpoint refuses before the plateau is left: it was learned too high
+_SOON = 0.85  # of the pace, where the endpoint refuses within 1.5 s: it was learned too high
+_SOON_SECONDS = 1.5
+_SEEN = 10.0  # seconds that a refusal may take and still tell what was accepted before it
 _SLOWEST_CUT = 0.7  # of the pace before, at one refusal
 _CREDIT = 0.02  # seconds that a timer may be late without loss to the pace; half an interval where that is more
 _PATIENCE = 0.25  # seconds without a refusal after which a probe went through; twice as long as a refusal took, where that is more
@@ -48,14 +50,14 @@ class _Pace:
 class _Evidence:
     """Of a refusal: what was `sent` in the second before, less what was refused; calls in flight, and those of them that were `accepted`.
 
-    `before`: the pace, 0 without one; `late`: it had outlived its plateau.
+    `before`: the pace, 0 without one; `held`: for how many seconds it had been kept up with.
     """
 
     sent: list[Entry]
     in_flight: int
     accepted: int
     before: float
-    late: bool
+    held: float
 
 
 class Adaptive:
@@ -80,7 +82,7 @@ class Adaptive:
         self._probe_ends = 0.0
         self._streak = -1  # probes refused since a call was answered
         self._quickest = 0.0
-        self._sent = Window(1.0)
+        self._sent = Window(_SEEN)
         self._evidence: _Evidence | None = None
         self._knee = 0  # calls in flight at the refusal before
         self._forget_at: float | None = None
@@ -146,7 +148,7 @@ class Adaptive:
         self.episode += 1
         self._streak += 1
         if self.paused_until is None:
-            self._cut(now, in_flight)
+            self._cut(now, passage.at, in_flight)
         self._quickest = now - passage.at
         self._probe = None
         self.closed = self.closed or (self._streak >= _PROBES and in_flight == 1)  # what is in flight may yet be answered
@@ -169,19 +171,19 @@ class Adaptive:
         self.paused_until = now + self.asked
         self._forget_at = self.paused_until + _MEMORY
 
-    def _cut(self, now: float, in_flight: int) -> None:
+    def _cut(self, now: float, at: float, in_flight: int) -> None:
         """The evidence for the pace is kept, to be read when the other refusals of the episode are known, too.
 
         The first refusal tells nothing of what is limited, calls at once or calls a second: the pace answers both as long as answers take
         their time. One that comes soon after, at as many in flight, tells of calls at once; one that comes late, above the old rate, does
         not.
         """
-        self._sent.forget(now)
+        sent = [entry for entry in self._sent.entries if at - 1 < entry.first <= at]
         before = 0.0 if self._pace is None else self._pace.rate(now)
-        late = self._pace is None or before >= self._pace.plateau
-        if not late and abs(in_flight - 1 - self._knee) <= _ALIKE * self._knee:
+        held = math.inf if self._pace is None else at - self._pace.since
+        if self._pace is not None and before < self._pace.plateau and abs(in_flight - 1 - self._knee) <= _ALIKE * self._knee:
             self._window = max(1.0, in_flight * _SHRINK)
-        self._evidence = _Evidence(list(self._sent.entries), in_flight, in_flight - 1, before, late)
+        self._evidence = _Evidence(sent, in_flight, in_flight - 1, before, held)
 
     def _open(self, now: float, since: float) -> None:
         """The probe went through: everybody goes on, at the pace that the endpoint kept up with before it refused."""
@@ -193,7 +195,8 @@ class Adaptive:
             self._knee = evidence.accepted
             rate = float(sum(entry.amount for entry in evidence.sent))
             if evidence.before:
-                rate = min(evidence.before, max(rate, _SLOWEST_CUT * evidence.before)) if evidence.late else evidence.before * _SOON
+                least = _SOON if evidence.held < _SOON_SECONDS else min(1.0, max(_SLOWEST_CUT, rate / evidence.before))
+                rate = evidence.before * least
             if rate > 0:
                 self._pace = _Pace(rate * _PLATEAU, since)
                 self._next = max(now, since + 1 / self._pace.rate(now))
