@@ -221,7 +221,7 @@ class Swallowing(FakeListChatModel):
 
 
 async def test_a_stream_that_loses_a_cancellation_is_ended_all_the_same() -> None:
-    with pytest.raises(CallTimeoutError, match="no answer within 0.2 s"):
+    with pytest.raises(CallTimeoutError, match=r"no answer within 0\.2 s"):
         await ask(Swallowing(responses=[""]), QUESTION, Plan, role="planner", terms=terms(call_timeout=0.2, idle_timeout=5))
 
 
