@@ -148,16 +148,20 @@ async def test_sixteen_sync_tools_run_at_once_and_waiting_for_a_thread_is_not_ti
 
 async def test_a_call_that_takes_too_long_is_an_answer_and_its_thread_stays_counted() -> None:
     release = threading.Event()
-    hanging, limits = sync_tool(lambda: str(release.wait(30))), terms(call_timeout=0.05)
-    answers = await asyncio.gather(*(call_tool(hanging, call(), limits) for n in range(18)))
-    late = ("error", "The tool took longer than call_timeout, 0.05 s.")
+    hanging, patient = sync_tool(lambda: str(release.wait(60))), terms(call_timeout=60)
     stuck = "no thread is free: 16 calls of sync tools were given up and still go on. make the tool async"
-    assert [told(answer)[:2] for answer in answers] == [late] * 16 + [("error", stuck)] * 2
-    assert (await call_tool(hanging, call(), limits)).content == stuck
-    release.set()
-    quick = sync_tool(lambda: "quick")
+    try:
+        given_up = [asyncio.create_task(call_tool(hanging, call(), terms(call_timeout=0.1))) for _ in range(16)]
+        await until(lambda: _threads()._free == 0)
+        waiting = [asyncio.create_task(call_tool(hanging, call(), patient)) for _ in range(2)]
+        late = ("error", "The tool took longer than call_timeout, 0.1 s.")
+        assert [told(await calling)[:2] for calling in given_up] == [late] * 16
+        assert [told(await calling)[:2] for calling in waiting] == [("error", stuck)] * 2
+        assert (await call_tool(hanging, call(), patient)).content == stuck
+    finally:
+        release.set()
     await until(lambda: _threads()._free == 16)
-    assert (await call_tool(quick, call(), limits)).content == "quick"
+    assert (await call_tool(sync_tool(lambda: "quick"), call(), patient)).content == "quick"
 
 
 async def test_an_async_call_that_takes_too_long_is_cancelled() -> None:
