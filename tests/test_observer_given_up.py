@@ -3,6 +3,7 @@
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -29,14 +30,29 @@ async def sync_model(server: ModelServer) -> AsyncIterator[ChatOpenAI]:
     await asyncio.to_thread(model.root_client.close)
 
 
+@asynccontextmanager
+async def out_of_time(server: ModelServer) -> AsyncIterator[None]:
+    """TimeoutError as soon as the server has the request."""
+    async with asyncio.timeout(None) as clock:
+
+        async def watch() -> None:
+            await until(lambda: server.in_flight_peak > 0)
+            clock.reschedule(0)
+
+        watching = asyncio.create_task(watch())
+        yield
+    await watching
+
+
 async def given_up(server: ModelServer, node: Callable[..., Any], calls: int = 1) -> list[Event]:
     """The events of a node that gives up `calls` calls and goes on; none of them keeps its place."""
-    server._reply = slow(5)
+    server._reply = slow(60)
     of_run, events, seen = terms(max_concurrency=calls), list[Event](), list[int]()
 
     async def watched(state: State) -> dict[str, Any]:
         await node(state)
-        await settled()
+        async with asyncio.timeout(30):  # long before the server answers
+            await until(lambda: of_run.party.in_flight == 0)
         seen.append(of_run.party.in_flight)
         return {"found": []}
 
@@ -53,7 +69,7 @@ async def given_up(server: ModelServer, node: Callable[..., Any], calls: int = 1
 async def test_a_call_that_runs_out_of_time_in_a_task_that_goes_on_gives_its_place_back(server: ModelServer) -> None:
     async def node(state: State) -> None:
         try:
-            async with asyncio.timeout(0.05):
+            async with out_of_time(server):
                 await server.chat_model().ainvoke("hello")
         except TimeoutError:
             pass
@@ -64,7 +80,7 @@ async def test_a_call_that_runs_out_of_time_in_a_task_that_goes_on_gives_its_pla
 async def test_so_does_one_inside_an_async_generator(server: ModelServer) -> None:
     async def answers() -> AsyncIterator[str]:
         try:
-            async with asyncio.timeout(0.05):
+            async with out_of_time(server):
                 await server.chat_model().ainvoke("hello")
         except TimeoutError:
             yield "late"
@@ -80,7 +96,7 @@ async def test_so_does_one_whose_error_is_kept(server: ModelServer) -> None:
 
     async def node(state: State) -> None:
         try:
-            async with asyncio.timeout(0.05):
+            async with out_of_time(server):
                 await server.chat_model().ainvoke("hello")
         except TimeoutError as error:
             kept.append(error)  # with the frames of the call in its traceback
@@ -92,7 +108,7 @@ async def test_so_does_one_whose_error_is_kept(server: ModelServer) -> None:
 async def test_so_do_tasks_that_are_cancelled(server: ModelServer) -> None:
     async def node(state: State) -> None:
         tasks = [asyncio.create_task(server.chat_model().ainvoke("hello")) for _ in range(3)]
-        await asyncio.sleep(0.05)
+        await until(lambda: server.in_flight_peak == 3)
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
@@ -102,12 +118,10 @@ async def test_so_do_tasks_that_are_cancelled(server: ModelServer) -> None:
 
 async def test_so_does_a_stream_that_is_cut_off(server: ModelServer) -> None:
     async def node(state: State) -> None:
-        server._reply = lambda _: Reply(text="hello hello hello", pause=1)
-        async with asyncio.timeout(3):
-            async for _ in server.chat_model().astream("hello"):
-                break
+        server._reply = lambda _: Reply(text="hello hello hello", pause=60)
+        async for _ in server.chat_model().astream("hello"):
+            break
         gc.collect()
-        await asyncio.sleep(0.05)
 
     await given_up(server, node)
 
@@ -115,7 +129,7 @@ async def test_so_does_a_stream_that_is_cut_off(server: ModelServer) -> None:
 async def test_so_does_a_stream_that_runs_out_of_time(server: ModelServer) -> None:
     async def node(state: State) -> None:
         try:
-            async with asyncio.timeout(0.05):
+            async with out_of_time(server):
                 async for _ in server.chat_model().astream("hello"):
                     pass
         except TimeoutError:
@@ -170,10 +184,14 @@ async def test_waiting_calls_of_a_run_that_is_cancelled_go(server: ModelServer) 
 
 @pytest.mark.parametrize("way", ["stopped", "cancelled"])
 async def test_a_thread_that_waits_ends_with_the_run(server: ModelServer, sync_model: ChatOpenAI, way: str) -> None:
-    server._reply = slow(0.6)
-    of_run, ended, over = terms(max_concurrency=1), list[BaseException](), list[bool]()
+    of_run, begun, ended, over = terms(max_concurrency=1), list[bool](), list[BaseException](), list[bool]()
+
+    async def reply(_: Any) -> Reply:
+        await until(lambda: bool(ended))
+        return Reply(text="hello")
 
     def node(state: State) -> dict[str, Any]:
+        begun.append(True)
         try:
             sync_model.invoke("hello")
         except StopRequested as error:
@@ -181,8 +199,9 @@ async def test_a_thread_that_waits_ends_with_the_run(server: ModelServer, sync_m
         over.append(True)
         return {"found": []}
 
+    server._reply = reply
     running = asyncio.create_task(invoke(fan_out(2, node), of_run))
-    await until(lambda: of_run.party.in_flight > 0)
+    await until(lambda: len(begun) == 2 and server.in_flight_peak == 1)
     if way == "stopped":
         of_run.stopped = True
     else:
@@ -193,10 +212,13 @@ async def test_a_thread_that_waits_ends_with_the_run(server: ModelServer, sync_m
     assert (len(ended), len(server.requests), of_run.party.in_flight) == (1, 1, 0)
 
 
-async def test_a_cancelled_tool_is_told(server: ModelServer) -> None:
+async def test_a_cancelled_tool_is_told() -> None:
+    clocks: list[asyncio.Timeout] = []
+
     @tool
     async def hangs() -> str:
         """Hang."""
+        clocks[0].reschedule(0)
         await asyncio.sleep(60)
         return ""
 
@@ -205,7 +227,8 @@ async def test_a_cancelled_tool_is_told(server: ModelServer) -> None:
 
     async def node(state: State) -> dict[str, Any]:
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):
+            async with asyncio.timeout(None) as clock:
+                clocks.append(clock)
                 await hangs.ainvoke({})
         await settled()
         return {"found": [str(of_run.tools["hangs"].in_flight)]}
