@@ -83,7 +83,7 @@ async def _endless(request: Mapping[str, Any], reply: Reply, streamed: bool) -> 
         piece = _event({**_envelope(request, "chat.completion.chunk"), "choices": _delta({"content": ""})})
     while True:
         yield piece
-        await asyncio.sleep(_DRIP_SECONDS)
+        await asyncio.sleep(reply.pause or _DRIP_SECONDS)
 
 
 def _around(request: Mapping[str, Any], streamed: bool) -> tuple[bytes, bytes]:
