@@ -24,7 +24,7 @@ __all__ = ["Findings", "ResearcherInput", "ResearcherOutput", "create_researcher
 
 
 _REPEATED = (
-    "This call was made before with the same arguments: its answer stands above, and would be the same. "
+    "The same was asked before with the same arguments: the answer stands above, and would be the same. "
     "Search with other words, read another passage, or answer with what you have."
 )
 
@@ -175,8 +175,14 @@ def _key(call: ToolCall) -> str:
 
 def _answered(messages: Sequence[AnyMessage]) -> set[str]:
     """The tool calls of a conversation that were answered; one that went wrong may be made again."""
-    right = {message.tool_call_id for message in messages if isinstance(message, ToolMessage) and message.status != "error"}
-    return {_key(call) for message in messages if isinstance(message, AIMessage) for call in message.tool_calls if call["id"] in right}
+    answered: set[str] = set()
+    asked: dict[str | None, str] = {}  # of the message before: a server may give the ids of one message again in the next
+    for message in messages:
+        if isinstance(message, AIMessage):
+            asked = {call["id"]: _key(call) for call in message.tool_calls}
+        elif isinstance(message, ToolMessage) and message.status != "error" and message.tool_call_id in asked:
+            answered.add(asked[message.tool_call_id])
+    return answered
 
 
 def _goes_round(messages: Sequence[AnyMessage], most: int) -> bool:

@@ -109,7 +109,7 @@ def answers(request: dict[str, Any]) -> list[str]:
     return [message["content"][:30] for message in request["messages"] if message["role"] == "tool"]
 
 
-REPEATED = "This call was made before with"
+REPEATED = "The same was asked before with"
 NOTHING = "No passage matches this query."
 
 
