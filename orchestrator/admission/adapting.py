@@ -156,6 +156,10 @@ class Adaptive:
         self._forget_at = self.paused_until + _MEMORY
         return True
 
+    def probes(self, passage: Passage) -> bool:
+        """Whether this call finds out for all the others whether the pause was long enough."""
+        return self._probe is passage
+
     def remembers(self, now: float) -> bool:
         """Whether anything of a refusal still counts."""
         return self._forget_at is not None and now < self._forget_at

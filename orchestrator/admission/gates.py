@@ -38,7 +38,21 @@ class Ticket:
     `waited`: seconds. Each of the three may be called from any thread.
     """
 
-    __slots__ = ("_charge", "_error", "_line", "_order", "_passage", "_serial", "_since", "_state", "_tokens", "_until", "_woken", "waited")
+    __slots__ = (
+        "_charge",
+        "_error",
+        "_line",
+        "_order",
+        "_passage",
+        "_probed",
+        "_serial",
+        "_since",
+        "_state",
+        "_tokens",
+        "_until",
+        "_woken",
+        "waited",
+    )
 
     _line: "Line"
     _order: int
@@ -47,7 +61,9 @@ class Ticket:
         self._serial = serial
         self._woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tokens, self._until = max(0, tokens), until
-        self._order = next(_turns) if again is None else again._order
+        # A probe that was refused gives way: it may be that call alone which the endpoint does not take.
+        self._order = next(_turns) if again is None or again._probed else again._order
+        self._probed = False
         self._since = self._now()
         self._state: Literal["waiting", "in", "over"] = "waiting"
         self._error: OrchestratorError | None = None
@@ -194,6 +210,7 @@ class Gate:
         if ticket._state != "in" or ticket._passage is None:
             return not adaptive.closed, None
         pause = adaptive.paused_until
+        ticket._probed = adaptive.probes(ticket._passage)
         begins = adaptive.refused(ticket._passage, now, retry_after, self.in_flight)
         if adaptive.closed:
             self._refuse_all(now)
