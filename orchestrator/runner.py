@@ -29,9 +29,9 @@ from orchestrator.choices import Choice, ModelSpec, check_controls, choose_model
 from orchestrator.context import RunContext
 from orchestrator.controls import Controls
 from orchestrator.delivery import Delivery
+from orchestrator.door import guarding
 from orchestrator.errors import DeadlineReached, InputError, LimitReached, OrchestratorError, StopRequested, said
 from orchestrator.events import RUN_ID, Event, listening, new_run_id, tell
-from orchestrator.observer import Observer
 from orchestrator.outcome import Status, branches, outcome
 from orchestrator.workflow import Workflow, load_workflow
 
@@ -103,7 +103,7 @@ class _Run:
             self._note(event)
             delivery.put(event)
 
-        with listening(emit), unknown_targets() as unknown:
+        with listening(emit), guarding(self.context.terms), unknown_targets() as unknown:
             self._tell_start()
             try:
                 async with _connected(), contextlib.aclosing(self.context):
@@ -185,7 +185,6 @@ class _Run:
     async def _follow(self, control: RunControl, delivery: Delivery) -> None:
         config: RunnableConfig = {
             "run_name": self.workflow.name,
-            "callbacks": [Observer(self.context.terms)],
             # Calls are bounded elsewhere; this bounds the branches that are under way, so that the first ones end before the last begin.
             "max_concurrency": self.controls.max_concurrency,
             "recursion_limit": _steps(self.controls),

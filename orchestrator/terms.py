@@ -17,10 +17,10 @@ _MOST = 5.0  # retries that an endpoint may cost a run at once
 _EARNED = 0.2  # of a retry, by each first request: a retry budget of 20 %, as in Google's "Handling Overload" (SRE book, chapter 21)
 
 in_request: ContextVar[bool] = ContextVar("in_request", default=False)
-"""Whether an Exchange makes this request: it has passed admission and the ledger, so an Observer only tells events."""
+"""Whether an Exchange makes this request: it has passed admission and the ledger, so the door of the run only tells events."""
 
 in_tool: ContextVar[bool] = ContextVar("in_tool", default=False)
-"""Whether `call_tool` makes this tool call: it has passed admission and the loop guard, so an Observer only tells events."""
+"""Whether `call_tool` makes this tool call: it has passed admission and the loop guard, so the door of the run only tells events."""
 
 
 class Retries:

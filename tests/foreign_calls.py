@@ -12,7 +12,7 @@ from langgraph.types import Send
 from typing_extensions import TypedDict
 
 from orchestrator.controls import Controls
-from orchestrator.observer import Observer
+from orchestrator.door import guarding
 from orchestrator.terms import Terms
 from orchestrator.testing import Reply
 
@@ -49,7 +49,8 @@ def fan_out(times: int, inner: Any) -> Graph:
 
 
 async def invoke(graph: Graph, terms: Terms) -> Any:
-    return await graph.ainvoke({"found": []}, {"callbacks": [Observer(terms)]})
+    with guarding(terms):
+        return await graph.ainvoke({"found": []})
 
 
 async def until(holds: Callable[[], bool]) -> None:

@@ -21,7 +21,7 @@ GROUPS = (
     ("admission", "documents"),
     ("terms", "fetch", "joining", "flights"),
     ("models", "tools", "calling"),
-    ("observer",),
+    ("door",),
     ("context",),
     ("returns",),
     ("checks",),

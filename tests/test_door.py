@@ -18,10 +18,10 @@ from pydantic import BaseModel
 
 from orchestrator import run
 from orchestrator.controls import Budget
+from orchestrator.door import guarding
 from orchestrator.errors import BudgetExceeded, LoopStopped, OrchestratorError, QueueFull, StopRequested
 from orchestrator.events import Event, listening
 from orchestrator.models import ask
-from orchestrator.observer import Observer
 from orchestrator.terms import Terms, in_request, in_tool
 from orchestrator.testing import ModelServer, Reply, model_server
 
@@ -194,16 +194,16 @@ def looks(args: Callable[[int], str]) -> Callable[[Any], Reply]:
 async def test_an_agent_of_langchain_stops_after_its_calls(server: ModelServer) -> None:
     server._reply = looks(str)
     agent = create_agent(server.chat_model(), [look])
-    with pytest.raises(LoopStopped, match="an agent made 6 model calls"):
-        await agent.ainvoke({"messages": [HumanMessage("hello")]}, {"callbacks": [Observer(terms(max_agent_calls=6))]})
+    with pytest.raises(LoopStopped, match="an agent made 6 model calls"), guarding(terms(max_agent_calls=6)):
+        await agent.ainvoke({"messages": [HumanMessage("hello")]})
     assert len(server.requests) == 6
 
 
 async def test_the_same_call_of_a_tool_is_made_no_more_often_than_allowed(server: ModelServer, caplog: pytest.LogCaptureFixture) -> None:
     server._reply = looks(lambda _: "the same")
     agent, events = create_agent(server.chat_model(), [look]), list[Event]()
-    with listening(events.append), pytest.raises(LoopStopped) as stopped:
-        await agent.ainvoke({"messages": [HumanMessage("hello")]}, {"callbacks": [Observer(terms(max_identical_tool_calls=2))]})
+    with listening(events.append), pytest.raises(LoopStopped) as stopped, guarding(terms(max_identical_tool_calls=2)):
+        await agent.ainvoke({"messages": [HumanMessage("hello")]})
     assert stopped.value.lines() == [
         "the tool 'look' was called 2 times with the same arguments, which is the limit",
         "node 'tools'",

@@ -1,0 +1,452 @@
+"""The door of a run: every call of a chat model or a tool inside, whoever makes it, is told, and waits for its turn.
+
+LangChain's callbacks know neither the object that is called, and with it the endpoint, nor that a call was cancelled. So the methods
+through which all calls go are wrapped, once for the process: four of BaseChatModel, two of BaseTool. Outside of runs they do what they did.
+"""
+
+import asyncio
+import concurrent.futures
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache, wraps
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
+from langchain_core.messages.ai import UsageMetadata, add_usage
+from langchain_core.outputs import ChatGeneration
+from langchain_core.runnables import ensure_config
+from langchain_core.tools import BaseTool
+
+from orchestrator.admission import ADMISSION, Party, Ticket
+from orchestrator.errors import LoopStopped, OrchestratorError, QueueFull, StopRequested, ThrottledError, said
+from orchestrator.events import current_branch, tell
+from orchestrator.models.call import Call as Asked
+from orchestrator.models.failures import failure, is_unbilled
+from orchestrator.terms import Terms, in_request, in_tool
+from orchestrator.text import one_line
+from orchestrator.usage import Reservation, Rounds
+
+__all__ = ["guarding"]
+
+_POLL = 0.25  # seconds between two looks, in a thread that waits for its turn, at whether the run is over
+_MESSAGE_BYTES = 16  # of a message, around its text
+_ANSWER_LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")  # as models of different providers name it
+
+Turn = Callable[[], Coroutine[Any, Any, None]]  # made where it is taken: a stream that nobody reads takes none
+
+_door: ContextVar["_Door | None"] = ContextVar("door", default=None)
+_calling: ContextVar[Any] = ContextVar("calling", default=None)  # the model whose call this is: one method of it may use another
+
+
+@contextmanager
+def guarding(terms: Terms) -> Iterator[None]:
+    """Every model and tool call inside, and in every task and thread that is started inside, keeps to `terms`; entered on the run's loop.
+
+    Model calls that no agent of ours makes, and tools that declare a limit in their metadata, wait here for their turn; a call that
+    the run has no room for fails with LimitReached. A sync call waits in its thread; one on the event loop is refused where it would
+    have to wait.
+    """
+    _wrap_once()
+    door = _Door(terms)
+    token = _door.set(door)
+    try:
+        yield
+    finally:
+        door.over = True  # threads of sync nodes may still wait for a turn
+        _door.reset(token)
+
+
+@dataclass(eq=False)
+class _Call:
+    """A model or tool call from its turn to its end; a call of ours holds nothing here."""
+
+    door: "_Door"
+    name: str
+    role: str
+    branch: str | None
+    is_tool: bool = False
+    input: str = ""
+    began: float = field(default_factory=time.monotonic)
+    asked: Asked | None = None
+    reservation: Reservation | None = None
+    ticket: Ticket | None = None
+    usage: UsageMetadata | None = None
+    error: str | None = None
+
+    def begun(self) -> None:
+        """Tell that it begins."""
+        if self.is_tool:
+            tell("tool_started", branch=self.branch, role=self.role or None, tool=self.name, input=self.input)
+        else:
+            tell("model_started", branch=self.branch, role=self.role, model=self.name)
+
+    def ended(self) -> None:
+        """Settle what it reserved, leave, and tell what it took."""
+        used = (self.usage["input_tokens"], self.usage["output_tokens"]) if self.usage else (0, 0)
+        if self.reservation:
+            self.reservation.settle(*used)
+        if self.ticket:
+            self.ticket.leave(tokens=sum(used) or None)
+        self._told(used)
+
+    def failed(self, error: BaseException) -> None:
+        """Give back what it holds; anything but an Exception is a call that was given up."""
+        self.give_back(error)
+        self.error = said(error) if isinstance(error, Exception) else "cancelled"
+        self._told((0, 0))
+
+    def give_back(self, error: BaseException | None = None) -> None:
+        """Give back what it holds."""
+        if self.reservation:
+            (self.reservation.failed if is_unbilled(error) else self.reservation.abandoned)()
+        if self.ticket and self.asked and isinstance(error, Exception):
+            refused = failure(error, self.asked, self.door.terms.controls)
+            if isinstance(refused, ThrottledError):
+                self.ticket.throttled(refused.retry_after)
+        if self.ticket:
+            self.ticket.fail()
+
+    def _told(self, used: tuple[int, int]) -> None:
+        if self.is_tool:
+            tell("tool_finished", branch=self.branch, role=self.role or None, tool=self.name, error=self.error)
+            return
+        seconds = round(time.monotonic() - self.began, 3)
+        counts = {"input_tokens": used[0], "output_tokens": used[1]}
+        tell("model_finished", branch=self.branch, role=self.role, model=self.name, **counts, seconds=seconds, error=self.error)
+
+    def piece(self, message: BaseMessage) -> None:
+        """Take in a piece of a streamed answer; agents of ours tell their own."""
+        if isinstance(message, AIMessage):
+            self.usage = add_usage(self.usage, message.usage_metadata) if message.usage_metadata else self.usage
+        if self.reservation and (text := str(message.text)):
+            self.door.on_loop(lambda: tell("token", branch=self.branch, role=self.role, text=text))
+
+
+class _Door:
+    """The door of one run, on its event loop."""
+
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms
+        self.over = False
+        self._loop = asyncio.get_running_loop()
+        self._rounds = Rounds()
+        self._models: dict[tuple[int, str], tuple[weakref.ref[BaseChatModel], Asked]] = {}
+
+    def model_call(self, model: BaseChatModel, metadata: Mapping[str, Any]) -> _Call:
+        """A call of `model` that begins."""
+        role = str(metadata.get("role") or metadata.get("langgraph_node") or "model")
+        known = self._models.get((id(model), role))
+        if known is None or known[0]() is not model:
+            known = self._models[id(model), role] = (weakref.ref(model), Asked.of(model, role))
+        return _Call(self, known[1].model, role, metadata.get("branch") or current_branch(), asked=known[1])
+
+    def tool_call(self, tool: BaseTool, given: str | dict[str, Any], metadata: Mapping[str, Any]) -> _Call:
+        """A call of `tool` that begins."""
+        shown = given if isinstance(given, str) else str(tool._filter_injected_args(given))
+        role = str(metadata.get("role") or metadata.get("langgraph_node") or "")
+        return _Call(self, tool.name, role, current_branch(), is_tool=True, input=one_line(shown))
+
+    async def model_turn(self, call: _Call, size: int, answer: int, prompts: int, metadata: Mapping[str, Any]) -> None:
+        """Wait for room in the budgets and for the endpoint; raises LimitReached, ThrottledError."""
+        terms = self.terms
+        terms.check()
+        if prompts > 1:  # holding the turn of one while the next waits for its own could lock a run up
+            raise OrchestratorError(
+                "a model was given several prompts in one call", remedy="call abatch(): each prompt then waits its turn"
+            )
+        limit = terms.controls.max_agent_calls
+        if self._rounds.count("", metadata) > limit:
+            remedy = "raise max_agent_calls (--max-agent-calls)"
+            raise LoopStopped(f"an agent made {limit} model calls, which is its limit", where=f"node {call.role!r}", remedy=remedy)
+        if terms.room is not None:
+            await terms.room()
+        try:
+            call.reservation = await terms.ledger.reserve(call.name, call.role, call.branch, size=size, answer_tokens=answer, guarded=False)
+            endpoint = call.asked.endpoint if call.asked else call.name
+            call.ticket = await ADMISSION.enter(endpoint, terms.party, tokens=call.reservation.estimate, until=terms.ends)
+            terms.check()
+        except BaseException:
+            call.give_back()
+            raise
+        call.reservation.sent()
+        call.began = time.monotonic()
+
+    async def tool_turn(self, call: _Call, tool: BaseTool, metadata: Mapping[str, Any]) -> None:
+        """Wait for the tool's own limits; raises LimitReached."""
+        limit = self.terms.controls.max_identical_tool_calls
+        self.terms.check()
+        if self._rounds.count(f"{call.name} {call.input}", metadata) > limit:
+            raise LoopStopped(
+                f"the tool {call.name!r} was called {limit} times with the same arguments, which is the limit",
+                where=f"node {call.role!r}",
+                remedy="raise max_identical_tool_calls (--max-identical-tool-calls)",
+            )
+        declared = tool.metadata or {}
+        limits = {key: declared[key] for key in ("max_concurrency", "requests_per_minute") if isinstance(declared.get(key), int)}
+        if limits:
+            opened = Party(name=f"{self.terms.name} {call.name}", max_queue=self.terms.controls.max_queue, **limits)
+            party = self.terms.tools.setdefault(call.name, opened)
+            call.ticket = await ADMISSION.enter(f"tool {call.name}", party, until=self.terms.ends)
+
+    async def waits(self, call: _Call, turn: Coroutine[Any, Any, None]) -> None:
+        """Take a turn, from whatever loop."""
+        if self._is_here():
+            await turn
+            return
+        # A loop of the user's own, in a thread: the ledger lives on the run's.
+        try:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(turn, self._loop))
+        except asyncio.CancelledError:
+            self._soon(call.give_back)  # it may have had its turn at the same time
+            raise
+
+    def blocks(self, call: _Call, turn: Coroutine[Any, Any, None]) -> None:
+        """Take a turn in a thread; on the run's event loop one that is free, or raise QueueFull."""
+        if self._is_here():
+            try:
+                turn.send(None)
+            except StopIteration:
+                return
+            turn.close()
+            what = "a sync call on the event loop would have to wait for its turn, and everything with it"
+            raise QueueFull(what, remedy="await the model's ainvoke() instead of calling invoke(), or make the node a sync function")
+        future = asyncio.run_coroutine_threadsafe(turn, self._loop)
+        while not future.done():
+            if self.terms.stopped or self.over or self._loop.is_closed():
+                future.cancel()
+                self._soon(call.give_back)  # it may have had its turn at the same time
+                raise StopRequested("the run is over", where="a sync call that waited for its turn")
+            concurrent.futures.wait([future], _POLL)
+        future.result()
+
+    def on_loop(self, act: Callable[[], object]) -> None:
+        """Do it on the run's event loop: now if this is it, else soon."""
+        if self._is_here():
+            act()
+        else:
+            self._soon(act)
+
+    def _is_here(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False
+
+    def _soon(self, act: Callable[[], object]) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the run is over, and nobody is told
+            self._loop.call_soon_threadsafe(act)
+
+
+@contextmanager
+def _held(call: _Call) -> Iterator[None]:
+    """A call from its turn to its end, however it ends."""
+    call.door.on_loop(call.begun)
+    try:
+        yield
+    except BaseException as error:
+        ended = error  # Python forgets `error` with the clause
+        call.door.on_loop(lambda: call.failed(ended))
+        raise
+    call.door.on_loop(call.ended)
+
+
+@asynccontextmanager
+async def _admitted(call: _Call, turn: Turn | None) -> AsyncIterator[None]:
+    if turn is not None:
+        await call.door.waits(call, turn())
+    with _held(call):
+        yield
+
+
+@contextmanager
+def _let_in(call: _Call, turn: Turn | None) -> Iterator[None]:
+    if turn is not None:
+        call.door.blocks(call, turn())
+    with _held(call):
+        yield
+
+
+@contextmanager
+def _inside(model: BaseChatModel) -> Iterator[None]:
+    """What the model does to answer: a model that asks another holds the turn of both."""
+    calling, request = _calling.set(model), in_request.set(True)
+    try:
+        yield
+    finally:
+        in_request.reset(request)
+        _calling.reset(calling)
+
+
+def _model_call(
+    model: BaseChatModel, prompts: Sequence[Sequence[BaseMessage]], metadata: Mapping[str, Any] | None, options: Mapping[str, Any]
+) -> tuple[_Call, Turn | None] | None:
+    """The call and, unless an agent of ours makes it, its turn; None outside of runs, and where another method of the model calls."""
+    door = _door.get()
+    if door is None or _calling.get() is model:
+        return None
+    known = metadata or ensure_config().get("metadata") or {}
+    call = door.model_call(model, known)
+    if in_request.get():
+        return call, None
+    limits = (options.get(name) or getattr(model, name, None) for name in _ANSWER_LIMITS)
+    answer = next((limit for limit in limits if isinstance(limit, int)), door.terms.controls.max_answer_tokens)
+    return call, lambda: door.model_turn(call, _size(prompts, options), answer, len(prompts), known)
+
+
+def _tool_call(tool: BaseTool, given: str | dict[str, Any], options: Mapping[str, Any]) -> tuple[_Call, Turn | None] | None:
+    door = _door.get()
+    if door is None:
+        return None
+    metadata = options.get("metadata") or ensure_config(options.get("config")).get("metadata") or {}
+    call = door.tool_call(tool, given, metadata)
+    return call, None if in_tool.get() else lambda: door.tool_turn(call, tool, metadata)
+
+
+def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    async def agenerate(self: BaseChatModel, messages: list[list[BaseMessage]], *args: Any, **options: Any) -> Any:
+        begins = _model_call(self, messages, options.get("metadata"), options)
+        if begins is None:
+            return await original(self, messages, *args, **options)
+        async with _admitted(*begins):
+            with _inside(self):
+                result = await original(self, messages, *args, **options)
+            begins[0].usage = _usage(result.generations)
+            return result
+
+    return agenerate
+
+
+def _generate(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def generate(self: BaseChatModel, messages: list[list[BaseMessage]], *args: Any, **options: Any) -> Any:
+        begins = _model_call(self, messages, options.get("metadata"), options)
+        if begins is None:
+            return original(self, messages, *args, **options)
+        with _let_in(*begins):
+            with _inside(self):
+                result = original(self, messages, *args, **options)
+            begins[0].usage = _usage(result.generations)
+            return result
+
+    return generate
+
+
+def _astream(original: Callable[..., Any]) -> Callable[..., Any]:
+    async def streamed(pieces: Any, model: BaseChatModel, call: _Call, turn: Turn | None) -> AsyncIterator[Any]:
+        async with _admitted(call, turn), aclosing(pieces):
+            while True:
+                with _inside(model):  # a step at a time: who reads the stream is not inside
+                    try:
+                        piece = await anext(pieces)
+                    except StopAsyncIteration:
+                        return
+                call.piece(piece)
+                yield piece
+
+    @wraps(original)
+    def astream(self: BaseChatModel, input: Any, config: Any = None, **options: Any) -> AsyncIterator[Any]:
+        begins = _model_call(self, [_messages(input)], ensure_config(config).get("metadata"), options)
+        pieces = original(self, input, config, **options)
+        return pieces if begins is None else streamed(pieces, self, *begins)
+
+    return astream
+
+
+def _stream(original: Callable[..., Any]) -> Callable[..., Any]:
+    def streamed(pieces: Any, model: BaseChatModel, call: _Call, turn: Turn | None) -> Iterator[Any]:
+        with _let_in(call, turn):
+            try:
+                while True:
+                    with _inside(model):
+                        try:
+                            piece = next(pieces)
+                        except StopIteration:
+                            return
+                    call.piece(piece)
+                    yield piece
+            finally:
+                pieces.close()
+
+    @wraps(original)
+    def stream(self: BaseChatModel, input: Any, config: Any = None, **options: Any) -> Iterator[Any]:
+        begins = _model_call(self, [_messages(input)], ensure_config(config).get("metadata"), options)
+        pieces = original(self, input, config, **options)
+        return pieces if begins is None else streamed(pieces, self, *begins)
+
+    return stream
+
+
+def _arun(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    async def arun(self: BaseTool, tool_input: str | dict[str, Any], *args: Any, **options: Any) -> Any:
+        begins = _tool_call(self, tool_input, options)
+        if begins is None:
+            return await original(self, tool_input, *args, **options)
+        async with _admitted(*begins):
+            output = await original(self, tool_input, *args, **options)
+            begins[0].error = _told_error(output)
+            return output
+
+    return arun
+
+
+def _run(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def run(self: BaseTool, tool_input: str | dict[str, Any], *args: Any, **options: Any) -> Any:
+        begins = _tool_call(self, tool_input, options)
+        if begins is None:
+            return original(self, tool_input, *args, **options)
+        with _let_in(*begins):
+            output = original(self, tool_input, *args, **options)
+            begins[0].error = _told_error(output)
+            return output
+
+    return run
+
+
+@cache
+def _wrap_once() -> None:
+    for kind, name, wrap in (
+        (BaseChatModel, "agenerate", _agenerate),
+        (BaseChatModel, "generate", _generate),
+        (BaseChatModel, "astream", _astream),
+        (BaseChatModel, "stream", _stream),
+        (BaseTool, "arun", _arun),
+        (BaseTool, "run", _run),
+    ):
+        setattr(kind, name, wrap(getattr(kind, name)))
+
+
+def _messages(given: Any) -> Sequence[BaseMessage]:
+    if isinstance(given, str) or not hasattr(given, "to_messages"):
+        return convert_to_messages([given] if isinstance(given, str) else given)
+    return list(given.to_messages())
+
+
+def _size(prompts: Sequence[Sequence[BaseMessage]], options: Mapping[str, Any]) -> int:
+    """UTF-8 bytes of a request, about."""
+    texts = [str(options[key]) for key in ("tools", "functions", "response_format") if options.get(key)]
+    for message in (message for prompt in prompts for message in prompt):
+        texts.append(message.content if isinstance(message.content, str) else str(message.content))
+        if isinstance(message, AIMessage) and message.tool_calls:
+            texts.append(str(message.tool_calls))
+    return sum(_MESSAGE_BYTES + (len(text) if text.isascii() else len(text.encode(errors="replace"))) for text in texts)
+
+
+def _usage(generations: Sequence[Sequence[Any]]) -> UsageMetadata | None:
+    for generation in (generation for row in generations for generation in row):
+        message = generation.message if isinstance(generation, ChatGeneration) else None
+        if isinstance(message, AIMessage) and message.usage_metadata:
+            return message.usage_metadata
+    return None
+
+
+def _told_error(output: Any) -> str | None:
+    """What a tool's answer says went wrong."""
+    return one_line(output.content) if getattr(output, "status", "") == "error" else None
