@@ -34,6 +34,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.fanout
 	$(BIN)/python -m benchmarks.documents
+	$(BIN)/python -m benchmarks.limits
 
 # The lock holds hashes and no addresses; uv only writes it, nothing else needs it.
 lock:

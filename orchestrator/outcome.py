@@ -1,5 +1,7 @@
 """What a run came to, read from the state of its graph."""
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,6 +12,8 @@ from orchestrator.state import BranchResult, Failure
 from orchestrator.text import one_line
 
 __all__ = ["Status", "branches", "outcome"]
+
+_REQUESTS = re.compile(r" \(\d+ requests\)")
 
 Status = Literal["complete", "partial", "failed", "limited", "interrupted", "cancelled"]
 
@@ -48,8 +52,7 @@ def _cause(failure: Failure) -> str:
 
 
 def _summed_up(errors: Iterable[str]) -> str:
-    """Each distinct cause once, with how often it came."""
-    counts: dict[str, int] = {}
-    for error in errors:
-        counts[error] = counts.get(error, 0) + 1
+    """Each distinct cause once, with how often it came; how many requests it took each time makes no other cause."""
+    told = list(errors)
+    counts = Counter(told if len(set(told)) == 1 else (_REQUESTS.sub("", error) for error in told))
     return "; ".join(f"{error} ({count} times)" if count > 1 else error for error, count in counts.items())

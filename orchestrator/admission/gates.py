@@ -56,6 +56,7 @@ class Ticket:
 
     _line: "Line"
     _order: int
+    _probed: bool
 
     def __init__(self, serial: Serial, tokens: int, until: float | None, again: "Ticket | None") -> None:
         self._serial = serial
