@@ -5,10 +5,10 @@ import json
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -40,7 +40,7 @@ __all__ = ["RunContext", "kinds_asked"]
 
 T = TypeVar("T", bound=BaseModel)
 
-# A context that nobody made for a run lives as long as its event loop, so it looks at the documents again after this long.
+# Contexts that nobody made share what costs time, for as long as their event loop lives: they look at the documents again after this long.
 _DEFAULT_LIBRARY_SECONDS = 30.0
 
 
@@ -78,13 +78,17 @@ class RunContext:
 
     @staticmethod
     def of(runtime: "Runtime[Any]") -> "RunContext":
-        """The run's context; for an agent used in a graph of somebody else's, one for this event loop with the default model."""
+        """The run's context; where nobody made one, as in a graph that is called by itself, one for each run, with the default model."""
         if isinstance(runtime.context, RunContext):
             return runtime.context
         loop = asyncio.get_running_loop()
         if loop not in _defaults:
-            _defaults[loop] = RunContext(library_seconds=_DEFAULT_LIBRARY_SECONDS)
-        return _defaults[loop]
+            _defaults[loop] = RunContext(library_seconds=_DEFAULT_LIBRARY_SECONDS), WeakKeyDictionary()
+        shared, runs = _defaults[loop]
+        # LangGraph makes this function anew for each run of a graph; nothing else tells two runs without a thread apart.
+        if runtime.stream_writer not in runs:
+            runs[runtime.stream_writer] = replace(shared, began=time.monotonic())
+        return runs[runtime.stream_writer]
 
     @cached_property
     def terms(self) -> Terms:
@@ -235,7 +239,8 @@ class RunContext:
                 await opened.aclose()
 
 
-_defaults: WeakKeyDictionary[asyncio.AbstractEventLoop, RunContext] = WeakKeyDictionary()
+_Runs = WeakKeyDictionary[Callable[[Any], None], RunContext]
+_defaults: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[RunContext, _Runs]] = WeakKeyDictionary()
 
 
 def _name(model: BaseChatModel) -> str:

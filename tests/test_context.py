@@ -1,11 +1,17 @@
 """What the agents of a run share: one flight for identical calls, fallbacks, races, and the stop."""
 
 import asyncio
-from typing import Any
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Annotated, Any, TypedDict
 
 import pytest
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import StructuredTool
+from langgraph.graph import START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.runtime import Runtime
 from pydantic import BaseModel
 
 from orchestrator.context import RunContext, kinds_asked
@@ -107,12 +113,63 @@ async def test_a_race_without_a_valid_answer_fails() -> None:
 
 
 async def test_no_call_begins_once_a_run_is_stopped_and_those_in_flight_end() -> None:
-    async with model_server(lambda _: Reply(value={"word": "late"}, delay=0.05)) as server:
+    sent = asyncio.Event()
+
+    def late(_: object) -> Reply:
+        sent.set()
+        return Reply(value={"word": "late"}, delay=0.05)
+
+    async with model_server(late) as server:
         context = RunContext(models={"": server.chat_model()})
         asking = asyncio.create_task(word(context))
-        while not server.requests:
-            await asyncio.sleep(0.005)
+        await sent.wait()
         context.stop()
         with pytest.raises(StopRequested):
             await word(context, "More?")
         assert (await asking, len(server.requests), context.stopping) == ("late", 1, True)
+
+
+class Seen(TypedDict):
+    """The contexts that nodes were given."""
+
+    contexts: Annotated[list[RunContext], lambda earlier, later: [*earlier, *later]]
+
+
+def seeing(inner: Callable[[RunContext], Any] | None = None) -> CompiledStateGraph[Any, Any, Any, Any]:
+    """A graph of two nodes that tell which context each is given."""
+
+    async def look(state: Seen, runtime: Runtime[Any]) -> dict[str, Any]:
+        context = RunContext.of(runtime)
+        return {"contexts": [context, *(await inner(context) if inner else [])]}
+
+    graph = StateGraph(Seen)
+    graph.add_node("first", look)
+    graph.add_node("second", look)
+    graph.add_edge(START, "first")
+    graph.add_edge("first", "second")
+    return graph.compile()
+
+
+async def test_runs_of_a_graph_that_nobody_made_a_context_for_count_each_by_itself_and_share_what_costs_time() -> None:
+    graph = seeing()
+    runs: list[list[RunContext]] = [run["contexts"] for run in await asyncio.gather(*(graph.ainvoke({"contexts": []}) for _ in range(3)))]
+    assert [len({*map(id, contexts)}) for contexts in runs] == [1, 1, 1]
+    own = [{id(context.terms), id(context.join)} for [context, _] in runs]
+    assert len(set.union(*own)) == 6
+    assert len({(id(context._libraries), id(context.models)) for [context, _] in runs}) == 1
+
+
+async def test_a_context_that_nobody_made_goes_with_its_run() -> None:
+    graph = seeing()
+    known = [weakref.ref((await graph.ainvoke({"contexts": []}))["contexts"][0]) for _ in range(3)]
+    gc.collect()
+    assert [ref() for ref in known] == [None] * 3
+
+
+async def test_a_graph_that_is_handed_the_context_works_in_the_same_run() -> None:
+    async def inner(context: RunContext) -> list[RunContext]:
+        found: list[RunContext] = (await seeing().ainvoke({"contexts": []}, context=context))["contexts"]
+        return found
+
+    contexts = (await seeing(inner).ainvoke({"contexts": []}))["contexts"]
+    assert (len(contexts), len({*map(id, contexts)})) == (6, 1)

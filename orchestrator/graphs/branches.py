@@ -81,13 +81,13 @@ class _Branch:
     error: str | None = None
     gap: str | None = None
 
-    async def run(self, attempt: Agent, max_repairs: int) -> None:
+    async def run(self, attempt: Agent, context: RunContext, max_repairs: int) -> None:
         """Attempts until every finding is supported or the repairs are used up."""
         config: RunnableConfig = {"run_name": f"branch {self.task.id}: {self.task.question[:80]}", "metadata": {"branch": self.task.id}}
         feedback: dict[str, str] = {}
         while True:
             self.attempts += 1
-            self._keep(await attempt.ainvoke({**self.given, **feedback}, config))
+            self._keep(await attempt.ainvoke({**self.given, **feedback}, config, context=context))
             if not self.rejected or self.status != "ok" or self.attempts > max_repairs:
                 return
             tell("branch_step", step="repair", detail=f"{len(self.rejected)} claims were rejected")
@@ -127,7 +127,7 @@ async def run_branch(attempt: Agent, sent: BranchInput, context: RunContext, max
         async with context.join.branch(task.id, context.controls.branch_timeout), context.within(RESEARCH_SHARE):
             context.terms.check()
             tell("branch_started", question=task.question)
-            await branch.run(attempt, max_repairs)
+            await branch.run(attempt, context, max_repairs)
     except (GraphBubbleUp, InputError):
         raise
     except Exception as error:  # noqa: BLE001 - here the failure of a branch becomes data, whosever code it was

@@ -157,7 +157,7 @@ async def _plan(planner: Agent, state: SupervisorState, context: RunContext) -> 
     asked = {"question": state["question"], "findings": distinct_findings(branches), "open_questions": _open_questions(branches)}
     try:
         async with context.within(RESEARCH_SHARE):
-            questions = (await planner.ainvoke(asked))["questions"]
+            questions = (await planner.ainvoke(asked, context=context))["questions"]
     except (GraphBubbleUp, InputError):
         raise
     except Exception as error:
@@ -218,7 +218,7 @@ async def _write(writer: Agent, state: SupervisorState, context: RunContext) -> 
         try:
             with kinds_asked() as kinds:
                 async with context.within(_WRITING_SHARE):
-                    answer = (await writer.ainvoke({"question": state["question"], "findings": findings}))["answer"]
+                    answer = (await writer.ainvoke({"question": state["question"], "findings": findings}, context=context))["answer"]
         except GraphBubbleUp:
             raise
         except Exception as error:  # noqa: BLE001 - the findings are paid for: they are reported without the writer
