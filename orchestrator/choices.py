@@ -44,7 +44,7 @@ def choose_models(model: ModelSpec | None, workflow: Workflow) -> Choice:
     default = given.pop("", None)
     if default is None or isinstance(default, str):
         choice = choose_model(default, os.environ)
-        default, reason = choice.spec, choice.reason
+        default, reason = choice.specs, choice.reason
     specs = list[str]()
     for role, models in {"": default, **given}.items():
         several = [models] if isinstance(models, str | BaseChatModel) else list(models or ())

@@ -254,24 +254,12 @@ def _doctor(words: list[str]) -> int:
 
     from orchestrator.doctor import diagnose
 
-    findings = diagnose(os.environ, documents=found.documents, model=_each_model(model_specs(found.model)))
+    findings = diagnose(os.environ, documents=found.documents, model=model_specs(found.model))
     if found.json:
         write_json({"ok": all(f.state != "fail" for f in findings), "checks": [asdict(f) for f in findings]}, indent=2)
     else:
         write_text("".join(f"{line}\n" for finding in findings for line in finding.lines()))
     return 1 if any(finding.state == "fail" for finding in findings) else 0
-
-
-def _each_model(model: str | Mapping[str, str | list[str]] | None) -> str | dict[str, str] | None:
-    """One name for each model that may be asked, those of a list too."""
-    if model is None or isinstance(model, str):
-        return model
-    each = {}
-    for role, specs in model.items():
-        first, *others = [specs] if isinstance(specs, str) else specs
-        each[role] = first
-        each |= {f"{role or 'every role'} where {place} failed": spec for place, spec in enumerate(others, start=1)}
-    return each
 
 
 def _cancel(words: list[str]) -> int:
@@ -353,7 +341,7 @@ def _forecast(request: _Request) -> int:
     workflow, model = request.workflow, request.model
     prepared = prepare(workflow, request.values, model=model, controls=request.controls, run_id=request.run_id)
     by_role: dict[str, str | list[str]] = dict(model) if isinstance(model, dict) else {"": model} if model else {}
-    by_role[""] = by_role.get("") or choose_model(None, os.environ).spec
+    by_role[""] = by_role.get("") or list(choose_model(None, os.environ).specs)
     read_documents(workflow.input_model, prepared.values)
     told = forecast(workflow, request.controls, by_role)
     if request.options.json:

@@ -247,8 +247,8 @@ def _name(model: BaseChatModel) -> str:
     return str(getattr(model, "model_name", None) or getattr(model, "model", None) or model._llm_type)
 
 
-def _environments_choice() -> BaseChatModel:
-    return resolve_model(choose_model(None, os.environ).spec)
+def _environments_choice() -> Sequence[BaseChatModel]:
+    return [resolve_model(spec) for spec in choose_model(None, os.environ).specs]
 
 
 async def _open(documents: tuple[str, ...]) -> Library:

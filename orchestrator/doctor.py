@@ -46,7 +46,7 @@ class Finding:
 
 
 def diagnose(
-    environ: Mapping[str, str], *, documents: Sequence[str] = (), model: str | Mapping[str, str] | None = None, folder: Path | None = None
+    environ: Mapping[str, str], *, documents: Sequence[str] = (), model: str | Mapping[str, str | list[str]] | None = None, folder: Path | None = None
 ) -> list[Finding]:
     """Everything that `doctor` says, in order; nothing is raised and no key is shown. `folder`: the working directory."""
     folder = folder or Path.cwd()
@@ -107,28 +107,39 @@ def _clashes(folder: Path) -> Iterator[Finding]:
             yield Finding(name, "warn", f"`import {name}` means {foreign[0]}, not this project's package", remedy)
 
 
-def _models(environ: Mapping[str, str], given: str | Mapping[str, str] | None) -> Iterator[Finding]:
-    from orchestrator.models import choose_model, openai_endpoint, resolve_model, warnings_for
+def _models(environ: Mapping[str, str], given: str | Mapping[str, str | list[str]] | None) -> Iterator[Finding]:
+    from orchestrator.models import choose_model
 
     by_role = dict(given) if isinstance(given, Mapping) else {"": given}
-    for role, spec in by_role.items():
+    for role, asked in by_role.items():
         name = f"model of {role}" if role else "model"
-        choice = choose_model(spec, environ)
         try:
-            resolve_model(choice.spec)
-            cautions = warnings_for(choice.spec, environ)
-            endpoint = openai_endpoint(choice.spec, environ)
+            choice = choose_model(asked, environ)
         except ModelSpecError as error:
-            yield Finding(name, "fail", f"{choice.spec} ({choice.reason}): {'; '.join(error.lines()[:-1] or error.lines())}", error.remedy)
+            yield Finding(name, "fail", error.what, error.remedy)
             continue
-        if choice.spec == "offline":
-            told = f"offline ({choice.reason}): nothing is sent anywhere"
-            yield Finding(name, "ok", told, "" if spec else "for a language model: export OPENAI_API_KEY, or --model provider:model")
-        else:
-            yield Finding(name, "ok", f"{choice.spec} ({choice.reason})")
-            yield from (Finding(name, "warn", caution) for caution in cautions)
-        if endpoint is not None:
-            yield _endpoint(*endpoint, environ.get("OPENAI_API_KEY", ""))
+        for place, spec in enumerate(choice.specs):
+            yield from _model(f"{name} where {place} failed" if place else name, spec, choice.reason, environ)
+
+
+def _model(name: str, spec: str, reason: str, environ: Mapping[str, str]) -> Iterator[Finding]:
+    from orchestrator.models import openai_endpoint, resolve_model, warnings_for
+
+    try:
+        resolve_model(spec)
+        cautions = warnings_for(spec, environ)
+        endpoint = openai_endpoint(spec, environ)
+    except ModelSpecError as error:
+        yield Finding(name, "fail", f"{spec} ({reason}): {'; '.join(error.lines()[:-1] or error.lines())}", error.remedy)
+        return
+    if spec == "offline":
+        remedy = "" if reason == "asked for" else "for a language model: export OPENAI_API_KEY, or --model provider:model"
+        yield Finding(name, "ok", f"offline ({reason}): nothing is sent anywhere", remedy)
+    else:
+        yield Finding(name, "ok", f"{spec} ({reason})")
+        yield from (Finding(name, "warn", caution) for caution in cautions)
+    if endpoint is not None:
+        yield _endpoint(*endpoint, environ.get("OPENAI_API_KEY", ""))
 
 
 def _endpoint(base: str, model: str, key: str) -> Finding:

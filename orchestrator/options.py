@@ -210,20 +210,18 @@ def model_specs(given: Sequence[str]) -> str | dict[str, str | list[str]] | None
 
     `SPEC,SPEC` is a list: the second is asked where the first fails.
     """
+    if not given:
+        return None
+    from orchestrator.models import model_names
+
     specs: dict[str, str | list[str]] = {}
     for word in given:
         match = _ROLE.match(word)
         role, text = (match[1], match[2]) if match else ("", word)
-        names = [name.strip() for name in text.split(",")]
-        if not all(names):
-            what = "--model is empty" if names == [""] else f"--model {one_line(word, 80)!r} has an empty name in its list"
-            raise InputError(what, remedy="give offline or provider:model, such as openai:gpt-5-mini")
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice:
-            raise InputError(f"--model names {one_line(twice, 80)!r} twice in one list", remedy="name each model once, the preferred first")
+        names = model_names(text, f"--model {role}=" if role else "--model")
         specs[role] = names if len(names) > 1 else names[0]
     only = specs.get("")
-    return only if specs.keys() == {""} and isinstance(only, str) else specs or None
+    return only if specs.keys() == {""} and isinstance(only, str) else specs
 
 
 def own_options(prog: str, words: Sequence[str], path: Path | None) -> tuple[argparse.Namespace, dict[str, Any]]:

@@ -76,7 +76,7 @@ class Terms:
     def check(self) -> None:
         """Raise StopRequested once the run was asked to stop."""
         if self.stopped:
-            raise StopRequested("the run was asked to stop", remedy="resume it, or run it again")
+            raise StopRequested("the run was asked to stop", remedy="run it again")
 
     def warn(self, message: str) -> None:
         """Tell a warning, once a run."""

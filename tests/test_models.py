@@ -20,18 +20,27 @@ from orchestrator.errors import (
 from orchestrator.models import Answer, ModelChoice, ask, choose_model, resolve_model, warnings_for
 from orchestrator.testing import Reply, answer_for, model_server
 
-CHOICES: list[tuple[str | None, dict[str, str], ModelChoice]] = [
-    (None, {}, ModelChoice("offline", "no model is named and OPENAI_API_KEY is not set")),
-    (None, {"OPENAI_API_KEY": " "}, ModelChoice("offline", "no model is named and OPENAI_API_KEY is not set")),
-    (None, {"OPENAI_API_KEY": KEY}, ModelChoice("openai:gpt-5-mini", "OPENAI_API_KEY is set")),
-    (None, {"OPENAI_API_KEY": KEY, "ORCHESTRATOR_MODEL": "ollama:llama3.2"}, ModelChoice("ollama:llama3.2", "set in ORCHESTRATOR_MODEL")),
-    ("offline", {"OPENAI_API_KEY": KEY, "ORCHESTRATOR_MODEL": "x:y"}, ModelChoice("offline", "asked for")),
+CHOICES: list[tuple[str | list[str] | None, dict[str, str], ModelChoice]] = [
+    (None, {}, ModelChoice(("offline",), "no model is named and OPENAI_API_KEY is not set")),
+    (None, {"OPENAI_API_KEY": " "}, ModelChoice(("offline",), "no model is named and OPENAI_API_KEY is not set")),
+    (None, {"OPENAI_API_KEY": KEY}, ModelChoice(("openai:gpt-5-mini",), "OPENAI_API_KEY is set")),
+    (None, {"OPENAI_API_KEY": KEY, "ORCHESTRATOR_MODEL": "ollama:llama3.2"}, ModelChoice(("ollama:llama3.2",), "set in ORCHESTRATOR_MODEL")),
+    (None, {"ORCHESTRATOR_MODEL": "x:y, offline"}, ModelChoice(("x:y", "offline"), "set in ORCHESTRATOR_MODEL")),
+    (["x:y", " z:y"], {"ORCHESTRATOR_MODEL": "offline"}, ModelChoice(("x:y", "z:y"), "asked for")),
+    ("offline", {"OPENAI_API_KEY": KEY, "ORCHESTRATOR_MODEL": "x:y"}, ModelChoice(("offline",), "asked for")),
 ]
 
 
 @pytest.mark.parametrize(("spec", "environ", "choice"), CHOICES)
-def test_what_is_named_first_counts(spec: str | None, environ: Mapping[str, str], choice: ModelChoice) -> None:
+def test_what_is_named_first_counts(spec: str | list[str] | None, environ: Mapping[str, str], choice: ModelChoice) -> None:
     assert choose_model(spec, environ) == choice
+
+
+def test_a_list_in_the_environment_is_checked_as_that_of_the_option_is() -> None:
+    with pytest.raises(ModelSpecError, match="ORCHESTRATOR_MODEL 'x:y,' has an empty name in its list"):
+        choose_model(None, {"ORCHESTRATOR_MODEL": "x:y,"})
+    with pytest.raises(ModelSpecError, match="ORCHESTRATOR_MODEL names 'x:y' twice in one list"):
+        choose_model(None, {"ORCHESTRATOR_MODEL": "x:y,x:y"})
 
 
 BAD_SPECS = [
@@ -84,6 +93,10 @@ def test_an_openai_model_has_our_settings_and_is_made_once(monkeypatch: pytest.M
     assert (model.root_async_client.max_retries, model.stream_chunk_timeout) == (0, None)  # `ask` tries again, and watches streams
     assert resolve_model("openai:gpt-5-mini") is model
     assert resolve_model("gpt-5-mini") is model
+    monkeypatch.setenv("OPENAI_BASE_URL", " ")
+    monkeypatch.setenv("OPENAI_API_BASE", "")
+    assert resolve_model("openai:gpt-5-mini") is model
+    assert str(model.root_async_client.base_url) == "https://api.openai.com/v1/"
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     assert resolve_model("openai:gpt-5-mini") is not model
 

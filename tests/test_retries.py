@@ -10,18 +10,20 @@ from typing import Any
 import pytest
 from asking import GOOD, KEY, QUESTION, Plan, asked, terms
 from langchain_openai import ChatOpenAI
+from pydantic import SecretStr
 
 from orchestrator.errors import (
     BudgetExceeded,
     CallFailedError,
     CallTimeoutError,
     EmptyAnswerError,
+    LoopStopped,
     ModelCallError,
     StopRequested,
     ThrottledError,
     TruncatedError,
 )
-from orchestrator.events import Event, listening
+from orchestrator.events import Event, in_branch, listening
 from orchestrator.models import ask, sending
 from orchestrator.models.waits import asked_to_repeat, asked_to_wait
 from orchestrator.terms import Retries
@@ -124,6 +126,25 @@ async def test_a_throttled_call_waits_its_turn_and_draws_on_no_budget_of_retries
     async with model_server([reply, Reply(value=GOOD)]) as server:
         assert (await asked(server, run=run)).value == ANSWER
     assert len(server.requests) == 2
+
+
+async def test_a_request_that_found_no_room_counts_once_for_the_guard_of_loops() -> None:
+    run = terms(max_agent_calls=1)
+    async with model_server([Reply.error(429, retry_after="0"), Reply.error(429, retry_after="0"), Reply(value=GOOD)]) as server:
+        with in_branch("t1"):
+            assert (await asked(server, run=run)).value == ANSWER
+            with pytest.raises(LoopStopped, match="an agent made 1 model calls"):
+                await asked(server, run=run)
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("address", ["/", "ftp://127.0.0.1/v1"])
+async def test_an_address_that_is_none_is_tried_once(address: str) -> None:
+    events: list[Event] = []
+    model = ChatOpenAI(model="m", base_url=address, api_key=SecretStr(KEY))
+    with listening(events.append), pytest.raises(CallFailedError, match="no connection to .*: Request URL (is missing|has an unsupported)"):
+        await ask(model, QUESTION, Plan, role="planner", terms=terms())
+    assert [event.kind for event in events if event.kind == "retry"] == []
 
 
 async def test_the_pause_that_an_endpoint_asks_for_is_kept_for_every_call() -> None:

@@ -355,7 +355,7 @@ async def test_a_run_that_is_stopped_begins_no_branch_and_asks_no_writer(documen
     assert (result.status, asked) == ("cancelled", ["a", "b"])
     assert told(result) == [("a", "ok"), ("b", "ok"), ("c", "skipped")]
     assert "a holds. [1] b holds. [1]" in result.output["report"]
-    assert result.output["gaps"] == ["c (the run was asked to stop. resume it, or run it again)"]
+    assert result.output["gaps"] == ["c (the run was asked to stop. run it again)"]
 
 
 async def test_a_branch_of_the_users_own_agents_is_timed_too(documents: Path) -> None:

@@ -37,7 +37,8 @@ _METHOD_WORDS = re.compile(
 _QUOTA = re.compile(r"insufficient_quota|exceeded your current quota|billing|insufficient.{0,20}(credit|balance)", re.IGNORECASE)
 _OVERFLOW = re.compile(r"context[ _](length|window|size)|maximum context|prompt is too long|too many tokens", re.IGNORECASE)
 _HTTP_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2"}
-_NOT_CONNECTED = ("ConnectError", "UnsupportedProtocol", "ProxyError")
+_NO_ADDRESS = "UnsupportedProtocol"
+_NOT_CONNECTED = ("ConnectError", "ProxyError", _NO_ADDRESS)
 _PASSING = {408, 409, 425}  # with every 5xx but those below: what OpenAI's SDK tries again, and Too Early
 _LASTING = {501, 505}
 _CROWDED = {429, 503, 529}  # 529: Anthropic's "overloaded"
@@ -65,10 +66,8 @@ def failure(error: Exception, call: Call, controls: Controls) -> ModelCallError:
     if any(type(link).__name__ == "ConnectTimeout" for link in _causes(error)):
         return timed_out(call, "connect_timeout", controls)
     if isinstance(error, (ModelTimeoutError, asyncio.TimeoutError)) or "Timeout" in kind:
-        found: ModelCallError = CallTimeoutError(
-            "no answer within the client's own timeout", where=call.place, remedy="raise the timeout that the model was made with"
-        )
-        return _again(found)
+        what, remedy = "no answer within the client's own timeout", "raise the timeout that the model was made with"
+        return _again(CallTimeoutError(what, where=call.place, remedy=remedy))
     if kind == "LengthFinishReasonError":
         return TruncatedError("the answer was cut at the length limit", where=call.where)
     if kind == "ContentFilterFinishReasonError":
@@ -76,7 +75,8 @@ def failure(error: Exception, call: Call, controls: Controls) -> ModelCallError:
     if isinstance(status, int):
         return _by_status(status, error, call)
     if _is_transport(error):
-        return _again(_broken(error, call))
+        found = _broken(error, call)
+        return found if any(type(link).__name__ == _NO_ADDRESS for link in _causes(error)) else _again(found)
     if sent := _sent(error):
         return _by_kind(sent, call)
     if call.openai_like and isinstance(error, _MALFORMED):

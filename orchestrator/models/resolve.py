@@ -3,20 +3,21 @@
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
 from orchestrator.errors import ModelSpecError
-from orchestrator.text import nearest
+from orchestrator.text import nearest, one_line
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
 
-__all__ = ["CLIENT_TIMEOUT", "ModelChoice", "choose_model", "openai_endpoint", "resolve_model", "warnings_for"]
+__all__ = ["CLIENT_TIMEOUT", "ModelChoice", "choose_model", "model_names", "openai_endpoint", "resolve_model", "warnings_for"]
 
+_OPENAI_URL = "https://api.openai.com/v1"
 _DEFAULT_OPENAI = "openai:gpt-5-mini"
 _FORM = "a model is `offline` or `provider:model`, such as `openai:gpt-5-mini` or `ollama:llama3.2`"
 _OPENAI_NAMES = re.compile(r"(gpt-|chatgpt|o\d)")  # names that need no provider in front
@@ -27,21 +28,34 @@ CLIENT_TIMEOUT = 600.0  # seconds; the OpenAI SDK's own default. `ask` sets a cl
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """The model string that counts, and why."""
+    """The model strings that count, the preferred first, and why."""
 
-    spec: str
+    specs: tuple[str, ...]
     reason: str
 
 
-def choose_model(spec: str | None, environ: Mapping[str, str]) -> ModelChoice:
-    """`spec` (--model), else ORCHESTRATOR_MODEL, else OpenAI where OPENAI_API_KEY is set, else offline."""
-    if spec is not None and spec.strip():
-        return ModelChoice(spec.strip(), "asked for")
+def choose_model(specs: str | Sequence[str] | None, environ: Mapping[str, str]) -> ModelChoice:
+    """`specs` (--model), else ORCHESTRATOR_MODEL, else OpenAI where OPENAI_API_KEY is set, else offline. Raises ModelSpecError."""
+    given = (specs,) if isinstance(specs, str) else tuple(specs or ())
+    if any(spec.strip() for spec in given):
+        return ModelChoice(tuple(spec.strip() for spec in given), "asked for")
     if named := environ.get("ORCHESTRATOR_MODEL", "").strip():
-        return ModelChoice(named, "set in ORCHESTRATOR_MODEL")
+        return ModelChoice(tuple(model_names(named, "ORCHESTRATOR_MODEL")), "set in ORCHESTRATOR_MODEL")
     if environ.get("OPENAI_API_KEY", "").strip():
-        return ModelChoice(_DEFAULT_OPENAI, "OPENAI_API_KEY is set")
-    return ModelChoice("offline", "no model is named and OPENAI_API_KEY is not set")
+        return ModelChoice((_DEFAULT_OPENAI,), "OPENAI_API_KEY is set")
+    return ModelChoice(("offline",), "no model is named and OPENAI_API_KEY is not set")
+
+
+def model_names(text: str, setting: str) -> list[str]:
+    """`SPEC,SPEC`, the value of `setting`, as a list; raises ModelSpecError for an empty name, and for one that comes twice."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        what = f"{setting} is empty" if names == [""] else f"{setting} {one_line(text, 80)!r} has an empty name in its list"
+        raise ModelSpecError(what, remedy="give offline or provider:model, such as openai:gpt-5-mini")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ModelSpecError(f"{setting} names {one_line(twice, 80)!r} twice in one list", remedy="name each model once, the preferred first")
+    return names
 
 
 def resolve_model(spec: str) -> "BaseChatModel":
@@ -53,7 +67,8 @@ def resolve_model(spec: str) -> "BaseChatModel":
         return OfflineModel()
     if provider == "openai":
         base = _base_url(os.environ)
-        return _openai(name, base.geturl() if base else None, _openai_key(os.environ, base))
+        # Without a base URL the client would read the environment itself, and take a variable that is empty for an address.
+        return _openai(name, base.geturl() if base else _OPENAI_URL, _openai_key(os.environ, base))
     return _any_provider(provider, name, spec)
 
 
@@ -63,7 +78,7 @@ def openai_endpoint(spec: str, environ: Mapping[str, str]) -> tuple[str, str] | 
     if provider != "openai":
         return None
     base = _base_url(environ)
-    return (base.geturl().rstrip("/") if base else "https://api.openai.com/v1"), name
+    return (base.geturl().rstrip("/") if base else _OPENAI_URL), name
 
 
 def warnings_for(spec: str, environ: Mapping[str, str]) -> list[str]:
@@ -99,11 +114,11 @@ def _parts(spec: str) -> tuple[str, str]:
 
 
 def _base_url_name(environ: Mapping[str, str]) -> str | None:
-    return next((name for name in _BASE_URLS if environ.get(name)), None)
+    return next((name for name in _BASE_URLS if environ.get(name, "").strip()), None)
 
 
 def _base_url(environ: Mapping[str, str]) -> SplitResult | None:
-    """The checked base URL of the environment; None is OpenAI's own."""
+    """The checked base URL of the environment; None, where no variable is set or all are blank, is OpenAI's own."""
     name = _base_url_name(environ)
     if name is None:
         return None
@@ -163,7 +178,7 @@ def _wrong_with(key: str) -> str:
 
 
 @lru_cache(maxsize=32)
-def _openai(name: str, base_url: str | None, key: str) -> "BaseChatModel":
+def _openai(name: str, base_url: str, key: str) -> "BaseChatModel":
     # Not through init_chat_model: the import of `langchain` would show in the time to the first call.
     from langchain_openai import ChatOpenAI
     from pydantic import SecretStr

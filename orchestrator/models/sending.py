@@ -156,8 +156,9 @@ class Sender:
         with _beating():
             if terms.room is not None:
                 await terms.room()
+            most = self._controls.max_answer_tokens
             reservation = await terms.ledger.reserve(
-                call.model, call.role, current_branch(), size=query.size, answer_tokens=self._controls.max_answer_tokens
+                call.model, call.role, current_branch(), size=query.size, answer_tokens=most, guarded=again is None
             )
             try:
                 ticket = await ADMISSION.enter(call.endpoint, terms.party, tokens=reservation.estimate, until=terms.ends, again=again)
