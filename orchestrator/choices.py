@@ -17,7 +17,7 @@ from orchestrator.models import choose_model, resolve_model, warnings_for
 from orchestrator.usage import check_budgets
 from orchestrator.workflow import Workflow
 
-__all__ = ["Choice", "ModelSpec", "check_controls", "choose_models", "inner_graphs", "merged_controls"]
+__all__ = ["Choice", "ModelSpec", "check_controls", "check_roles", "choose_models", "inner_graphs", "merged_controls"]
 
 OneModel = str | BaseChatModel
 Models = OneModel | Sequence[OneModel]
@@ -92,11 +92,16 @@ def merged_controls(workflow: Workflow, given: Mapping[str, Any] | Controls | No
         raise InputError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", remedy="see --help for the range") from None
 
 
-def check_controls(controls: Controls, models: Choice, workflow: Workflow) -> None:
-    """Raises InputError: roles that controls name must exist, one that races needs a second model, and a price must be known."""
+def check_roles(controls: Controls, workflow: Workflow) -> None:
+    """Raises InputError for a role that controls name and the workflow does not have."""
     for name in ("race", "hedge"):
         _check_roles((role for role in getattr(controls, name) if role != "*"), workflow, f"that could {name}")
     _check_roles(controls.role_budgets, workflow, "that could have a budget")
+
+
+def check_controls(controls: Controls, models: Choice, workflow: Workflow) -> None:
+    """Raises InputError: roles that controls name must exist, one that races needs a second model, and a price must be known."""
+    check_roles(controls, workflow)
     several = {role for role, asked in models.by_role.items() if not isinstance(asked, BaseChatModel)}
     for role in controls.race:
         if not (several if role == "*" else {role if role in models.by_role else ""} & several):

@@ -212,10 +212,12 @@ def _describe(words: list[str]) -> int:
     environment, notes = environment_controls(os.environ)
     workflow = _loaded(name)
 
+    from orchestrator.choices import check_roles
     from orchestrator.drawing import describe
 
     controls, limits = controls_in_force(workflow.controls, environment, option_controls(found))
-    told = describe(workflow, controls)
+    check_roles(controls, workflow)
+    told = describe(workflow)
     parser = run_parser(PROG)
     add_controls(parser)
     options = field_options(workflow.input_model, parser)

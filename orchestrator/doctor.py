@@ -46,7 +46,11 @@ class Finding:
 
 
 def diagnose(
-    environ: Mapping[str, str], *, documents: Sequence[str] = (), model: str | Mapping[str, str | list[str]] | None = None, folder: Path | None = None
+    environ: Mapping[str, str],
+    *,
+    documents: Sequence[str] = (),
+    model: str | Mapping[str, str | list[str]] | None = None,
+    folder: Path | None = None,
 ) -> list[Finding]:
     """Everything that `doctor` says, in order; nothing is raised and no key is shown. `folder`: the working directory."""
     folder = folder or Path.cwd()

@@ -15,15 +15,13 @@ from orchestrator.workflow import Workflow
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    from orchestrator.controls import Controls
-
 __all__ = ["describe", "draw_mermaid", "draw_text"]
 
 _NAMES = {"__start__": "START", "__end__": "END"}
 _STRUCTURE = {
-    "asks": "questions to a model in one visit, at most",
-    "visits": "visits in one run of its graph, at most",
-    "runs": "runs of the graph inside it in one visit, at most",
+    "asks": "questions to a model each time, at most",
+    "visits": "times in one run of {}, at most",
+    "runs": "times that it runs the graph inside it, at most",
 }
 _LEGEND = {"─>": "always", "┄>": "on a condition", "×N": "once for each Send", "⧉": "a graph inside"}
 
@@ -116,8 +114,8 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;") + '"'
 
 
-def describe(workflow: Workflow, controls: "Controls") -> dict[str, Any]:
-    """Everything to know of a workflow before running it with `controls`, as values that JSON holds."""
+def describe(workflow: Workflow) -> dict[str, Any]:
+    """Everything to know of a workflow before running it, but its controls, as values that JSON holds."""
     view = GraphView(workflow.graph)
     return {
         "name": workflow.name,
@@ -128,7 +126,7 @@ def describe(workflow: Workflow, controls: "Controls") -> dict[str, Any]:
         "output": _schema_fields(view.builder.output_schema),
         "nodes": [_node(view, node) for node in _in_order(view)[1:]],
         "agents": list(_agents(view, (), "")),
-        "structure": list(_structure(view, controls, (), "")),
+        "structure": list(_structure(view, workflow.name or "the workflow", (), "")),
         "notes": list(workflow.notes),
     }
 
@@ -153,16 +151,15 @@ def _agents(view: GraphView, seen: tuple[int, ...], prefix: str) -> Iterator[dic
         yield from _agents(GraphView(graph), (*seen, id(graph.builder)), f"{where}.")
 
 
-def _structure(view: GraphView, controls: "Controls", seen: tuple[int, ...], prefix: str) -> Iterator[dict[str, Any]]:
-    """What the graph itself limits, at any depth: what its nodes say in their metadata, a control's name as its value."""
+def _structure(view: GraphView, within: str, seen: tuple[int, ...], prefix: str) -> Iterator[dict[str, Any]]:
+    """What the graph itself bounds, at any depth: rounds, attempts, turns. What a control bounds is among the controls."""
     for node in view.nodes:
         for name, value in (view.builder.nodes[node].metadata or {}).items():
-            if name in _STRUCTURE:
-                limit = getattr(controls, value, value) if isinstance(value, str) else value
-                yield {"node": prefix + node, "limit": name, "value": _plain(limit), "meaning": _STRUCTURE[name]}
+            if name in _STRUCTURE and isinstance(value, int) and value > 1:
+                yield {"node": prefix + node, "limit": name, "value": value, "meaning": _STRUCTURE[name].format(within)}
         for graph in view.subgraphs.get(node, ()):
             if id(graph.builder) not in seen:
-                yield from _structure(GraphView(graph), controls, (*seen, id(graph.builder)), f"{prefix}{node}.")
+                yield from _structure(GraphView(graph), graph.name or node, (*seen, id(graph.builder)), f"{prefix}{node}.")
 
 
 def _input_field(key: str, info: "FieldInfo") -> dict[str, Any]:

@@ -7,7 +7,6 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 from pydantic import BaseModel, Field
 
-from orchestrator.controls import Controls
 from orchestrator.drawing import describe, draw_mermaid, draw_text
 from orchestrator.workflow import Workflow, load_workflow
 
@@ -137,7 +136,7 @@ def test_mermaid_takes_any_name_of_a_node() -> None:
 
 
 def test_describe_says_everything_as_json() -> None:
-    described = describe(workflow(), Controls())
+    described = describe(workflow())
     assert json.loads(json.dumps(described)) == described
     assert described.pop("structure") == []
     part = [
@@ -172,4 +171,14 @@ def test_the_shipped_plain_graph_is_drawn() -> None:
         "  count ─> END   ×N",
         "",
         "─> always   ┄> on a condition   ×N once for each Send",
+    ]
+
+
+def test_describe_says_what_a_graph_bounds_by_itself_and_nothing_of_what_is_done_once() -> None:
+    rows = [(row["node"], row["value"], row["meaning"]) for row in describe(load_workflow("research"))["structure"]]
+    assert rows == [
+        ("plan", 2, "times in one run of research, at most"),
+        ("branch", 2, "times that it runs the graph inside it, at most"),
+        ("branch.researcher.research", 7, "times in one run of researcher, at most"),
+        ("branch.researcher.call_tools", 6, "times in one run of researcher, at most"),
     ]

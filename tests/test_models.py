@@ -24,7 +24,11 @@ CHOICES: list[tuple[str | list[str] | None, dict[str, str], ModelChoice]] = [
     (None, {}, ModelChoice(("offline",), "no model is named and OPENAI_API_KEY is not set")),
     (None, {"OPENAI_API_KEY": " "}, ModelChoice(("offline",), "no model is named and OPENAI_API_KEY is not set")),
     (None, {"OPENAI_API_KEY": KEY}, ModelChoice(("openai:gpt-5-mini",), "OPENAI_API_KEY is set")),
-    (None, {"OPENAI_API_KEY": KEY, "ORCHESTRATOR_MODEL": "ollama:llama3.2"}, ModelChoice(("ollama:llama3.2",), "set in ORCHESTRATOR_MODEL")),
+    (
+        None,
+        {"OPENAI_API_KEY": KEY, "ORCHESTRATOR_MODEL": "ollama:llama3.2"},
+        ModelChoice(("ollama:llama3.2",), "set in ORCHESTRATOR_MODEL"),
+    ),
     (None, {"ORCHESTRATOR_MODEL": "x:y, offline"}, ModelChoice(("x:y", "offline"), "set in ORCHESTRATOR_MODEL")),
     (["x:y", " z:y"], {"ORCHESTRATOR_MODEL": "offline"}, ModelChoice(("x:y", "z:y"), "asked for")),
     ("offline", {"OPENAI_API_KEY": KEY, "ORCHESTRATOR_MODEL": "x:y"}, ModelChoice(("offline",), "asked for")),

@@ -142,7 +142,7 @@ async def test_a_request_that_found_no_room_counts_once_for_the_guard_of_loops()
 async def test_an_address_that_is_none_is_tried_once(address: str) -> None:
     events: list[Event] = []
     model = ChatOpenAI(model="m", base_url=address, api_key=SecretStr(KEY))
-    with listening(events.append), pytest.raises(CallFailedError, match="no connection to .*: Request URL (is missing|has an unsupported)"):
+    with listening(events.append), pytest.raises(CallFailedError, match=r"no connection to .*: Request URL (is missing|has)"):
         await ask(model, QUESTION, Plan, role="planner", terms=terms())
     assert [event.kind for event in events if event.kind == "retry"] == []
 

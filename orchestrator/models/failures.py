@@ -76,7 +76,7 @@ def failure(error: Exception, call: Call, controls: Controls) -> ModelCallError:
         return _by_status(status, error, call)
     if _is_transport(error):
         found = _broken(error, call)
-        return found if any(type(link).__name__ == _NO_ADDRESS for link in _causes(error)) else _again(found)
+        return found if _NO_ADDRESS in {type(link).__name__ for link in _causes(error)} else _again(found)
     if sent := _sent(error):
         return _by_kind(sent, call)
     if call.openai_like and isinstance(error, _MALFORMED):

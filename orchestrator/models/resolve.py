@@ -54,7 +54,8 @@ def model_names(text: str, setting: str) -> list[str]:
         raise ModelSpecError(what, remedy="give offline or provider:model, such as openai:gpt-5-mini")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
-        raise ModelSpecError(f"{setting} names {one_line(twice, 80)!r} twice in one list", remedy="name each model once, the preferred first")
+        what = f"{setting} names {one_line(twice, 80)!r} twice in one list"
+        raise ModelSpecError(what, remedy="name each model once, the preferred first")
     return names
 
 
