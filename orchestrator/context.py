@@ -113,7 +113,7 @@ class RunContext:
 
     def stop(self) -> None:
         """Begin no further model call; those in flight may end."""
-        self.terms.stopped = True
+        self.terms.stop()
 
     async def model(self, role: str) -> BaseChatModel:
         """The chat model that a role is asked first. Raises ModelSpecError."""
@@ -228,7 +228,9 @@ class RunContext:
         return [*checks, *check_claim(finding.claim, [c.quote for c in finding.citations], title=titles)]
 
     async def aclose(self) -> None:
-        """Close the libraries that were opened."""
+        """Cancel the calls that nobody of the graph waits for any more, and close the libraries that were opened."""
+        self.terms.over = True
+        await self._flights.aclose()
         tasks = [task for _, task in self._libraries.values()]
         self._libraries.clear()
         for task in tasks:

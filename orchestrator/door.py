@@ -34,6 +34,7 @@ from orchestrator.usage import Reservation, Rounds
 __all__ = ["guarding"]
 
 _POLL = 0.25  # seconds between two looks, in a thread that waits for its turn, at whether the run is over
+_LAST = 1.0  # second that what is cancelled at the end has, where it does not heed that
 _MESSAGE_BYTES = 16  # of a message, around its text
 _ANSWER_LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")  # as models of different providers name it
 
@@ -43,13 +44,13 @@ _door: ContextVar["_Door | None"] = ContextVar("door", default=None)
 _calling: ContextVar[Any] = ContextVar("calling", default=None)  # the model whose call this is: one method of it may use another
 
 
-@contextmanager
-def guarding(terms: Terms) -> Iterator[None]:
+@asynccontextmanager
+async def guarding(terms: Terms) -> AsyncIterator[None]:
     """Every model and tool call inside, and in every task and thread that is started inside, keeps to `terms`; entered on the run's loop.
 
     Model calls that no agent of ours makes, and tools that declare a limit in their metadata, wait here for their turn; a call that
     the run has no room for fails with LimitReached. A sync call waits in its thread; one on the event loop is refused where it would
-    have to wait.
+    have to wait. What is in flight at the end belongs to tasks that nobody awaited: it is cancelled, and no further call begins.
     """
     _wrap_once()
     door = _Door(terms)
@@ -57,8 +58,8 @@ def guarding(terms: Terms) -> Iterator[None]:
     try:
         yield
     finally:
-        door.over = True  # threads of sync nodes may still wait for a turn
         _door.reset(token)
+        await door.close()
 
 
 @dataclass(eq=False)
@@ -133,6 +134,7 @@ class _Door:
     def __init__(self, terms: Terms) -> None:
         self.terms = terms
         self.over = False
+        self.under_way: dict[_Call, asyncio.Task[Any]] = {}  # on the run's loop
         self._loop = asyncio.get_running_loop()
         self._rounds = Rounds()
         self._models: dict[tuple[int, str], tuple[weakref.ref[BaseChatModel], Asked]] = {}
@@ -151,10 +153,19 @@ class _Door:
         role = str(metadata.get("role") or metadata.get("langgraph_node") or "")
         return _Call(self, tool.name, role, current_branch(), is_tool=True, input=one_line(shown))
 
+    async def close(self) -> None:
+        """Cancel the calls that the graph has left behind, and wait for their end; let no further one begin."""
+        self.over = True  # threads of sync nodes may still wait for a turn
+        left = {task for task in self.under_way.values() if task is not asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=_LAST)
+
     async def model_turn(self, call: _Call, size: int, answer: int, prompts: int, metadata: Mapping[str, Any]) -> None:
         """Wait for room in the budgets and for the endpoint; raises LimitReached, ThrottledError."""
         terms = self.terms
-        terms.check()
+        self._check()
         if prompts > 1:  # holding the turn of one while the next waits for its own could lock a run up
             raise OrchestratorError(
                 "a model was given several prompts in one call", remedy="call abatch(): each prompt then waits its turn"
@@ -169,7 +180,7 @@ class _Door:
             call.reservation = await terms.ledger.reserve(call.name, call.role, call.branch, size=size, answer_tokens=answer, guarded=False)
             endpoint = call.asked.endpoint if call.asked else call.name
             call.ticket = await ADMISSION.enter(endpoint, terms.party, tokens=call.reservation.estimate, until=terms.ends)
-            terms.check()
+            self._check()
         except BaseException:
             call.give_back()
             raise
@@ -179,7 +190,7 @@ class _Door:
     async def tool_turn(self, call: _Call, tool: BaseTool, metadata: Mapping[str, Any]) -> None:
         """Wait for the tool's own limits; raises LimitReached."""
         limit = self.terms.controls.max_identical_tool_calls
-        self.terms.check()
+        self._check()
         if self._rounds.count(f"{call.name} {call.input}", metadata) > limit:
             raise LoopStopped(
                 f"the tool {call.name!r} was called {limit} times with the same arguments, which is the limit",
@@ -193,9 +204,14 @@ class _Door:
             party = self.terms.tools.setdefault(call.name, opened)
             call.ticket = await ADMISSION.enter(f"tool {call.name}", party, until=self.terms.ends)
 
+    def _check(self) -> None:
+        if self.over:
+            raise StopRequested("the run is over", remedy="await in a node what it starts")
+        self.terms.check()
+
     async def waits(self, call: _Call, turn: Coroutine[Any, Any, None]) -> None:
         """Take a turn, from whatever loop."""
-        if self._is_here():
+        if self.is_here():
             await turn
             return
         # A loop of the user's own, in a thread: the ledger lives on the run's.
@@ -207,7 +223,7 @@ class _Door:
 
     def blocks(self, call: _Call, turn: Coroutine[Any, Any, None]) -> None:
         """Take a turn in a thread; on the run's event loop one that is free, or raise QueueFull."""
-        if self._is_here():
+        if self.is_here():
             try:
                 turn.send(None)
             except StopIteration:
@@ -226,12 +242,13 @@ class _Door:
 
     def on_loop(self, act: Callable[[], object]) -> None:
         """Do it on the run's event loop: now if this is it, else soon."""
-        if self._is_here():
+        if self.is_here():
             act()
         else:
             self._soon(act)
 
-    def _is_here(self) -> bool:
+    def is_here(self) -> bool:
+        """Whether this is the run's event loop."""
         try:
             return asyncio.get_running_loop() is self._loop
         except RuntimeError:
@@ -257,10 +274,17 @@ def _held(call: _Call) -> Iterator[None]:
 
 @asynccontextmanager
 async def _admitted(call: _Call, turn: Turn | None) -> AsyncIterator[None]:
-    if turn is not None:
-        await call.door.waits(call, turn())
-    with _held(call):
-        yield
+    door = call.door
+    task = asyncio.current_task() if door.is_here() else None
+    if task is not None:
+        door.under_way[call] = task
+    try:
+        if turn is not None:
+            await door.waits(call, turn())
+        with _held(call):
+            yield
+    finally:
+        door.under_way.pop(call, None)
 
 
 @contextmanager

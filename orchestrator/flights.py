@@ -38,6 +38,11 @@ class Flights:
             if flight.waiters == 0:
                 await _ended([flight.task])
 
+    async def aclose(self) -> None:
+        """Cancel what is still in flight, and wait for its end."""
+        here = asyncio.get_running_loop()
+        await _ended([flight.task for flight in self._flying.values() if flight.task.get_loop() is here])
+
 
 async def first_good(ways: Sequence[Callable[[], Awaitable[T]]], *, passing: type[Exception]) -> T:
     """The first result of `ways`, begun at once; the others are cancelled and have ended when it is given.

@@ -103,10 +103,10 @@ class _Run:
             self._note(event)
             delivery.put(event)
 
-        with listening(emit), guarding(self.context.terms), unknown_targets() as unknown:
+        with listening(emit), unknown_targets() as unknown:
             self._tell_start()
             try:
-                async with _connected(), contextlib.aclosing(self.context):
+                async with _connected(), contextlib.aclosing(self.context), guarding(self.context.terms):
                     ended = await self._ended(delivery)
             except StopRequested:
                 self.context.stop()

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from orchestrator.admission import Party
+from orchestrator.admission import ADMISSION, Party
 from orchestrator.controls import Controls
 from orchestrator.errors import StopRequested
 from orchestrator.events import tell
@@ -49,13 +49,14 @@ class Retries:
 class Terms:
     """What the calls of one run keep to: its controls, its place at the door, its ledger and its retry budget.
 
-    `ends` is the loop time of the run's deadline; once `stopped` is set no new request is made.
+    `ends` is the loop time of the run's deadline; once `stopped` or `over` is set no new request is made.
     """
 
     controls: Controls = field(default_factory=Controls)
     name: str = "run"
     ends: float | None = None
-    stopped: bool = False
+    stopped: bool = False  # somebody asked for it
+    over: bool = False  # the graph has ended, and what its nodes left behind may still work
     room: Callable[[], Awaitable[None]] | None = None  # waits until whoever reads the run's events has caught up
     party: Party = field(init=False)
     ledger: Ledger = field(init=False)
@@ -74,9 +75,17 @@ class Terms:
         self.ledger = Ledger(self.controls)
 
     def check(self) -> None:
-        """Raise StopRequested once the run was asked to stop."""
+        """Raise StopRequested once the run was asked to stop, or is over."""
+        if self.over:
+            raise StopRequested("the run is over", remedy="await in a node what it starts")
         if self.stopped:
             raise StopRequested("the run was asked to stop", remedy="run it again")
+
+    def stop(self) -> None:
+        """Begin no further request: what waits for its turn is refused, what is in flight may end."""
+        self.stopped = True
+        for party in (self.party, *self.tools.values()):
+            ADMISSION.dismiss(party)
 
     def warn(self, message: str) -> None:
         """Tell a warning, once a run."""

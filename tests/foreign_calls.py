@@ -49,7 +49,7 @@ def fan_out(times: int, inner: Any) -> Graph:
 
 
 async def invoke(graph: Graph, terms: Terms) -> Any:
-    with guarding(terms):
+    async with guarding(terms):
         return await graph.ainvoke({"found": []})
 
 

@@ -194,16 +194,18 @@ def looks(args: Callable[[int], str]) -> Callable[[Any], Reply]:
 async def test_an_agent_of_langchain_stops_after_its_calls(server: ModelServer) -> None:
     server._reply = looks(str)
     agent = create_agent(server.chat_model(), [look])
-    with pytest.raises(LoopStopped, match="an agent made 6 model calls"), guarding(terms(max_agent_calls=6)):
-        await agent.ainvoke({"messages": [HumanMessage("hello")]})
+    with pytest.raises(LoopStopped, match="an agent made 6 model calls"):
+        async with guarding(terms(max_agent_calls=6)):
+            await agent.ainvoke({"messages": [HumanMessage("hello")]})
     assert len(server.requests) == 6
 
 
 async def test_the_same_call_of_a_tool_is_made_no_more_often_than_allowed(server: ModelServer, caplog: pytest.LogCaptureFixture) -> None:
     server._reply = looks(lambda _: "the same")
     agent, events = create_agent(server.chat_model(), [look]), list[Event]()
-    with listening(events.append), pytest.raises(LoopStopped) as stopped, guarding(terms(max_identical_tool_calls=2)):
-        await agent.ainvoke({"messages": [HumanMessage("hello")]})
+    with listening(events.append), pytest.raises(LoopStopped) as stopped:
+        async with guarding(terms(max_identical_tool_calls=2)):
+            await agent.ainvoke({"messages": [HumanMessage("hello")]})
     assert stopped.value.lines() == [
         "the tool 'look' was called 2 times with the same arguments, which is the limit",
         "node 'tools'",

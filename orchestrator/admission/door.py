@@ -48,6 +48,14 @@ class Admission:
             raise ticket._error
         return ticket
 
+    def dismiss(self, party: Party) -> None:
+        """Refuse the calls of a party that wait for their turn, with StopRequested."""
+        self._serial.do(self._dismiss, party)
+
+    def _dismiss(self, party: Party) -> None:
+        for gate in self._gates.values():
+            gate.dismiss(party)
+
     def _arrive(self, endpoint: str, party: Party, ticket: Ticket, returns: bool) -> None:
         gate = self._gates.get(endpoint)
         if gate is None:

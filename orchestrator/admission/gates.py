@@ -11,7 +11,7 @@ from typing import Any, Literal
 from orchestrator.admission.adapting import Adaptive, Passage
 from orchestrator.admission.rates import Entry, Meter
 from orchestrator.admission.serial import Serial
-from orchestrator.errors import OrchestratorError, QueueFull, ThrottledError
+from orchestrator.errors import OrchestratorError, QueueFull, StopRequested, ThrottledError
 from orchestrator.events import tell
 
 __all__ = ["Gate", "Line", "Party", "Ticket"]
@@ -242,6 +242,13 @@ class Gate:
             line.tickets = [pair for pair in line.tickets if pair[1]._state == "waiting"]
             heapq.heapify(line.tickets)
         self._tidy(line)
+
+    def dismiss(self, party: Party) -> None:
+        """The calls of a party that wait are refused: its run was asked to stop."""
+        line = self._lines.get(party)
+        for _, ticket in [*line.tickets] if line is not None else []:
+            if ticket._state == "waiting":
+                self._refuse(ticket, StopRequested("the run was asked to stop", remedy="run it again"))
 
     def _serve(self, now: float) -> float:
         """Lets in the next call whose line may go: `now`, else when one may. Lines with the same rates do not overtake one another."""
