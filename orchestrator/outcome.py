@@ -1,7 +1,6 @@
 """What a run came to, read from the state of its graph."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,7 +12,13 @@ from orchestrator.text import one_line
 
 __all__ = ["Status", "branches", "outcome"]
 
-_REQUESTS = re.compile(r" \(\d+ requests\)")
+# What makes no other cause: how often it was tried, where, how much of a budget was left, how long it took.
+_TIMES_AND_PLACES = re.compile(r" \(\d+ requests\)|, node '[^']*'|, branch t\d+\b")
+_BRANCH = re.compile(r"\bbranch (?:'t\d+'|t\d+\b)")
+_FIGURES = re.compile(r"\d[\d,.]*(?= (?:s|requests|of|are|calls|tokens|input|output|US)\b)|(?<=may need )[\d,.]*\d")
+# The calls that showed an endpoint to refuse everything have the provider's words, all others have ours.
+_REFUSED = re.compile(r"\((?:429|503|529)\)")
+_REFUSED_ALL = re.compile(r"the endpoint (?:refused everything|asks to wait|refuses calls)\b.*? at (\S+)\. ")
 
 Status = Literal["complete", "partial", "failed", "limited", "interrupted", "cancelled"]
 
@@ -52,7 +57,22 @@ def _cause(failure: Failure) -> str:
 
 
 def _summed_up(errors: Iterable[str]) -> str:
-    """Each distinct cause once, with how often it came; how many requests it took each time makes no other cause."""
+    """Each cause once, with how often it came: in the words of the first, without what is not the same each time."""
     told = list(errors)
-    counts = Counter(told if len(set(told)) == 1 else (_REQUESTS.sub("", error) for error in told))
-    return "; ".join(f"{error} ({count} times)" if count > 1 else error for error, count in counts.items())
+    refusing = {closed[1] for error in told if (closed := _REFUSED_ALL.search(error))}
+    causes: dict[str, list[str]] = {}
+    for error in told:
+        throttled = _REFUSED.search(error) or _REFUSED_ALL.search(error)
+        host = next((host for host in refusing if throttled and f" at {host}. " in error), "")
+        causes.setdefault(host or _FIGURES.sub("", _general(error)), []).append(error)
+    return "; ".join(map(_cause_of, causes.values()))
+
+
+def _general(error: str) -> str:
+    return _BRANCH.sub("a branch", _TIMES_AND_PLACES.sub("", error))
+
+
+def _cause_of(errors: list[str]) -> str:
+    first = next(filter(_REFUSED_ALL.search, errors), errors[0])
+    text = first if len(set(errors)) == 1 else _general(first)
+    return f"{text} ({len(errors)} times)" if len(errors) > 1 else text
