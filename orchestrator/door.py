@@ -27,6 +27,7 @@ from orchestrator.errors import LoopStopped, OrchestratorError, QueueFull, StopR
 from orchestrator.events import current_branch, tell
 from orchestrator.models.call import Call as Asked
 from orchestrator.models.failures import failure, is_unbilled
+from orchestrator.models.sending import answer_size
 from orchestrator.terms import Terms, in_request, in_tool
 from orchestrator.text import one_line
 from orchestrator.usage import Reservation, Rounds
@@ -77,6 +78,7 @@ class _Call:
     reservation: Reservation | None = None
     ticket: Ticket | None = None
     usage: UsageMetadata | None = None
+    written: int = 0  # UTF-8 bytes of the answer
     error: str | None = None
 
     def begun(self) -> None:
@@ -90,7 +92,7 @@ class _Call:
         """Settle what it reserved, leave, and tell what it took."""
         used = (self.usage["input_tokens"], self.usage["output_tokens"]) if self.usage else (0, 0)
         if self.reservation:
-            self.reservation.settle(*used)
+            self.reservation.settle(*used, size=self.written)
         if self.ticket:
             self.ticket.leave(tokens=sum(used) or None)
         self._told(used)
@@ -108,7 +110,7 @@ class _Call:
         if self.ticket and self.asked and isinstance(error, Exception):
             refused = failure(error, self.asked, self.door.terms.controls)
             if isinstance(refused, ThrottledError):
-                self.ticket.throttled(refused.retry_after)
+                self.ticket.throttled(refused.retry_after, overloaded=refused.overloaded)
         if self.ticket:
             self.ticket.fail()
 
@@ -120,10 +122,18 @@ class _Call:
         counts = {"input_tokens": used[0], "output_tokens": used[1]}
         tell("model_finished", branch=self.branch, role=self.role, model=self.name, **counts, seconds=seconds, error=self.error)
 
+    def whole(self, generations: Sequence[Sequence[Any]]) -> None:
+        """Take in an answer that came at once."""
+        chats = (generation for row in generations for generation in row if isinstance(generation, ChatGeneration))
+        messages = [chat.message for chat in chats if isinstance(chat.message, AIMessage)]
+        self.usage = next((message.usage_metadata for message in messages if message.usage_metadata), None)
+        self.written = sum(map(answer_size, messages))
+
     def piece(self, message: BaseMessage) -> None:
         """Take in a piece of a streamed answer; agents of ours tell their own."""
         if isinstance(message, AIMessage):
             self.usage = add_usage(self.usage, message.usage_metadata) if message.usage_metadata else self.usage
+            self.written += answer_size(message)
         if self.reservation and (text := str(message.text)):
             self.door.on_loop(lambda: tell("token", branch=self.branch, role=self.role, text=text))
 
@@ -340,7 +350,7 @@ def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
         async with _admitted(*begins):
             with _inside(self):
                 result = await original(self, messages, *args, **options)
-            begins[0].usage = _usage(result.generations)
+            begins[0].whole(result.generations)
             return result
 
     return agenerate
@@ -355,7 +365,7 @@ def _generate(original: Callable[..., Any]) -> Callable[..., Any]:
         with _let_in(*begins):
             with _inside(self):
                 result = original(self, messages, *args, **options)
-            begins[0].usage = _usage(result.generations)
+            begins[0].whole(result.generations)
             return result
 
     return generate
@@ -461,14 +471,6 @@ def _size(prompts: Sequence[Sequence[BaseMessage]], options: Mapping[str, Any]) 
         if isinstance(message, AIMessage) and message.tool_calls:
             texts.append(str(message.tool_calls))
     return sum(_MESSAGE_BYTES + (len(text) if text.isascii() else len(text.encode(errors="replace"))) for text in texts)
-
-
-def _usage(generations: Sequence[Sequence[Any]]) -> UsageMetadata | None:
-    for generation in (generation for row in generations for generation in row):
-        message = generation.message if isinstance(generation, ChatGeneration) else None
-        if isinstance(message, AIMessage) and message.usage_metadata:
-            return message.usage_metadata
-    return None
 
 
 def _told_error(output: Any) -> str | None:

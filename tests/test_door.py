@@ -350,3 +350,19 @@ async def test_our_own_calls_and_those_of_others_are_at_one_door() -> None:
         await asyncio.gather(others, ours)
     assert 1 < server.in_flight_peak <= 4
     assert len(server.requests) == 60
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_answers_that_no_server_counted_count_by_their_size(server: ModelServer, streamed: bool) -> None:
+    server._reply = lambda _: Reply(text="word " * 800, usage=None)
+    of_run = terms()
+    model = server.chat_model()
+
+    async def node(state: State) -> dict[str, Any]:
+        if streamed:
+            return {"found": ["".join([str(piece.text) async for piece in model.astream("hello")])]}
+        return {"found": [str((await model.ainvoke("hello")).text)]}
+
+    assert (await invoke(one_node(node), of_run))["found"] == ["word " * 800]
+    used = await of_run.ledger.usage()
+    assert (used.model_calls, used.estimated_calls, used.output_tokens) == (1, 1, 1_000)

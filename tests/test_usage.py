@@ -88,6 +88,13 @@ async def test_a_server_that_does_not_count_is_estimated() -> None:
     assert await ledger.usage() == Usage(model_calls=1, estimated_calls=1, input_tokens=100, output_tokens=500, cost_usd=None)
 
 
+async def test_and_by_the_size_of_its_answer_where_that_is_known() -> None:
+    ledger = Ledger()
+    reservation = await reserve(ledger)
+    reservation.settle(0, 0, size=8_000)
+    assert await ledger.usage() == Usage(model_calls=1, estimated_calls=1, input_tokens=100, output_tokens=2_000, cost_usd=None)
+
+
 async def test_only_the_first_ending_counts() -> None:
     ledger = Ledger(Controls(budget=Budget(max_calls=2)))
     reservation = await reserve(ledger)

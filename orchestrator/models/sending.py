@@ -10,7 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, InvalidToolCall
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, InvalidToolCall
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBinding
 from langgraph.errors import GraphBubbleUp
@@ -39,7 +39,7 @@ from orchestrator.models.streaming import check_size, collect, size_of
 from orchestrator.terms import Terms, in_request
 from orchestrator.usage import Reservation
 
-__all__ = ["Query", "Sender", "without_retries"]
+__all__ = ["Query", "Sender", "answer_size", "without_retries"]
 
 # Full jitter, as in "Exponential Backoff And Jitter" (AWS Architecture Blog): between 0 and a ceiling that doubles.
 _FIRST_PAUSE = 0.5  # seconds
@@ -68,6 +68,13 @@ class Query:
             calls = json.dumps(message.tool_calls, default=str) if isinstance(message, AIMessage) and message.tool_calls else ""
             size += len(content.encode(errors="replace")) + len(calls) + 16  # its role and its brackets
         return size
+
+
+def answer_size(message: AIMessage) -> int:
+    """UTF-8 bytes of an answer, or of a piece of one."""
+    calls = [*message.tool_call_chunks] if isinstance(message, AIMessageChunk) else [*message.tool_calls, *message.invalid_tool_calls]
+    texts = [message.text, *(str(part) for call in calls for part in (call["name"], call["args"]) if part)]
+    return sum(len(text.encode(errors="replace")) for text in texts)
 
 
 class Sender:
@@ -141,7 +148,7 @@ class Sender:
             except ThrottledError as error:
                 refused = error
             wait = refused.retry_after or 0.0
-            again = ticket.throttled(refused.retry_after)
+            again = ticket.throttled(refused.retry_after, overloaded=refused.overloaded)
             if wait >= min(self._left(), _LONGEST_WAIT):
                 limit = "the run ends before" if wait >= self._left() else "no run waits that long"
                 remedy = f"the server asks to wait {wait:g} s, and {limit}: raise the deadline, or run it again later"
@@ -192,7 +199,8 @@ class Sender:
             in_request.reset(inside)
             head.reset(seen)
         usage = message.usage_metadata
-        reservation.settle(usage["input_tokens"] if usage else 0, usage["output_tokens"] if usage else 0)
+        counted = (usage["input_tokens"], usage["output_tokens"]) if usage else (0, 0)
+        reservation.settle(*counted, size=answer_size(message))
         ticket.leave(tokens=usage["total_tokens"] if usage else None)
         check_whole(message, self._call, self._controls)
         return message

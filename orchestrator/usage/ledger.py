@@ -81,15 +81,18 @@ class Reservation:
             self._sent = True
             self._ledger._count_call(self._call)
 
-    def settle(self, input_tokens: int, output_tokens: int) -> None:
-        """It was answered, with these tokens; where there are none the server does not count, and they are estimated."""
+    def settle(self, input_tokens: int, output_tokens: int, *, size: int = 0) -> None:
+        """It was answered, with these tokens; where there are none the server does not count, and they are estimated.
+
+        `size`: UTF-8 bytes of the answer, 0 where nobody knows.
+        """
         self.sent()
         if not self._end():
             return
         if input_tokens > 0 or output_tokens > 0:
             self._ledger._bill(self._call, self._need, max(input_tokens, 0), max(output_tokens, 0))
         else:
-            self._ledger._bill_estimate(self._call, self._need, answered=True)
+            self._ledger._bill_estimate(self._call, self._need, size)
 
     def failed(self) -> None:
         """The provider answered an error: nothing is billed."""
@@ -101,7 +104,7 @@ class Reservation:
         if not self._sent:
             self.failed()
         elif self._end():
-            self._ledger._bill_estimate(self._call, self._need, answered=False)
+            self._ledger._bill_estimate(self._call, self._need, None)
 
     def _end(self) -> bool:
         was_open, self._ended = not self._ended, True
@@ -328,8 +331,10 @@ class Ledger:
             count.add(call.model, input_tokens, output_tokens)
         self._release(call, need, amounts)
 
-    def _bill_estimate(self, call: _Call, need: Amounts, *, answered: bool) -> None:
-        input_tokens, output_tokens = self._likely_input(call), self._likely_output(call, need) if answered else 0
+    def _bill_estimate(self, call: _Call, need: Amounts, written: int | None) -> None:
+        """`written`: bytes of the answer, 0 if nobody knows; None: there was none."""
+        input_tokens = self._likely_input(call)
+        output_tokens = 0 if written is None else ceil(written * _TOKENS_A_BYTE) or self._likely_output(call, need)
         for count in self._counts(call):
             count.estimated_calls += 1
             count.add(call.model, input_tokens, output_tokens)
