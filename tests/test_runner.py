@@ -15,23 +15,16 @@ from langchain_core.tools import tool
 from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
-from langgraph.runtime import Runtime
 from langgraph.types import Send, interrupt
-from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from orchestrator import Controls, Event, Workflow, run, stream
-from orchestrator.context import RunContext
 from orchestrator.errors import InputError
 from orchestrator.testing import Reply, agents_script, answer_for, model_server
 
 
 class Numbers(TypedDict):
     numbers: list[int]
-
-
-class Word(BaseModel):
-    word: str
 
 
 class Squares(TypedDict):
@@ -481,47 +474,3 @@ async def test_a_stopped_run_does_not_wait_for_turns_that_no_call_will_take(docu
         "the run was asked to stop. run it again",
     )
     assert event.fields["seconds"] < 5
-
-
-@pytest.mark.parametrize("own", [False, True])
-async def test_what_a_node_leaves_behind_ends_with_the_run_and_is_in_its_usage(own: bool) -> None:
-    """gather() cancels nobody when one fails: those beside it would go on asking for a run that is over."""
-
-    async with model_server(lambda _: Reply(text="hello", delay=60)) as server:
-        model = await asyncio.to_thread(server.chat_model)
-
-        async def asks_on(context: RunContext, number: int) -> None:
-            while own:
-                await context.answer("square", [HumanMessage(str(number))], Word)
-            while True:
-                await model.ainvoke(str(number))
-
-        async def fails() -> None:
-            while server.in_flight_peak < 3:  # noqa: ASYNC110 - nothing tells it
-                await asyncio.sleep(0.005)
-            raise ValueError("this one fails")
-
-        async def node(state: Any, runtime: Runtime[Any]) -> None:
-            context = RunContext.of(runtime)
-            await asyncio.gather(fails(), *(asks_on(context, number) for number in range(3)))
-
-        before = asyncio.all_tasks()
-        result = await run(squares(node), {"numbers": [1]}, model=model)
-        assert asyncio.all_tasks() - before == set()
-    assert (result.status, result.usage["model_calls"], result.usage["estimated_calls"]) == ("failed", 3, 3)
-    assert len(server.requests) == 3
-
-
-async def test_a_run_that_is_stopped_while_it_waits_for_its_turn_ends_at_once(documents: Path) -> None:
-    given, stop = {"question": "Who designed the journal?", "documents": [str(documents)]}, asyncio.Event()
-    async with model_server(lambda _: Reply(text="hello", delay=60)) as server:
-        model = await asyncio.to_thread(server.chat_model)
-        first = asyncio.create_task(run("research", given, model=model, controls={"max_concurrency": 1}))
-        while server.in_flight_peak < 1:  # noqa: ASYNC110 - nothing tells it
-            await asyncio.sleep(0.005)
-        asyncio.get_running_loop().call_later(0.2, stop.set)
-        result = await run("research", given, model=model, controls={"max_concurrency": 1}, stop=stop)
-        first.cancel()
-        await asyncio.wait([first])
-    assert (result.status, result.usage["model_calls"], len(server.requests)) == ("cancelled", 0, 1)
-    assert result.seconds < 5
