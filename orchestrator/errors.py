@@ -131,9 +131,10 @@ class CallFailedError(ModelCallError):
 
 
 class ThrottledError(CallFailedError):
-    """The endpoint asks for fewer requests."""
+    """The endpoint asks for fewer requests; `overloaded`: it has no room for the call now (503, 529), whatever their rate is."""
 
     retry = True
+    overloaded: bool = False
 
 
 class CallTimeoutError(ModelCallError):

@@ -78,6 +78,7 @@ class Server:
     seconds: float = 0.2
     retry_after: bool = False
     most: int | None = None
+    overloaded: bool = False  # its refusals are 503, not 429
     sending: float = 0.0  # seconds of the one processor that makes the requests, one after another
     requests: list[float] = field(default_factory=list)
     in_flight: int = 0
@@ -121,7 +122,7 @@ async def ask(admission: Admission, server: Server, party: Party, endpoint: str 
         if answered:
             ticket.leave()
             return True
-        if not ticket.throttled(retry_after):
+        if not ticket.throttled(retry_after, overloaded=server.overloaded):
             return False
 
 

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from orchestrator.admission.rates import Entry, Window
 
 __all__ = ["Adaptive", "Passage"]
 
-_SHRINK = 0.7  # of what was in flight
+_SHRINK = 0.7  # of what was in flight, where nothing was accepted before
 _ALIKE = 0.25  # two numbers in flight that differ by less, as a share, are about the same
 _CUT = 0.95  # of the rate that was accepted when the endpoint refused
 _PLATEAU = 0.985  # of it: where the pace stays for a while
@@ -21,41 +22,42 @@ _CREDIT = 0.02  # seconds that a timer may be late without loss to the pace; hal
 _PATIENCE = 0.25  # seconds without a refusal after which a probe went through; twice as long as a refusal took, where that is more
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 4.0
+_SURE = 2  # probes refused in a row while others are under way, then these are what the endpoint has room for
 _PROBES = 5  # refused in a row, then the endpoint refuses everything
 _MEMORY = 60.0  # seconds without a refusal after which all is forgotten
 
 
 @dataclass(slots=True, eq=False)
 class Passage:
-    """A call that was let in `at` a time, after so many episodes."""
+    """A call that was let in `at` a time, after so many episodes, as one of so many in flight."""
 
     at: float
     episode: int
+    in_flight: int
     sent: Entry
 
 
 @dataclass(slots=True)
-class _Pace:
-    """Requests a second: CUBIC (RFC 9438, section 4.2) around the rate at which the endpoint refused, in shares of it."""
+class _Curve:
+    """Requests a second, or calls in flight: CUBIC (RFC 9438, section 4.2) around what the endpoint accepted, in shares of it."""
 
     plateau: float
     since: float
 
-    def rate(self, now: float) -> float:
+    def at(self, now: float) -> float:
         late = now - self.since - math.cbrt((1 - _CUT / _PLATEAU) / _CURVE)
         return self.plateau * (1 + _CURVE * late * late * late)
 
 
 @dataclass(slots=True)
 class _Evidence:
-    """Of a refusal: what was `sent` in the second before, less what was refused; calls in flight, and those of them that were `accepted`.
+    """For the pace: what was `sent` in the second before the first refusal, less what was refused, and the most calls in flight.
 
     `before`: the pace, 0 without one; `held`: for how many seconds it had been kept up with.
     """
 
     sent: list[Entry]
     in_flight: int
-    accepted: int
     before: float
     held: float
 
@@ -63,8 +65,11 @@ class _Evidence:
 class Adaptive:
     """One endpoint's state: open, paused, or probing, when one call at a time finds out whether the pause was long enough.
 
-    Additive increase, multiplicative decrease of the calls in flight (Chiu and Jain 1989), and a pace, as a number of calls in flight does
-    not hold a rate against quick answers. Times are seconds of the loop's clock; `draw` gives random numbers from 0 to 1.
+    The refusals of the calls that are in flight at the first are one episode. They tell of calls at once where the endpoint says that it is
+    overloaded (503) and others were accepted, where it refuses probes while others are under way, or at as many in flight as before, though
+    slower: from then on as many are in flight as it accepted, and what was refused goes when one of those is answered, without a pause that
+    nobody asked for. Otherwise all pause, and go on at the rate that it accepted. Both numbers grow with time. Times are seconds of the
+    loop's clock; `draw` gives random numbers from 0 to 1.
     """
 
     def __init__(self, draw: Callable[[], float]) -> None:
@@ -72,11 +77,14 @@ class Adaptive:
         self.episode = 0
         self.paused_until: float | None = None
         self.asked: float | None = None  # what Retry-After said last
+        self._asked_until = 0.0
         self.refusals = 0  # since the endpoint last answered
         self.refused_since = 0.0
         self.closed = False  # it refused everything
-        self._window: float | None = None
-        self._pace: _Pace | None = None
+        self._limits: Literal["places", "rate"] | None = None  # calls at once, or in a time; None: nobody knows
+        self._sure = False  # of how many places there are
+        self._window: _Curve | None = None
+        self._pace: _Curve | None = None
         self._next = 0.0
         self._probe: Passage | None = None
         self._probe_ends = 0.0
@@ -84,14 +92,19 @@ class Adaptive:
         self._quickest = 0.0
         self._sent = Window(_SEEN)
         self._evidence: _Evidence | None = None
-        self._knee = 0  # calls in flight at the refusal before
+        self._most = 0  # calls in flight, when one that was refused in the episode was let in
+        self._refused = 0  # in the episode
         self._forget_at: float | None = None
 
     def limit(self, now: float, most: int) -> int:
         """How many calls may be in flight, `most` without a refusal."""
         if self._forget_at is not None and now >= self._forget_at:
             self._forget()
-        return most if self._window is None else min(most, int(self._window))
+        if self._window is None:
+            return most
+        if self.paused_until is not None and self._limits == "places" and not self._sure:
+            return min(most, self._accepted + 1)  # a probe more than there are places: where it is accepted, they are not what is limited
+        return min(most, max(1, int(self._window.at(now))))
 
     def ready(self, now: float) -> float:
         """When the next call may go: `now`, or a later time."""
@@ -102,29 +115,29 @@ class Adaptive:
                 return now
             if now < self._probe_ends:
                 return self._probe_ends
-            self._open(now, self._probe.at)
+            self._open(now, self._probe)
         return now if self._pace is None else max(now, self._next)
 
-    def let_in(self, now: float) -> Passage:
-        """Counts a call that goes now."""
-        passage = Passage(now, self.episode, self._sent.add(now, 1))
+    def let_in(self, now: float, in_flight: int) -> Passage:
+        """Counts a call that goes now, as one of so many in flight."""
+        passage = Passage(now, self.episode, in_flight, self._sent.add(now, 1))
         if self.paused_until is not None:
             self._probe = passage
             self._probe_ends = now + max(_PATIENCE, 2 * self._quickest)
         elif self._pace is not None:
-            interval = 1 / self._pace.rate(now)
+            interval = 1 / self._pace.at(now)
             self._next = max(self._next, now - max(_CREDIT, interval / 2)) + interval
         return passage
 
     def answered(self, passage: Passage, now: float) -> None:
         """A call was answered."""
         self._streak, self.refusals = -1, 0
-        if passage.episode != self.episode:
+        if self.paused_until is None:
             return
-        if self.paused_until is not None:
-            self._open(now, passage.at)
-        if self._window is not None:
-            self._window += 1 / self._window
+        if passage.episode == self.episode:
+            self._open(now, passage)
+        elif self._limits == "places" and now >= self._asked_until:
+            self.paused_until = self._probe = None  # its place is free
 
     def failed(self, passage: Passage) -> None:
         """A call ended in a way that says nothing."""
@@ -132,29 +145,37 @@ class Adaptive:
         if self._probe is passage:
             self._probe = None
 
-    def refused(self, passage: Passage, now: float, retry_after: float | None, in_flight: int) -> bool:
-        """A call was refused, one of `in_flight`. Returns whether that begins an episode."""
+    def refused(self, passage: Passage, now: float, retry_after: float | None, overloaded: bool) -> bool:
+        """A call was refused. Returns whether that begins an episode."""
         self._sent.change(passage.sent, -1)
         self.refusals += 1
         if self.refusals == 1:
             self.refused_since = now
         self.asked = retry_after if retry_after is not None and 0 < retry_after < math.inf else None
-        if passage.episode != self.episode:
-            self._quickest = min(self._quickest, now - passage.at)
-            if self._evidence is not None:
-                self._evidence.accepted -= 1
-            self._extend(now)
-            return False
-        self.episode += 1
-        self._streak += 1
-        if self.paused_until is None:
-            self._cut(now, passage.at, in_flight)
-        self._quickest = now - passage.at
-        self._probe = None
-        self.closed = self.closed or (self._streak >= _PROBES and in_flight == 1)  # what is in flight may yet be answered
-        self.paused_until = now if self.closed else now + self._pause()
-        self._forget_at = self.paused_until + _MEMORY
-        return True
+        begins = passage.episode == self.episode
+        if begins:
+            self._begin(passage, now, overloaded)
+        self._quickest = min(self._quickest, now - passage.at)
+        self._most = max(self._most, passage.in_flight)
+        self._refused += 1
+        if self._evidence is not None:
+            self._evidence.in_flight = max(self._evidence.in_flight, self._most)
+        accepted, pause = self._accepted, self.asked or 0.0
+        self._asked_until = max(self._asked_until, now + pause)
+        mistaken = self._limits == "places" and accepted <= 0
+        if mistaken:
+            self._limits, self._sure, self._window = "rate", False, None
+        elif self._limits == "places":
+            self._window, self._pace = _Curve(accepted + 0.75, now), None
+        if mistaken or (begins and not self._sure):
+            pause = self._pause()
+        self.closed = self.closed or (self._streak >= _PROBES and accepted <= 0)  # what is in flight may yet be answered
+        if self.closed:
+            self.paused_until = now
+        elif pause and now + pause > (self.paused_until or 0.0):
+            self.paused_until = now + pause
+        self._forget_at = max(now, self.paused_until or 0.0) + _MEMORY
+        return begins
 
     def probes(self, passage: Passage) -> bool:
         """Whether this call finds out for all the others whether the pause was long enough."""
@@ -164,50 +185,60 @@ class Adaptive:
         """Whether anything of a refusal still counts."""
         return self._forget_at is not None and now < self._forget_at
 
+    @property
+    def _accepted(self) -> int:
+        return self._most - self._refused
+
+    def _begin(self, passage: Passage, now: float, overloaded: bool) -> None:
+        """An episode. What it tells of the pace is read when its other refusals are known, too."""
+        self.episode += 1
+        self._streak += 1
+        knee, accepted = self._accepted, passage.in_flight - 1
+        if self.paused_until is None:
+            sent = [entry for entry in self._sent.entries if passage.at - 1 < entry.first <= passage.at]
+            before = 0.0 if self._pace is None else self._pace.at(now)
+            held = math.inf if self._pace is None else passage.at - self._pace.since
+            self._evidence = _Evidence(sent, passage.in_flight, before, held)
+            slower = self._pace is not None and before < self._pace.plateau
+            if slower and abs(accepted - knee) <= _ALIKE * knee:
+                self._limits = "places"
+        if self._streak >= _SURE or (overloaded and self._limits is None):
+            self._limits = "places"
+        self._sure = self._sure or (self._limits == "places" and self._streak > 0)
+        self._quickest = now - passage.at
+        self._most = self._refused = 0
+        self.paused_until = self._probe = None
+
     def _pause(self) -> float:
         if self._streak == 0:
             return self.asked or _FIRST_PAUSE * (1 + self._draw() / 4)
         return max(self.asked or 0.0, min(_LONGEST_PAUSE, _FIRST_PAUSE * (1 << min(self._streak, 8))) * (1 - self._draw() / 4))
 
-    def _extend(self, now: float) -> None:
-        if self.asked is None or self.closed or now + self.asked <= (self.paused_until or 0.0):
-            return
-        self.paused_until = now + self.asked
-        self._forget_at = self.paused_until + _MEMORY
-
-    def _cut(self, now: float, at: float, in_flight: int) -> None:
-        """The evidence for the pace is kept, to be read when the other refusals of the episode are known, too.
-
-        The first refusal tells nothing of what is limited, calls at once or calls a second: the pace answers both as long as answers take
-        their time. One that comes soon after, at as many in flight, tells of calls at once; one that comes late, above the old rate, does
-        not.
-        """
-        sent = [entry for entry in self._sent.entries if at - 1 < entry.first <= at]
-        before = 0.0 if self._pace is None else self._pace.rate(now)
-        held = math.inf if self._pace is None else at - self._pace.since
-        if self._pace is not None and before < self._pace.plateau and abs(in_flight - 1 - self._knee) <= _ALIKE * self._knee:
-            self._window = max(1.0, in_flight * _SHRINK)
-        self._evidence = _Evidence(sent, in_flight, in_flight - 1, before, held)
-
-    def _open(self, now: float, since: float) -> None:
-        """The probe went through: everybody goes on, at the pace that the endpoint kept up with before it refused."""
+    def _open(self, now: float, probe: Passage) -> None:
+        """The probe went through: everybody goes on, in as many places, or at the pace that the endpoint kept up with before it refused."""
         evidence, self._evidence = self._evidence, None
         self.paused_until = self._probe = None
+        if self._limits == "places" and probe.in_flight > self._accepted:
+            self._limits, self._window = "rate", None
         if self.closed:
             self._forget()
-        elif evidence is not None:
-            self._knee = evidence.accepted
-            rate = float(sum(entry.amount for entry in evidence.sent))
-            if evidence.before:
-                least = _SOON if evidence.held < _SOON_SECONDS else min(1.0, max(_SLOWEST_CUT, rate / evidence.before))
-                rate = evidence.before * least
-            if rate > 0:
-                self._pace = _Pace(rate * _PLATEAU, since)
-                self._next = max(now, since + 1 / self._pace.rate(now))
-            else:
-                self._window = max(1.0, evidence.in_flight * _SHRINK)
+        elif evidence is not None and self._limits != "places":
+            self._learn(evidence, now, probe.at)
+
+    def _learn(self, evidence: _Evidence, now: float, since: float) -> None:
+        """A pace from what was accepted."""
+        rate = float(sum(entry.amount for entry in evidence.sent))
+        if evidence.before:
+            least = _SOON if evidence.held < _SOON_SECONDS else min(1.0, max(_SLOWEST_CUT, rate / evidence.before))
+            rate = evidence.before * least
+        if rate > 0:
+            self._pace = _Curve(rate * _PLATEAU, since)
+            self._next = max(now, since + 1 / self._pace.at(now))
+        else:
+            self._window = _Curve(evidence.in_flight * _SHRINK, now)
 
     def _forget(self) -> None:
         self._window = self._pace = self._evidence = self.paused_until = self._probe = self._forget_at = None
         self._streak, self.refusals = -1, 0
-        self.closed = False
+        self._limits = None
+        self.closed = self._sure = False

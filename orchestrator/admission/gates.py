@@ -16,6 +16,7 @@ from orchestrator.events import tell
 
 __all__ = ["Gate", "Line", "Party", "Ticket"]
 
+_GROWN = 1.0  # seconds until one looks again whether more calls may be in flight
 _turns = count()  # who came first, of the calls of a line and of the lines of a gate
 
 
@@ -41,10 +42,10 @@ class Ticket:
     __slots__ = (
         "_charge",
         "_error",
+        "_gives_way",
         "_line",
         "_order",
         "_passage",
-        "_probed",
         "_serial",
         "_since",
         "_state",
@@ -56,15 +57,15 @@ class Ticket:
 
     _line: "Line"
     _order: int
-    _probed: bool
+    _gives_way: bool
 
     def __init__(self, serial: Serial, tokens: int, until: float | None, again: "Ticket | None") -> None:
         self._serial = serial
         self._woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tokens, self._until = max(0, tokens), until
-        # A probe that was refused gives way: it may be that call alone which the endpoint does not take.
-        self._order = next(_turns) if again is None or again._probed else again._order
-        self._probed = False
+        # A probe that was refused gives way, and so does who was refused twice: it may be that call alone which the endpoint does not take.
+        self._order = next(_turns) if again is None or again._gives_way else again._order
+        self._gives_way = again is not None
         self._since = self._now()
         self._state: Literal["waiting", "in", "over"] = "waiting"
         self._error: OrchestratorError | None = None
@@ -80,13 +81,14 @@ class Ticket:
         """The call failed or was cancelled: says nothing about the limit."""
         self._serial.do(self._ends, "fail", self._now())
 
-    def throttled(self, retry_after: float | None) -> bool:
-        """The endpoint refused the call (429, 503), and said to come again in `retry_after` seconds (None: it did not say).
+    def throttled(self, retry_after: float | None, *, overloaded: bool = False) -> bool:
+        """The endpoint refused the call, and said to come again in `retry_after` seconds (None: it did not say).
 
-        False: no use in asking again, this endpoint refused everything several times in a row.
+        `overloaded`: it said that it has no room now (503, 529), not that there were too many requests (429). Returns False where asking
+        again is of no use: this endpoint refused everything several times in a row.
         """
         gate = self._line.gate
-        again, pause = self._serial.call(gate.throttled, self, self._now(), retry_after)
+        again, pause = self._serial.call(gate.throttled, self, self._now(), retry_after, overloaded)
         if pause is not None:
             tell("throttled", host=gate.host, seconds=round(pause[0], 3), in_flight=pause[1])
         return again
@@ -205,14 +207,14 @@ class Gate:
             self._adaptive.failed(ticket._passage)
             self._end(ticket, now)
 
-    def throttled(self, ticket: Ticket, now: float, retry_after: float | None) -> tuple[bool, tuple[float, int] | None]:
+    def throttled(self, ticket: Ticket, now: float, retry_after: float | None, overloaded: bool) -> tuple[bool, tuple[float, int] | None]:
         """A call was refused: whether to ask again and, at the first of an episode, the pause and how many may be in flight."""
         adaptive = self._adaptive
         if ticket._state != "in" or ticket._passage is None:
             return not adaptive.closed, None
         pause = adaptive.paused_until
-        ticket._probed = adaptive.probes(ticket._passage)
-        begins = adaptive.refused(ticket._passage, now, retry_after, self.in_flight)
+        ticket._gives_way = ticket._gives_way or adaptive.probes(ticket._passage)
+        begins = adaptive.refused(ticket._passage, now, retry_after, overloaded)
         if adaptive.closed:
             self._refuse_all(now)
         elif adaptive.paused_until != pause:
@@ -224,11 +226,11 @@ class Gate:
 
     def pump(self, now: float) -> None:
         """Lets in whoever may go now, and sees to it that somebody looks again when the next may go."""
-        adaptive = self._adaptive
-        while self._turns and self.in_flight < adaptive.limit(now, max(self._most, default=0)):
+        adaptive, most = self._adaptive, max(self._most, default=0)
+        while self._turns and self.in_flight < most:
             when = adaptive.ready(now)
             if when <= now:
-                when = self._serve(now)
+                when = self._serve(now) if self.in_flight < adaptive.limit(now, most) else now + _GROWN
             if when > now:
                 self._look_again(when)
                 return
@@ -281,7 +283,7 @@ class Gate:
         heapq.heappop(line.tickets)
         self._unwait(ticket)
         ticket.waited = max(0.0, now - ticket._since)
-        ticket._passage = self._adaptive.let_in(now)
+        ticket._passage = self._adaptive.let_in(now, self.in_flight + 1)
         ticket._charge = self._meter.use(now, ticket._tokens)
         ticket._state = "in"  # the last: its own thread looks at it
         self.in_flight += 1

@@ -41,7 +41,8 @@ _NO_ADDRESS = "UnsupportedProtocol"
 _NOT_CONNECTED = ("ConnectError", "ProxyError", _NO_ADDRESS)
 _PASSING = {408, 409, 425}  # with every 5xx but those below: what OpenAI's SDK tries again, and Too Early
 _LASTING = {501, 505}
-_CROWDED = {429, 503, 529}  # 529: Anthropic's "overloaded"
+_OVERLOADED = {503, 529}  # 529: Anthropic's "overloaded"
+_CROWDED = {429, *_OVERLOADED}
 _DENIED = {400, 401, 402, 403, 404, 405, 413, 422}  # x-should-retry does not help here: one request is enough to know
 _PROXY_PAGE = re.compile(r"<.*(\b50[234]\b|bad gateway|gateway time-?out|service (temporarily )?unavailable)", re.IGNORECASE | re.DOTALL)
 _NO_EVENTS = re.compile("No generation")  # what LangChain says of a stream without events
@@ -126,7 +127,7 @@ def _by_status(status: int, error: Exception, call: Call) -> ModelCallError:
         return CallFailedError(what, where=call.where, remedy=remedy)
     if status in _CROWDED:
         throttled = ThrottledError(what, where=call.where, remedy=remedy)
-        throttled.retry_after = wait
+        throttled.retry_after, throttled.overloaded = wait, status in _OVERLOADED
         return throttled
     found = CallFailedError(what, where=call.where, remedy=remedy)
     passing = status in _PASSING or (status >= 500 and status not in _LASTING)
@@ -170,7 +171,9 @@ def _by_kind(sent: dict[str, Any], call: Call) -> ModelCallError:
         return CallFailedError(f"quota exhausted: {said}", where=call.where, remedy=remedy)
     what, remedy = f"the provider failed: {said}", "run it again later"
     if status in _CROWDED or _CROWDED_WORDS.search(kinds):
-        return ThrottledError(what, where=call.where, remedy=remedy)
+        throttled = ThrottledError(what, where=call.where, remedy=remedy)
+        throttled.overloaded = status in _OVERLOADED or "overloaded" in kinds.lower()
+        return throttled
     found = CallFailedError(what, where=call.where, remedy=remedy)
     if status in _DENIED or (status < 500 and _LASTING_WORDS.search(kinds)):
         return found
