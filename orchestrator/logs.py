@@ -6,9 +6,11 @@ import os
 import queue
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from contextvars import copy_context
+from datetime import UTC, datetime
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -35,12 +37,12 @@ def open_logs(
 
     On stderr from WARNING on (`quiet`: ERROR), in a file our own from INFO on too; `debug`: everything.
     """
-    target, formatter = _target(log_file), _Formatter(log_format, debug, run_id)
-    # Records are formatted where they arise, because run and branch are known there, and written elsewhere: a slow disk or terminal
-    # must not hold the event loop.
+    target = _target(log_file)
+    target.setFormatter(_Line())
+    # Lines are made and written elsewhere: neither the import of structlog nor a slow disk or terminal may hold the event loop.
     waiting: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     handler = _Queued(waiting)
-    handler.setFormatter(formatter)
+    handler.setFormatter(_Formatter(log_format, debug, run_id))
     writer = logging.handlers.QueueListener(waiting, target)
     root, ours = logging.getLogger(), logging.getLogger("orchestrator")
     before = (root.handlers[:], root.level, ours.level, warnings.showwarning)
@@ -76,19 +78,15 @@ def log_event(event: Event) -> None:
         level = logging.getLevelNamesMapping().get(str(event.fields.get("level", "info")).upper(), logging.INFO)
     if not logging.getLogger("orchestrator").isEnabledFor(level):
         return
-    import structlog
-
-    _configure_structlog()
-    fields = dict(event.fields)
+    fields, message = dict(event.fields), str(event.kind)
     where = {key: value for key, value in (("branch", event.branch), ("role", event.role)) if value}
-    log = structlog.stdlib.get_logger("orchestrator")
     if event.kind == "log":
         fields.pop("level", None)
-        log.log(level, str(fields.pop("message", "")), exc_info=fields.pop("exception", None), **where, **fields)
-        return
-    if event.kind == "result":
+        message = str(fields.pop("message", ""))
+    elif event.kind == "result":
         fields = {key: fields.get(key) for key in ("status", "error", "seconds")}
-    log.log(level, event.kind, **where, **fields)
+    raised = fields.pop("exception", None)
+    logging.getLogger("orchestrator").log(level, "%s", message, exc_info=raised, extra={"fields": {**where, **fields}})
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
@@ -107,13 +105,23 @@ class _Stderr(logging.StreamHandler[TextIO]):
 
 
 class _Queued(logging.handlers.QueueHandler):
-    """Puts records on the queue as the line that they will be."""
+    """Puts records on the queue, each with what makes its line in the context where it arose: run and branch are known there."""
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        line = logging.makeLogRecord(record.__dict__)
-        line.msg, line.args = self.format(record), None
-        line.exc_info = line.exc_text = line.stack_info = None
-        return line
+        queued = logging.makeLogRecord(record.__dict__)
+        if isinstance(record.msg, dict):  # structlog's own: what is being handled can be told here alone
+            text = self.format(record)
+            queued.line = lambda: text
+        else:
+            queued.msg, queued.args = record.getMessage(), None
+            queued.line = partial(copy_context().run, self.format, queued)
+        return queued
+
+
+class _Line(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: Callable[[], str] = record.__dict__["line"]
+        return line()
 
 
 def _target(log_file: Path | None) -> logging.Handler:
@@ -128,7 +136,12 @@ def _configure_structlog() -> None:
 
     if not structlog.is_configured():
         structlog.configure(
-            processors=[structlog.stdlib.filter_by_level, *_shared(), structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+            processors=[
+                structlog.stdlib.filter_by_level,
+                *_shared(),
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+            ],
             logger_factory=structlog.stdlib.LoggerFactory(),
             wrapper_class=structlog.stdlib.BoundLogger,
             cache_logger_on_first_use=False,
@@ -143,7 +156,6 @@ def _shared() -> "list[Processor]":
         _add_branch,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
 
 
@@ -173,7 +185,7 @@ def _formatter(log_format: LogFormat, debug: bool, run_id: str | None) -> loggin
         # ASCII only: whatever a field holds is escaped, and nothing is lost.
         last[1] = structlog.processors.JSONRenderer(ensure_ascii=True, default=str)
     return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[*_shared(), structlog.stdlib.PositionalArgumentsFormatter()],
+        foreign_pre_chain=[*_shared(), _from_record],
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             add_run,
@@ -189,6 +201,12 @@ def _add_branch(logger: "WrappedLogger", method: str, record: "EventDict") -> "E
     if branch is not None:
         record.setdefault("branch", branch)
     return record
+
+
+def _from_record(logger: "WrappedLogger", method: str, record: "EventDict") -> "EventDict":
+    """When it arose, and the fields of an event of a run."""
+    arose = datetime.fromtimestamp(record["_record"].created, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return {**record, "timestamp": arose, **getattr(record["_record"], "fields", {})}
 
 
 def _name_exception(logger: "WrappedLogger", method: str, record: "EventDict") -> "EventDict":

@@ -3,7 +3,10 @@
 import json
 import logging
 import re
+import subprocess
+import sys
 import warnings
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -47,6 +50,34 @@ def test_every_logger_comes_the_same_way_with_run_and_branch(capsys: pytest.Capt
         3,
     )
     assert lines[2].startswith("WARNING py.warnings: module.py:3: UserWarning: odd")
+
+
+def test_structlog_is_imported_where_lines_are_written_and_they_say_when_they_arose() -> None:
+    code = """
+import logging, sys, threading, time
+from orchestrator.events import Event
+from orchestrator.logs import log_event, open_logs
+
+class Importing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "structlog":
+            time.sleep(0.3)
+            print(threading.current_thread() is threading.main_thread())
+
+sys.meta_path.insert(0, Importing())
+with open_logs():
+    print(time.time_ns())
+    logging.getLogger("mine").warning("one")
+    log_event(Event("log", {"level": "warning", "message": "two"}))
+    print(time.time_ns())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=50)
+    times = sorted(int(line) for line in done.stdout.splitlines() if line.isdigit())
+    assert [line for line in done.stdout.splitlines() if not line.isdigit()] == ["False"]
+    lines = done.stderr.splitlines()
+    assert [without_time(line) for line in lines] == ["WARNING mine: one", "WARNING orchestrator: two"]
+    arose = [datetime.fromisoformat(line.partition(" ")[0]).timestamp() * 1e9 for line in lines]
+    assert times[0] - 1e6 <= arose[0] <= arose[1] <= times[1] + 1e6
 
 
 def test_debug_tells_everything_with_tracebacks(capsys: pytest.CaptureFixture[str]) -> None:
