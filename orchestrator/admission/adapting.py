@@ -235,7 +235,7 @@ class Adaptive:
             self._pace = _Curve(rate * _PLATEAU, since)
             self._next = max(now, since + 1 / self._pace.at(now))
         else:
-            self._window = _Curve(evidence.in_flight * _SHRINK, now)
+            self._limits, self._window = None, _Curve(evidence.in_flight * _SHRINK, now)
 
     def _forget(self) -> None:
         self._window = self._pace = self._evidence = self.paused_until = self._probe = self._forget_at = None
