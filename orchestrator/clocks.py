@@ -1,13 +1,13 @@
 """Clocks that stand still while work waits for its turn: waiting is the engine's doing, not the work's."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from types import TracebackType
 from typing import Self
 
-__all__ = ["Clock", "waiting"]
+__all__ = ["Clock", "Joint", "waiting"]
 
 
 class Clock:
@@ -22,7 +22,7 @@ class Clock:
         self._waits = 0
         self._open = False
         self._timeout = asyncio.timeout(None)
-        self._outer: Clock | None = None
+        self._outer: Clock | Joint | None = None
 
     @property
     def expired(self) -> bool:
@@ -60,25 +60,74 @@ class Clock:
             self._timeout.reschedule(None)
 
 
-_current: ContextVar[Clock | None] = ContextVar("clock", default=None)
+class Joint:
+    """In the place of a clock, for work that several wait for: while the work waits, the clocks of all of them stand still."""
+
+    def __init__(self) -> None:
+        self._outer: None = None
+        self._waits = 0
+        self._chains: list[list[Clock | Joint]] = []
+
+    def context(self) -> Context:
+        """A copy of this context for the work: its clocks are those of who awaits it."""
+        context = copy_context()
+        context.run(_current.set, self)
+        return context
+
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """Who is inside waits for the work."""
+        clocks = _around()
+        self._chains.append(clocks)
+        if self._waits:
+            _hold(clocks)
+        try:
+            yield
+        finally:
+            self._chains.remove(clocks)
+            if self._waits:
+                _release(clocks)
+
+    def _stop(self) -> None:
+        for clocks in self._chains:
+            _hold(clocks)
+
+    def _start(self) -> None:
+        for clocks in self._chains:
+            _release(clocks)
+
+
+_current: ContextVar[Clock | Joint | None] = ContextVar("clock", default=None)
 
 
 @contextmanager
 def waiting() -> Iterator[None]:
     """The clocks around stand still as long as anything inside them waits."""
-    clocks = []
-    clock = _current.get()
+    clocks = _around()
+    _hold(clocks)
+    try:
+        yield
+    finally:
+        _release(clocks)
+
+
+def _around() -> list[Clock | Joint]:
+    clocks, clock = list[Clock | Joint](), _current.get()
     while clock is not None:
         clocks.append(clock)
         clock = clock._outer
+    return clocks
+
+
+def _hold(clocks: Sequence[Clock | Joint]) -> None:
     for clock in clocks:
         clock._waits += 1
         if clock._waits == 1:
             clock._stop()
-    try:
-        yield
-    finally:
-        for clock in clocks:
-            clock._waits -= 1
-            if clock._waits == 0:
-                clock._start()
+
+
+def _release(clocks: Sequence[Clock | Joint]) -> None:
+    for clock in clocks:
+        clock._waits -= 1
+        if clock._waits == 0:
+            clock._start()

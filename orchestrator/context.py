@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from orchestrator.calling import call_tool
 from orchestrator.controls import Controls
 from orchestrator.documents import Library, open_library
-from orchestrator.errors import DeadlineReached, InvalidAnswerError, ModelCallError, said
+from orchestrator.errors import BudgetExceeded, DeadlineReached, InvalidAnswerError, LoopStopped, ModelCallError, said
 from orchestrator.events import tell
 from orchestrator.evidence import check_claim
 from orchestrator.flights import Flights, first_good
@@ -149,7 +149,9 @@ class RunContext:
         models = [model] if model else await self._models_of(role)
         told = tuple((message.type, str(message.content), repr(getattr(message, "tool_calls", ""))) for message in messages)
         key = (role, schema, *map(id, models), *(tool.name for tool in tools), *told)
-        (answer, chat), shared = await self._flights.share(key, lambda: self._ask(role, models, messages, schema, tools))
+        (answer, chat), shared = await self._flights.share(
+            key, lambda: self._ask(role, models, messages, schema, tools), own=(BudgetExceeded, LoopStopped)
+        )
         _asked.get().add(chat._llm_type)
         if shared:
             tell("shared", role=role, model=_name(chat))

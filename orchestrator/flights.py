@@ -5,7 +5,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-__all__ = ["Flights", "first_good"]
+from orchestrator.clocks import Joint
+
+__all__ = ["Flights", "ended", "first_good", "winner"]
 
 T = TypeVar("T")
 
@@ -13,6 +15,7 @@ T = TypeVar("T")
 @dataclass(slots=True)
 class _Flight:
     task: "asyncio.Task[Any]"
+    joint: Joint
     waiters: int = 0
 
 
@@ -22,26 +25,38 @@ class Flights:
     def __init__(self) -> None:
         self._flying: dict[Hashable, _Flight] = {}
 
-    async def share(self, key: Hashable, make: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T, bool]:
-        """What `make` comes to, and whether it was under way already; its error is raised for everybody who waits."""
-        flight = self._flying.get(key)
-        shared = flight is not None
-        if flight is None:
-            flight = self._flying[key] = _Flight(asyncio.create_task(make()))
-        flight.waiters += 1
-        try:
-            return await asyncio.shield(flight.task), shared
-        finally:
-            flight.waiters -= 1
-            if (flight.waiters == 0 or flight.task.done()) and self._flying.get(key) is flight:
-                del self._flying[key]
-            if flight.waiters == 0:
-                await _ended([flight.task])
+    async def share(
+        self, key: Hashable, make: Callable[[], Coroutine[Any, Any, T]], *, own: tuple[type[Exception], ...] = ()
+    ) -> tuple[T, bool]:
+        """What `make` comes to, and whether it was under way already; its error is raised for everybody who waits.
+
+        One of `own` concerns whoever began the work: who joined begins it anew. While the work waits for its turn, the clocks of all
+        who wait for it stand still.
+        """
+        while True:
+            flight = self._flying.get(key)
+            shared = flight is not None
+            if flight is None:
+                joint = Joint()
+                flight = self._flying[key] = _Flight(asyncio.create_task(make(), context=joint.context()), joint)
+            flight.waiters += 1
+            try:
+                with flight.joint.awaited():
+                    return await asyncio.shield(flight.task), shared
+            except own:
+                if not shared:
+                    raise
+            finally:
+                flight.waiters -= 1
+                if (flight.waiters == 0 or flight.task.done()) and self._flying.get(key) is flight:
+                    del self._flying[key]
+                if flight.waiters == 0:
+                    await ended([flight.task])
 
     async def aclose(self) -> None:
         """Cancel what is still in flight, and wait for its end."""
         here = asyncio.get_running_loop()
-        await _ended([flight.task for flight in self._flying.values() if flight.task.get_loop() is here])
+        await ended([flight.task for flight in self._flying.values() if flight.task.get_loop() is here])
 
 
 async def first_good(ways: Sequence[Callable[[], Awaitable[T]]], *, passing: type[Exception]) -> T:
@@ -51,18 +66,23 @@ async def first_good(ways: Sequence[Callable[[], Awaitable[T]]], *, passing: typ
     """
     tasks = [asyncio.ensure_future(way()) for way in ways]
     try:
-        running = set(tasks)
-        while running:
-            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in (task for task in tasks if task in done):
-                if not isinstance(task.exception(), passing):
-                    return task.result()
-        return tasks[0].result()
+        return await winner(tasks, passing)
     finally:
-        await _ended(tasks)
+        await ended(tasks)
 
 
-async def _ended(tasks: Sequence["asyncio.Future[Any]"]) -> None:
+async def winner(tasks: Sequence["asyncio.Future[T]"], passing: type[Exception]) -> T:
+    """What the first task comes to that does not raise `passing`; when all did, the first task's error is raised."""
+    running = set(tasks)
+    while running:
+        done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        for task in (task for task in tasks if task in done):
+            if not isinstance(task.exception(), passing):
+                return task.result()
+    return tasks[0].result()
+
+
+async def ended(tasks: Sequence["asyncio.Future[Any]"]) -> None:
     """Cancel what still runs, wait for its end, and look at every error, so that none is reported as never looked at."""
     for task in tasks:
         task.cancel()

@@ -14,10 +14,11 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
 from pydantic import BaseModel
 
+from orchestrator.clocks import Clock
 from orchestrator.context import RunContext, kinds_asked
 from orchestrator.controls import Controls
-from orchestrator.errors import CallFailedError, InvalidAnswerError, StopRequested
-from orchestrator.events import Event, listening
+from orchestrator.errors import BudgetExceeded, CallFailedError, InvalidAnswerError, LoopStopped, StopRequested
+from orchestrator.events import Event, in_branch, listening
 from orchestrator.testing import Reply, model_server
 
 
@@ -44,6 +45,33 @@ async def test_identical_calls_in_flight_are_made_once_and_it_is_said() -> None:
         after = await word(context)
     assert (words, after, len(server.requests)) == (["one"] * 6, "one", 3)
     assert told(events, "shared") == [("shared", {"model": "test-model"})] * 4
+
+
+@pytest.mark.parametrize("controls", [{"branch_budget": {"max_calls": 1}}, {"max_agent_calls": 1}])
+async def test_a_limit_of_the_branch_that_asked_first_is_none_of_the_other_that_asks_the_same(controls: dict[str, Any]) -> None:
+    async with model_server(lambda _: Reply(value={"word": "yes"}, delay=0.1)) as server:
+        context = RunContext(models={"": server.chat_model()}, controls=Controls.model_validate(controls))
+
+        async def asks(branch: str, *questions: str) -> list[Any]:
+            with in_branch(branch):
+                return await asyncio.gather(*(word(context, question) for question in questions), return_exceptions=True)
+
+        (first, refused), (second,) = await asyncio.gather(asks("t1", "One?", "Both?"), asks("t2", "Both?"))
+    assert (first, type(refused) in (BudgetExceeded, LoopStopped), second) == ("yes", True, "yes")
+    assert len(server.requests) == 2
+
+
+async def test_the_clocks_of_all_who_wait_for_a_call_stand_still_while_it_waits_for_its_turn() -> None:
+    async with model_server(lambda _: Reply(value={"word": "yes"}, delay=0.2)) as server:
+        context = RunContext(models={"": server.chat_model()}, controls=Controls(max_concurrency=1))
+
+        async def asks(seconds: float, question: str) -> str:
+            async with Clock(seconds):
+                return await word(context, question)
+
+        before = [asks(60, f"{number}?") for number in range(10)]
+        assert await asyncio.gather(*before, asks(1.5, "Both?"), asks(1.5, "Both?")) == ["yes"] * 12
+    assert len(server.requests) == 11
 
 
 async def test_identical_calls_of_different_roles_are_two() -> None:
