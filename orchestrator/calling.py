@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from orchestrator.admission import ADMISSION, Party
+from orchestrator.admission import ADMISSION, Party, Ticket
 from orchestrator.clocks import Clock, waiting
 from orchestrator.errors import InputError, LimitReached, ToolError, said
 from orchestrator.events import tell
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from orchestrator.terms import Terms
 
-__all__ = ["call_tool"]
+__all__ = ["call_tool", "turn_of"]
 
 _THREADS = 16  # of sync tools at once, in each event loop
 _LIMITS = {"max_concurrency": 10_000, "requests_per_minute": 10_000_000}  # that a tool may declare, and the most of each
@@ -38,11 +38,11 @@ async def call_tool(tool: "BaseTool", call: "ToolCall", terms: "Terms") -> "Tool
     from langchain_core.messages import ToolMessage
     from langgraph.errors import GraphBubbleUp
 
-    limits = _limits(tool)
+    _limits(tool)  # one that cannot be is no answer of the tool
     token = in_tool.set(True)
     clock = Clock(terms.controls.call_timeout)
     try:
-        async with _admitted(tool.name, limits, terms), clock:
+        async with _admitted(tool, terms), clock:
             answer = await _answer(tool, call)
     except (GraphBubbleUp, LimitReached):
         raise
@@ -77,16 +77,23 @@ def _limits(tool: "BaseTool") -> dict[str, int]:
     return limits
 
 
-@asynccontextmanager
-async def _admitted(name: str, limits: dict[str, int], terms: "Terms") -> AsyncIterator[None]:
-    """A turn at the process's own door for this tool, where it declares limits."""
+async def turn_of(tool: "BaseTool", terms: "Terms") -> Ticket | None:
+    """A turn at the process's own door for this tool; None where it declares no limits. Raises InputError, LimitReached."""
+    limits = _limits(tool)
     if not limits:
+        return None
+    party = terms.tools.get(tool.name)
+    if party is None:
+        party = terms.tools[tool.name] = Party(name=f"{terms.name} {tool.name}", max_queue=terms.controls.max_queue, **limits)
+    return await ADMISSION.enter(f"tool {tool.name}", party, until=terms.ends)
+
+
+@asynccontextmanager
+async def _admitted(tool: "BaseTool", terms: "Terms") -> AsyncIterator[None]:
+    ticket = await turn_of(tool, terms)
+    if ticket is None:
         yield
         return
-    party = terms.tools.get(name)
-    if party is None:
-        party = terms.tools[name] = Party(name=f"{terms.name} {name}", max_queue=terms.controls.max_queue, **limits)
-    ticket = await ADMISSION.enter(f"tool {name}", party, until=terms.ends)
     try:
         yield
         ticket.leave()

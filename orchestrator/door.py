@@ -7,7 +7,6 @@ through which all calls go are wrapped, once for the process: four of BaseChatMo
 import asyncio
 import concurrent.futures
 import time
-import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
@@ -22,7 +21,8 @@ from langchain_core.outputs import ChatGeneration
 from langchain_core.runnables import ensure_config
 from langchain_core.tools import BaseTool
 
-from orchestrator.admission import ADMISSION, Party, Ticket
+from orchestrator.admission import ADMISSION, Ticket
+from orchestrator.calling import turn_of
 from orchestrator.errors import LoopStopped, OrchestratorError, QueueFull, StopRequested, ThrottledError, said
 from orchestrator.events import current_branch, tell
 from orchestrator.models.call import Call as Asked
@@ -84,7 +84,7 @@ class _Call:
     def begun(self) -> None:
         """Tell that it begins."""
         if self.is_tool:
-            tell("tool_started", branch=self.branch, role=self.role or None, tool=self.name, input=self.input)
+            tell("tool_started", branch=self.branch, role=self.role or None, tool=self.name, input=one_line(self.input))
         else:
             tell("model_started", branch=self.branch, role=self.role, model=self.name)
 
@@ -147,21 +147,18 @@ class _Door:
         self.under_way: dict[_Call, asyncio.Task[Any]] = {}  # on the run's loop
         self._loop = asyncio.get_running_loop()
         self._rounds = Rounds()
-        self._models: dict[tuple[int, str], tuple[weakref.ref[BaseChatModel], Asked]] = {}
 
     def model_call(self, model: BaseChatModel, metadata: Mapping[str, Any]) -> _Call:
         """A call of `model` that begins."""
         role = str(metadata.get("role") or metadata.get("langgraph_node") or "model")
-        known = self._models.get((id(model), role))
-        if known is None or known[0]() is not model:
-            known = self._models[id(model), role] = (weakref.ref(model), Asked.of(model, role))
-        return _Call(self, known[1].model, role, metadata.get("branch") or current_branch(), asked=known[1])
+        asked = Asked.of(model, role)
+        return _Call(self, asked.model, role, metadata.get("branch") or current_branch(), asked=asked)
 
     def tool_call(self, tool: BaseTool, given: str | dict[str, Any], metadata: Mapping[str, Any]) -> _Call:
         """A call of `tool` that begins."""
         shown = given if isinstance(given, str) else str(tool._filter_injected_args(given))
         role = str(metadata.get("role") or metadata.get("langgraph_node") or "")
-        return _Call(self, tool.name, role, current_branch(), is_tool=True, input=one_line(shown))
+        return _Call(self, tool.name, role, current_branch(), is_tool=True, input=shown)
 
     async def close(self) -> None:
         """Cancel the calls that the graph has left behind, and wait for their end; let no further one begin."""
@@ -201,18 +198,13 @@ class _Door:
         """Wait for the tool's own limits; raises LimitReached."""
         limit = self.terms.controls.max_identical_tool_calls
         self._check()
-        if self._rounds.count(f"{call.name} {call.input}", metadata) > limit:
+        if self._rounds.count(f"{call.name} {hash(call.input)}", metadata) > limit:
             raise LoopStopped(
                 f"the tool {call.name!r} was called {limit} times with the same arguments, which is the limit",
                 where=f"node {call.role!r}",
                 remedy="raise max_identical_tool_calls (--max-identical-tool-calls)",
             )
-        declared = tool.metadata or {}
-        limits = {key: declared[key] for key in ("max_concurrency", "requests_per_minute") if isinstance(declared.get(key), int)}
-        if limits:
-            opened = Party(name=f"{self.terms.name} {call.name}", max_queue=self.terms.controls.max_queue, **limits)
-            party = self.terms.tools.setdefault(call.name, opened)
-            call.ticket = await ADMISSION.enter(f"tool {call.name}", party, until=self.terms.ends)
+        call.ticket = await turn_of(tool, self.terms)
 
     def _check(self) -> None:
         if self.over:

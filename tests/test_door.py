@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from orchestrator import run
 from orchestrator.controls import Budget
 from orchestrator.door import guarding
-from orchestrator.errors import BudgetExceeded, LoopStopped, OrchestratorError, QueueFull, StopRequested
+from orchestrator.errors import BudgetExceeded, InputError, LoopStopped, OrchestratorError, QueueFull, StopRequested
 from orchestrator.events import Event, listening
 from orchestrator.models import ask
 from orchestrator.terms import Terms, in_request, in_tool
@@ -213,6 +213,28 @@ async def test_the_same_call_of_a_tool_is_made_no_more_often_than_allowed(server
     ]
     assert [event.kind for event in events if event.kind.startswith("tool")] == ["tool_started", "tool_finished"] * 2
     assert caplog.records == []
+
+
+async def test_arguments_that_differ_at_their_end_are_others(server: ModelServer) -> None:
+    async def node(state: State) -> dict[str, Any]:
+        return {"found": [await look.ainvoke({"query": f"{'a' * 500}{number}"}) for number in range(3)]}
+
+    assert len((await invoke(one_node(node), terms(max_identical_tool_calls=1)))["found"]) == 3
+
+
+async def test_a_limit_of_a_tool_that_cannot_be_is_refused(server: ModelServer) -> None:
+    @tool
+    async def odd(number: int) -> str:
+        """Declares what cannot be."""
+        return str(number)
+
+    odd.metadata = {"max_concurrency": 0}
+
+    async def node(state: State) -> dict[str, Any]:
+        return {"found": [await odd.ainvoke({"number": 1})]}
+
+    with pytest.raises(InputError, match="the tool 'odd' declares max_concurrency = 0"):
+        await invoke(one_node(node), terms())
 
 
 async def test_the_limits_that_a_tool_declares_hold(server: ModelServer) -> None:

@@ -10,7 +10,7 @@ from asking import GOOD, Plan, asked, terms
 from virtual import run
 
 from orchestrator.errors import CallFailedError, CallTimeoutError
-from orchestrator.models.hedging import Hedge, Watch, first_good
+from orchestrator.models.hedging import Hedge, Watch, hedged
 from orchestrator.testing import Reply, model_server
 
 
@@ -50,7 +50,7 @@ def outcome(hedge: Hedge, *seconds: float, fails: tuple[int, ...] = ()) -> tuple
 
     async def main() -> tuple[Any, float]:
         try:
-            found: Any = await first_good(hedge, make)
+            found: Any = await hedged(hedge, make)
         except CallFailedError as error:
             found = error.what
         assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -95,10 +95,10 @@ def test_no_more_than_a_tenth_is_hedged_and_who_had_to_do_without_looks_again() 
     make, cancelled = answering(20, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 1)
 
     async def main() -> tuple[int, float]:
-        waiting = asyncio.create_task(first_good(hedge, make))
+        waiting = asyncio.create_task(hedged(hedge, make))
         await asyncio.sleep(5)
         for _ in range(9):
-            await first_good(hedge, make)
+            await hedged(hedge, make)
         return await waiting, asyncio.get_running_loop().time()
 
     answered, ended = run(main())
@@ -118,7 +118,7 @@ def test_cancelling_the_caller_cancels_both() -> None:
     async def main() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(3):
-                await first_good(known(), make)
+                await hedged(known(), make)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     run(main())
@@ -144,7 +144,7 @@ def test_the_tail_of_a_lognormal_server_is_cut_as_far_as_theory_says() -> None:
         async def work() -> None:
             for _ in left:
                 began = loop.time()
-                await first_good(hedge, make)
+                await hedged(hedge, make)
                 seconds.append(loop.time() - began)
 
         await asyncio.gather(*(work() for _ in range(20)))

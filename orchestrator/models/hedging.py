@@ -12,7 +12,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, TypeVar
 
-__all__ = ["Hedge", "Watch", "first_good"]
+from orchestrator.flights import ended, winner
+
+__all__ = ["Hedge", "Watch", "hedged"]
 
 T = TypeVar("T")
 
@@ -21,6 +23,7 @@ _QUANTILE = 1 - _SHARE
 _LEAST_SEEN = 20  # observations, before anything is known of a tail
 _MOST_SEEN = 500
 _PATIENCE = 0.1  # of the delay, until a late request that had to do without looks again
+_LEAST_PATIENCE = 0.01  # seconds
 
 
 class Hedge:
@@ -89,7 +92,7 @@ class Watch:
             self.late.set_result(None)
 
 
-async def first_good(hedge: Hedge, make: Callable[[Watch | None], Awaitable[T]]) -> T:
+async def hedged(hedge: Hedge, make: Callable[[Watch | None], Awaitable[T]]) -> T:
     """What `make` gives, called again (with None) when the first is late; a failure counts where nothing else is under way.
 
     Whichever is not needed is cancelled, and has ended when this returns.
@@ -97,33 +100,21 @@ async def first_good(hedge: Hedge, make: Callable[[Watch | None], Awaitable[T]])
     hedge.requests += 1
     watch = Watch(hedge.delay())
     first: asyncio.Future[T] = asyncio.ensure_future(make(watch))
-    tasks: set[asyncio.Future[T]] = {first}
+    tasks = [first]
     good = False
     try:
         either: set[asyncio.Future[Any]] = {first, watch.late}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         while not first.done():  # where the share is used up, others will earn a request
             if hedge.take():
-                tasks.add(asyncio.ensure_future(make(None)))
+                tasks.append(asyncio.ensure_future(make(None)))
                 break
-            await asyncio.wait({first}, timeout=_PATIENCE * watch.delay)
-        answer = await _winner(first, tasks)
+            await asyncio.wait({first}, timeout=max(_PATIENCE * watch.delay, _LEAST_PATIENCE))
+        answer = await winner(tasks, Exception)
         good = not first.done() or first.exception() is None
         return answer
     finally:
         watch.answered()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await ended(tasks)
         if good and watch.seconds is not None:
             hedge.observe(watch.seconds)
-
-
-async def _winner(first: "asyncio.Future[T]", tasks: "set[asyncio.Future[T]]") -> T:
-    pending = set(tasks)
-    while pending:
-        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            if not task.cancelled() and task.exception() is None:
-                return task.result()
-    return first.result()

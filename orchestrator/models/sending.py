@@ -32,7 +32,7 @@ from orchestrator.events import current_branch, tell
 from orchestrator.models.answers import check_whole, cleaned
 from orchestrator.models.call import Call
 from orchestrator.models.failures import failure, is_unbilled, timed_out
-from orchestrator.models.hedging import Hedge, Watch, first_good
+from orchestrator.models.hedging import Hedge, Watch, hedged
 from orchestrator.models.resolve import CLIENT_TIMEOUT
 from orchestrator.models.seen import head
 from orchestrator.models.streaming import check_size, collect, size_of
@@ -47,6 +47,7 @@ _LONGEST_PAUSE = 8.0
 _LONGEST_WAIT = 3600.0  # seconds that an endpoint may ask a run without a deadline to wait
 _ONCE = (CallTimeoutError, TruncatedError, EmptyAnswerError)  # tried again once at most: what happened twice happens again
 _ANSWER_LIMITS = ("max_tokens", "max_output_tokens", "num_predict", "max_new_tokens")
+_STEPS = 5  # of the event loop, from an answer to the end of the requests that it makes needless
 _BEAT = 0.25  # seconds between two heartbeats of a LangGraph node whose call waits for its turn
 
 
@@ -90,6 +91,7 @@ class Sender:
         self._streams = clocks != (None, None) or bool(getattr(model, "streaming", False))
         hedged = call.role in self._controls.hedge or "*" in self._controls.hedge
         self._hedge = Hedge.of(call.endpoint, call.model, call.role) if hedged else None
+        self._rivals = hedged or call.role in self._controls.race or "*" in self._controls.race
         self._requests = 0
 
     async def send(self, query: Query) -> AIMessage:
@@ -136,7 +138,7 @@ class Sender:
     async def _first_good(self, query: Query) -> AIMessage:
         if self._hedge is None:
             return await self._admitted(query, Watch(None))
-        return await first_good(self._hedge, lambda watch: self._admitted(query, watch))
+        return await hedged(self._hedge, lambda watch: self._admitted(query, watch))
 
     async def _admitted(self, query: Query, watch: Watch | None) -> AIMessage:
         """The answer to one request; one that the endpoint had no room for is made again in its turn."""
@@ -178,6 +180,9 @@ class Sender:
         """The request itself. Whatever becomes of it, the budgets hear of it and its place is given back."""
         inside, seen = in_request.set(True), head.set(bytearray())
         try:
+            if ticket.waited and self._rivals:
+                for _ in range(_STEPS):  # it may have been let in because the answer that ends it has come
+                    await asyncio.sleep(0)
             self._terms.check()  # it may have waited for long
             reservation.sent()
             self._requests += 1
