@@ -133,6 +133,15 @@ async def test_the_first_valid_answer_wins_a_race_and_the_losers_are_cancelled_a
     assert context.terms.party.in_flight == 0
 
 
+async def test_a_racer_that_waits_for_its_turn_when_another_wins_is_never_sent() -> None:
+    async with model_server(lambda _: Reply(value={"word": "yes"}, delay=0.02)) as server:
+        models = {"": [server.chat_model(), server.chat_model()]}
+        context = RunContext(models=models, controls=Controls(race=("*",), max_concurrency=1))
+        assert [await word(context, str(number)) for number in range(3)] == ["yes"] * 3
+        used = await context.ledger.usage()
+    assert (len(server.requests), used.model_calls, used.estimated_calls) == (3, 3, 0)
+
+
 async def test_a_race_without_a_valid_answer_fails() -> None:
     async with model_server(lambda _: "no JSON") as one, model_server(lambda _: "nor here") as other:
         context = RunContext(models={"": [one.chat_model(), other.chat_model()]}, controls=Controls(race=("*",)))
