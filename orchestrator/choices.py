@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from orchestrator.controls import Controls
 from orchestrator.errors import InputError
 from orchestrator.models import choose_model, resolve_model, warnings_for
+from orchestrator.models.call import model_name
 from orchestrator.usage import check_budgets
 from orchestrator.workflow import Workflow
 
@@ -52,7 +53,7 @@ def choose_models(model: ModelSpec | None, workflow: Workflow) -> Choice:
             raise InputError(f"no model is given for role {role!r}" if role else "the list of models is empty", remedy="name one or more")
         resolved = [resolve_model(one) if isinstance(one, str) else one for one in several]
         chosen[role] = resolved if len(resolved) > 1 else resolved[0]
-        named = ", then ".join(one if isinstance(one, str) else _name(one) for one in several)
+        named = ", then ".join(one if isinstance(one, str) else model_name(one) for one in several)
         said.append(f"{role}={named}" if role else named)
         specs += [one for one in several if isinstance(one, str)]
     notes = [note for spec in specs for note in warnings_for(spec, os.environ)]
@@ -75,10 +76,6 @@ def _check_roles(roles: Iterable[str], workflow: Workflow, use: str) -> None:
 def inner_graphs(graph: CompiledStateGraph[Any, Any, Any, Any]) -> list[Any]:
     """The compiled graphs that are nodes of `graph`, and theirs."""
     return [inner for _, inner in graph.get_subgraphs(recurse=True)]
-
-
-def _name(model: BaseChatModel) -> str:
-    return str(getattr(model, "model_name", None) or getattr(model, "model", None) or model.get_name())
 
 
 def merged_controls(workflow: Workflow, given: Mapping[str, Any] | Controls | None) -> Controls:
@@ -108,4 +105,4 @@ def check_controls(controls: Controls, models: Choice, workflow: Workflow) -> No
             what = "race needs two models or more" if role == "*" else f"role {role!r} is to race, and it has one model"
             raise InputError(what, remedy="give it a list of models, or take it out of race")
     every = (one for asked in models.by_role.values() for one in ([asked] if isinstance(asked, BaseChatModel) else asked))
-    check_budgets(controls, map(_name, every))
+    check_budgets(controls, map(model_name, every))

@@ -27,6 +27,7 @@ from orchestrator.evidence import check_claim
 from orchestrator.flights import Flights, first_good
 from orchestrator.joining import Join
 from orchestrator.models import Answer, ask, choose_model, resolve_model
+from orchestrator.models.call import model_name
 from orchestrator.state import Check, Finding, Source
 from orchestrator.terms import Terms
 from orchestrator.text import data_block
@@ -154,7 +155,7 @@ class RunContext:
         )
         _asked.get().add(chat._llm_type)
         if shared:
-            tell("shared", role=role, model=_name(chat))
+            tell("shared", role=role, model=model_name(chat))
         return answer
 
     async def _ask(
@@ -172,7 +173,7 @@ class RunContext:
             try:
                 return await way()
             except ModelCallError as error:
-                tell("fallback", role=role, model=_name(models[place]), next=_name(models[place + 1]), error=said(error))
+                tell("fallback", role=role, model=model_name(models[place]), next=model_name(models[place + 1]), error=said(error))
         return await ways[-1]()
 
     async def call_tool(self, tool: BaseTool, call: ToolCall) -> ToolMessage:
@@ -245,10 +246,6 @@ class RunContext:
 
 _Runs = WeakKeyDictionary[Callable[[Any], None], RunContext]
 _defaults: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[RunContext, _Runs]] = WeakKeyDictionary()
-
-
-def _name(model: BaseChatModel) -> str:
-    return str(getattr(model, "model_name", None) or getattr(model, "model", None) or model._llm_type)
 
 
 def _environments_choice() -> Sequence[BaseChatModel]:

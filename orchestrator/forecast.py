@@ -21,7 +21,7 @@ from orchestrator.checks import GraphView
 from orchestrator.controls import Controls
 from orchestrator.errors import InputError
 from orchestrator.returns import function_of, names
-from orchestrator.text import one_line
+from orchestrator.text import counted, one_line
 from orchestrator.usage import price
 
 if TYPE_CHECKING:
@@ -78,18 +78,18 @@ class Forecast:
         return [one_line(line, 80) if line[0] != " " else f"  {one_line(line, 78)}" for line in self._lines()][:12]
 
     def _lines(self) -> Iterator[str]:
-        yield f"at most {_counted(self.calls, 'model call')}{': ' if self.by else ''}{self.by}"
+        yield f"at most {counted(self.calls, 'model call')}{': ' if self.by else ''}{self.by}"
         if not self.calls:
             return
         if self.usual_calls is not None:
-            several = f", {_counted(self.usual_branches, 'branch')}" if self.usual_branches else ""
-            yield f"one pass in which each node asks once{several}: {_counted(self.usual_calls, 'call')}"
+            several = f", {counted(self.usual_branches, 'branch', 'branches')}" if self.usual_branches else ""
+            yield f"one pass in which each node asks once{several}: {counted(self.usual_calls, 'call')}"
         yield f"at most {self.input_tokens:,} tokens in, {self.output_tokens:,} out"
         if self.cost_usd is None:
             yield f"cost unknown: no price for {', '.join(self.unpriced)}"
         else:
             yield f"at most ${self.cost_usd:,.2f}" if self.cost_usd else "no cost"
-        yield f"longest chain: {_counted(self.chain, 'call')}, at most {self.seconds:,.0f} s by {self.seconds_by}"
+        yield f"longest chain: {counted(self.chain, 'call')}, at most {self.seconds:,.0f} s by {self.seconds_by}"
         yield "taken for granted:"
         yield from (f"  {assumption}" for assumption in self.assumptions)
 
@@ -374,14 +374,14 @@ class _Sum:
         yield f"an answer has at most {self.controls.max_answer_tokens:,} tokens (--max-answer-tokens)"
         yield f"an answer that does not fit is repaired at most {_REQUESTS - 1} times"
         if retries:
-            yield f"{_counted(retries, 'retry')} at most; what an endpoint rejects (400, 429) is not counted"
+            yield f"{counted(retries, 'retry', 'retries')} at most; what an endpoint rejects (400, 429) is not counted"
         else:
             yield "nothing is asked again after a failure"
         if self.walk.untold:
             untold = ", ".join(dict.fromkeys(self.walk.untold))
             yield f"{self.controls.max_agent_calls:,} calls a visit where a node does not say (--max-agent-calls): {untold}"
         if fans:
-            yield f"a fan-out starts at most {_counted(self.controls.max_branches, 'branch')} (--max-branches)"
+            yield f"a fan-out starts at most {counted(self.controls.max_branches, 'branch', 'branches')} (--max-branches)"
 
 
 def _harmless(function: FunctionType | None, seen: frozenset[CodeType] = frozenset()) -> bool:
@@ -444,8 +444,3 @@ def _models_of(models: Models, role: str) -> list[str | None]:
 
 def _least(value: int, *limits: int | None) -> int:
     return min([value, *(limit for limit in limits if limit is not None)])
-
-
-def _counted(number: int, what: str) -> str:
-    plural = f"{what[:-1]}ies" if what.endswith("ry") else f"{what}es" if what.endswith("ch") else f"{what}s"
-    return f"{number:,} {what if number == 1 else plural}"

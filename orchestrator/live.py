@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.events import Event
-from orchestrator.progress import BranchView, RunView, counted, plain_lines, spent, status_words, summary
-from orchestrator.text import one_line
+from orchestrator.progress import BranchView, RunView, plain_lines, spent, status_words, summary
+from orchestrator.text import counted, one_line
 
 __all__ = ["open_live", "render"]
 

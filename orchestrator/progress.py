@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from orchestrator.events import Event
-from orchestrator.text import one_line
+from orchestrator.text import counted, one_line
 
-__all__ = ["BranchView", "RunView", "counted", "open_progress", "plain_lines", "spent", "status_words", "summary"]
+__all__ = ["BranchView", "RunView", "open_progress", "plain_lines", "spent", "status_words", "summary"]
 
 _DOING = {"search": "searching", "research": "researching", "tools": "using tools", "verify": "verifying", "repair": "repairing"}
 _WRITING = {"planner": "planning", "writer": "writing the report"}
@@ -257,11 +257,6 @@ def _model_names(model: object) -> str:
     if isinstance(model, Mapping):
         return ", ".join(f"{one_line(role, 40)}={one_line(name, 80)}" if role else one_line(name, 80) for role, name in model.items())
     return one_line(model or "none", 80)
-
-
-def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """`1 branch`, `12,345 branches`."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def _slowed(fields: Mapping[str, Any]) -> str:

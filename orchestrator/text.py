@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 
-__all__ = ["ALIKE", "data_block", "nearest", "one_line", "printable", "secrets_of", "trimmed", "without"]
+__all__ = ["ALIKE", "counted", "data_block", "nearest", "one_line", "printable", "secrets_of", "trimmed", "without"]
 
 # Escape sequences go as a whole, then what is left of C0 and C1 controls. OSC and DCS run to their terminator; where the line has
 # none, only the introducer goes, so that nobody hides the text behind it.
@@ -28,6 +28,11 @@ def one_line(text: object, limit: int = 200) -> str:
     """`text` printable, on one line, cut to `limit` characters."""
     line = " ".join(printable(str(text)).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """`1 branch`, `12,345 branches`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:

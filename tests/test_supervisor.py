@@ -138,7 +138,7 @@ async def test_rejected_claims_go_back_with_the_reason_at_most_max_repairs_times
     assert result.output["findings"] == []
     assert result.output["gaps"][0] == "a (no claim held: as told)"
     assert "a holds" not in result.output["report"]
-    assert "## Findings\n\n- Left out: one claim that the quotes did not support." in result.output["report"]
+    assert "## Findings\n\n- Left out: 1 claim that the quotes did not support." in result.output["report"]
     assert [(found["claim"], found["verdict"]["label"]) for found in result.branches[0]["rejected"]] == [("a holds.", "contradicted")]
 
 

@@ -9,7 +9,7 @@ from orchestrator.documents import Library
 from orchestrator.evidence import check_claim
 from orchestrator.joining import is_lost
 from orchestrator.state import BranchResult, Citation, Failure, Finding, Report, Sentence
-from orchestrator.text import one_line
+from orchestrator.text import counted, one_line
 
 __all__ = ["distinct_findings", "write_report"]
 
@@ -131,15 +131,11 @@ def _by_question(
     for result in branches:
         lines = [f"- {_plain(finding.claim)} {_marks([finding], numbers)}" for finding in result.findings if finding.claim not in said]
         if result.rejected:
-            lines.append(f"- Left out: {_claims(len(result.rejected))} that the quotes did not support.")
+            lines.append(f"- Left out: {counted(len(result.rejected), 'claim')} that the quotes did not support.")
         if lines:
             title = _plain(result.task.question) if len(branches) > 1 else "Further findings" if told else "Findings"
             parts.append("\n".join([f"## {title}", "", *lines]))
     return parts
-
-
-def _claims(count: int) -> str:
-    return "one claim" if count == 1 else f"{count} claims"
 
 
 def _listed(title: str, lines: Sequence[str]) -> str:

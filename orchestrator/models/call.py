@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from orchestrator.events import current_branch
 from orchestrator.text import one_line, secrets_of, without
 
-__all__ = ["Call"]
+__all__ = ["Call", "model_name"]
 
 _KEY_SHAPED = re.compile(r"\b(?:(?:sk|pk|lsv2|xai|gsk)[-_][\w\-*.]{6,}|AIza[\w\-]{20,})|(?<=Bearer )\S+", re.IGNORECASE)
 _KEY_NAMES = {"google_genai": "GOOGLE_API_KEY", "mistralai": "MISTRAL_API_KEY", "cohere": "COHERE_API_KEY"}
@@ -35,10 +35,9 @@ class Call:
         """What can be told about `model` without asking it."""
         openai_like = any(base.__name__ == "BaseChatOpenAI" for base in type(model).__mro__)
         package = type(model).__module__.partition(".")[0].removeprefix("langchain_")
-        name = next((value for key in ("model_name", "model", "model_id") if isinstance(value := getattr(model, key, None), str)), "")
         host, key = _host(model), _key(model)
         endpoint = f"{host or package} {hashlib.sha256(key.encode(errors='replace')).hexdigest()[:8]}"
-        return cls(role, name or type(model).__name__, package, host, openai_like, endpoint, (key,) if key else ())
+        return cls(role, model_name(model), package, host, openai_like, endpoint, (key,) if key else ())
 
     @property
     def where(self) -> str:
@@ -65,6 +64,12 @@ class Call:
         """`text` on one line without anything that is, or looks like, a key."""
         text = without([*self.secrets, *secrets_of(os.environ).values()], text, "[key]")
         return one_line(_KEY_SHAPED.sub("[key]", text), limit)
+
+
+def model_name(model: BaseChatModel) -> str:
+    """What its provider calls it, which prices go by; the name of its class where it does not say."""
+    names = (getattr(model, key, None) for key in ("model_name", "model", "model_id"))
+    return next((name for name in names if isinstance(name, str) and name), type(model).__name__)
 
 
 def _host(model: BaseChatModel) -> str:
