@@ -30,10 +30,12 @@ def outcome(state: Mapping[str, Any], interrupts: Sequence[Interrupt]) -> tuple[
         return "interrupted", f"the graph waits for a person, and a run cannot be resumed yet: {asked}"
     failures = [failure for failure in _listed(state.get("failures")) if isinstance(failure, Failure)]
     lost = [branch for branch in branches(state) if is_lost(branch)]
-    causes = [*(branch.error or branch.status for branch in lost), *(_cause(failure) for failure in failures)]
+    joined = [failure.error for failure in failures if failure.role == "join"]  # with the cause of the branch that it names
+    of_branches = [branch.error or branch.status for branch in lost]
+    causes = [error for error in of_branches if not any(error in told for told in joined)] + [*map(_cause, failures)]
     if {"limited", "skipped"} & {*(branch.status for branch in lost), *(failure.status for failure in failures)}:
         return "limited", _summed_up(causes)
-    if joined := [failure.error for failure in failures if failure.role == "join"]:
+    if joined:
         return "failed", _summed_up(joined)
     if lost and len(lost) == len(branches(state)) and not any(branch.findings for branch in lost):
         return "failed", _summed_up(branch.error or branch.status for branch in lost)

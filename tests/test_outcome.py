@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.outcome import outcome
-from orchestrator.state import BranchResult, Task
+from orchestrator.state import BranchResult, Failure, Task
 
 HUNG = "no answer within 5 s (call_timeout){}. researcher model 'm' at h:1, node 'research', branch {}. raise call_timeout"
 SPENT = "the budget of {} has no room for another call: {} of 9,000 tokens are used, and a call may need {}. raise max_tokens"
@@ -28,6 +28,13 @@ CAUSES = [
     ([SLOW.format("", "h:2"), CLOSED.format("14")], f"{SLOW.format('', 'h:2')}; {CLOSED.format('14')}"),
     (["the provider failed (500): x", "the provider failed (502): x"], "the provider failed (500): x; the provider failed (502): x"),
 ]  # fmt: skip
+
+
+def test_a_cause_that_the_join_policy_names_is_told_once() -> None:
+    spent = SPENT.format("branch 't1'", "8,200", "1,004")
+    branch = BranchResult(task=Task(id="t1", question="?"), status="limited", error=spent, attempts=1)
+    join = Failure(role="join", status="failed", error=f"branch t1 ('?') reached a limit: {spent}")
+    assert outcome({"branches": [branch], "failures": [join]}, ()) == ("limited", join.error)
 
 
 @pytest.mark.parametrize(("errors", "told"), CAUSES)
