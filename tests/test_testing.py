@@ -1,7 +1,9 @@
 """The server that workflows are tested with: what it answers, how it fails, what it remembers."""
 
 import asyncio
+import gc
 import json
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -387,7 +389,12 @@ def test_a_refusal_says_how_long_to_wait_if_it_is_told_to() -> None:
 
 
 async def test_more_than_its_capacity_is_refused() -> None:
-    async with model_server(lambda _: Reply(text="fine", delay=0.3), capacity=3) as server:
+    async def when_all_have_come(_: dict[str, Any]) -> str:
+        while len(server.requests) < 6:  # noqa: ASYNC110 - the server counts, and tells nobody
+            await asyncio.sleep(0.005)
+        return "fine"
+
+    async with model_server(when_all_have_come, capacity=3) as server:
         answers = await asyncio.gather(*(asyncio.to_thread(post, server, HELLO) for _ in range(6)))
     assert sorted(status for status, _, _ in answers) == [200, 200, 200, 503, 503, 503]
 
@@ -402,6 +409,29 @@ async def test_a_server_may_stop_listening_while_it_is_used() -> None:
         writer.close()
         with pytest.raises(urllib.error.URLError, match="refused"):
             await asyncio.to_thread(post, server, HELLO)
+
+
+@pytest.mark.parametrize("rounds", range(4))
+async def test_connections_made_while_it_stops_listening_are_closed(rounds: int) -> None:
+    """What is left open would be a warning of the garbage collector, and those are errors."""
+    clients = [socket.socket() for _ in range(20)]
+
+    async def reply(_: dict[str, Any]) -> str:
+        for client in clients:
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", port))
+        for _round in range(rounds):  # of the event loop, in which they are accepted
+            await asyncio.sleep(0)
+        server.refuse()
+        return "fine"
+
+    async with model_server(reply) as server:
+        port = int(server.base_url.rpartition(":")[2].partition("/")[0])
+        with pytest.raises(ConnectionError):
+            await asyncio.to_thread(post, server, HELLO)
+    for client in clients:
+        client.close()
+    gc.collect()
 
 
 COUNTED = [

@@ -1,6 +1,7 @@
 """An OpenAI-compatible server on this machine, in a thread of its own."""
 
 import asyncio
+import contextlib
 import inspect
 import json
 import socket
@@ -39,6 +40,7 @@ class ModelServer:
         self._reply = reply if callable(reply) else _in_order(reply)
         self._usage = usage
         self._capacity = capacity
+        self._refusing = False
         self._problem: Exception | None = None
         self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
@@ -106,31 +108,48 @@ class ModelServer:
             runner.run(self._serve(listening))
 
     async def _serve(self, listening: socket.socket) -> None:
+        self._listening = listening
         self._server = await self._loop.create_server(
             lambda: asyncio.StreamReaderProtocol(_Reader(limit=1 << 26, loop=self._loop), self._connected), sock=listening
         )
         await self._stop.wait()
-        self._server.close()
+        self._stop_listening()
         for task in self._open:
             task.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
+        await asyncio.sleep(0)  # what was accepted a moment ago is closed
+
+    def _stop_listening(self) -> None:
+        """In two steps: a connection that asyncio's server has just accepted when it is closed would never be closed itself."""
+        if not self._refusing:
+            self._refusing = True
+            self._loop.remove_reader(self._listening)
+            self._loop.call_soon(self._server.close)
 
     def _hang_up(self) -> None:
-        self._server.close()
+        self._stop_listening()
         for writer in self._open.values():
             writer.transport.abort()
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = cast("asyncio.Task[None]", asyncio.current_task())
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """At once, and not in the task: one that is cancelled before it began would leave its connection open."""
+        if self._refusing:
+            writer.transport.abort()
+            return
+        task = self._loop.create_task(self._converse(cast("_Reader", reader), writer))
         self._open[task] = writer
-        try:
+        task.add_done_callback(self._disconnected)
+
+    def _disconnected(self, task: asyncio.Task[None]) -> None:
+        self._open.pop(task).close()
+        if not task.cancelled():
+            task.result()
+
+    async def _converse(self, reader: "_Reader", writer: asyncio.StreamWriter) -> None:
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):  # the client went away: there is nobody left to answer
             while (request := await _read_request(reader)) is not None:
-                await self._answer(request, cast("_Reader", reader), writer, task)
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # the client went away, or the server stops: there is nobody left to answer
-        finally:
-            del self._open[task]
-            writer.close()
+                await self._answer(request, reader, writer, task)
 
     async def _answer(self, request: Request, reader: "_Reader", writer: asyncio.StreamWriter, task: "asyncio.Task[None]") -> None:
         self.in_flight += 1
