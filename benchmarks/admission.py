@@ -8,9 +8,11 @@ ratio to calls, seconds as a ratio to the least that the server's limit allows, 
 
 import argparse
 import asyncio
+import math
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 from orchestrator.admission import Admission, Party
@@ -92,11 +94,19 @@ def _refusals(seeds: int) -> None:
                 for retry_after in (False, True):
                     label = f"{count} calls of {seconds:g} s, {name}{', Retry-After' if retry_after else ''}"
                     _row(label, lambda *given, limit=limit: Server(limit(), *given), seconds, retry_after, count, count / 20, seeds)
-    for seconds in (0.05, 0.2, 2.0):
-        label = f"200 calls of {seconds:g} s, 10 in flight"
-        _row(label, lambda *given: Server(lambda _: None, *given, most=10), seconds, False, 200, 20 * seconds, seeds)
+    for status, overloaded in (("503", True), ("429", False)):
+        print(f"\n{'10 in flight, else ' + status:<44} {'answered':>10} {'requests':>9} {'seconds':>8}")
+        for count, seconds in ((200, 0.05), (200, 0.2), (200, 2.0), (402, 0.05), (402, 0.2), (402, 2.0), (60, 30.0)):
+            for retry_after in (False, True):
+                label = f"{count} calls of {seconds:g} s{', Retry-After' if retry_after else ''}"
+                ideal = math.ceil(count / 10) * seconds
+                _row(label, partial(_crowded, overloaded), seconds, retry_after, count, ideal, seeds)
     outcome = run(calls(Server(never), 50))
     print(f"50 calls, everything refused: {outcome.requests} requests, {outcome.seconds:.1f} s")
+
+
+def _crowded(overloaded: bool, seconds: float, retry_after: bool) -> Server:
+    return Server(seconds=seconds, retry_after=retry_after, most=10, overloaded=overloaded)
 
 
 def _row(label: str, make: Callable[..., Server], seconds: float, retry_after: bool, count: int, ideal: float, seeds: int) -> None:

@@ -22,7 +22,7 @@ _CREDIT = 0.02  # seconds that a timer may be late without loss to the pace; hal
 _PATIENCE = 0.25  # seconds without a refusal after which a probe went through; twice as long as a refusal took, where that is more
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 4.0
-_SURE = 2  # probes refused in a row while others are under way, then these are what the endpoint has room for
+_SURE = 2  # probes refused in a row while others are under way, or refusals at as many in flight, then that is what it has room for
 _PROBES = 5  # refused in a row, then the endpoint refuses everything
 _MEMORY = 60.0  # seconds without a refusal after which all is forgotten
 
@@ -94,6 +94,7 @@ class Adaptive:
         self._evidence: _Evidence | None = None
         self._most = 0  # calls in flight, when one that was refused in the episode was let in
         self._refused = 0  # in the episode
+        self._alike = 0  # episodes in a row that began at as many in flight as the one before, though slower
         self._forget_at: float | None = None
 
     def limit(self, now: float, most: int) -> int:
@@ -200,9 +201,8 @@ class Adaptive:
             held = math.inf if self._pace is None else passage.at - self._pace.since
             self._evidence = _Evidence(sent, passage.in_flight, before, held)
             slower = self._pace is not None and before < self._pace.plateau
-            if slower and abs(accepted - knee) <= _ALIKE * knee:
-                self._limits = "places"
-        if self._streak >= _SURE or (overloaded and self._limits is None):
+            self._alike = self._alike + 1 if slower and abs(accepted - knee) <= _ALIKE * knee else 0
+        if self._streak >= _SURE or self._alike >= _SURE or (overloaded and self._limits is None):
             self._limits = "places"
         self._sure = self._sure or (self._limits == "places" and self._streak > 0)
         self._quickest = now - passage.at
@@ -211,7 +211,7 @@ class Adaptive:
 
     def _pause(self) -> float:
         if self._streak == 0:
-            return self.asked or _FIRST_PAUSE * (1 + self._draw() / 4)
+            return self.asked or _FIRST_PAUSE * (1 + self._draw() / 8)
         return max(self.asked or 0.0, min(_LONGEST_PAUSE, _FIRST_PAUSE * (1 << min(self._streak, 8))) * (1 - self._draw() / 4))
 
     def _open(self, now: float, probe: Passage) -> None:
@@ -239,6 +239,6 @@ class Adaptive:
 
     def _forget(self) -> None:
         self._window = self._pace = self._evidence = self.paused_until = self._probe = self._forget_at = None
-        self._streak, self.refusals = -1, 0
+        self._streak, self.refusals, self._alike = -1, 0, 0
         self._limits = None
         self.closed = self._sure = False
