@@ -5,7 +5,6 @@ import gc
 import os
 import sys
 import time
-import warnings
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -361,8 +360,6 @@ def _start(request: _Request, signals: Signals) -> int:
     from orchestrator.progress import RunView
     from orchestrator.tracing import langsmith_tracing
 
-    # LangGraph's own, when a run is cancelled while branches wait for max_concurrency; there is nothing that a user could do about it.
-    warnings.filterwarnings("ignore", "coroutine 'arun_with_retry' was never awaited", RuntimeWarning)
     options, view = request.options, RunView()
     logs = open_logs(
         log_file=request.log_file, log_format=options.log_format, debug=options.debug, quiet=options.quiet, run_id=request.run_id
@@ -412,7 +409,11 @@ async def _drive(request: _Request, view: "RunView", signals: Signals) -> Mappin
         if not request.options.quiet and view.result is None:
             say(_stopping_line(max(0, view.calls - view.calls_done)))
 
-    signals.stop = lambda: loop.call_soon_threadsafe(stopping)
+    def stop_soon() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the run is over, and the process about to end
+            loop.call_soon_threadsafe(stopping)
+
+    signals.stop = stop_soon
     events = stream(request.workflow, request.values, model=request.model, controls=request.controls, run_id=request.run_id, stop=stop)
     with watching() if request.options.debug else contextlib.nullcontext():
         async with contextlib.aclosing(events):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from orchestrator.errors import InputError
-from orchestrator.text import nearest, one_line
+from orchestrator.text import in_words, nearest, one_line
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -72,7 +72,7 @@ def add_controls(parser: argparse.ArgumentParser) -> None:
             default=argparse.SUPPRESS,
             action="append",
             metavar="[OF=]N" if of_budget else _metavar(info),
-            help=f"{info.description}{kind} (default: {_shown(info.default)})".replace("%", "%%"),
+            help=f"{info.description}{kind} (default: {in_words(info.default)})".replace("%", "%%"),
         )
 
 
@@ -244,12 +244,3 @@ def _range(info: "FieldInfo") -> str:
 
 def _metavar(info: "FieldInfo") -> str:
     return {"names of roles": "ROLE[,ROLE]", "one of": "|".join(_choices(info)), "a policy": "POLICY"}.get(_kind(info)[0], "N")
-
-
-def _shown(value: Any) -> str:
-    """A value for people: `none`, `10,000`, `120`, `collect`, `planner,writer`."""
-    if value is None or value == ():
-        return "none"
-    if isinstance(value, list | tuple):
-        return ",".join(value)
-    return f"{value:,.10g}" if isinstance(value, int | float) else str(value)

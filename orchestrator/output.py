@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from orchestrator.errors import OrchestratorError, OutputError
 from orchestrator.events import Event
-from orchestrator.text import one_line, printable
+from orchestrator.text import in_words, one_line, printable
 
 if TYPE_CHECKING:
     import argparse
@@ -272,8 +272,8 @@ def description_text(told: Mapping[str, Any], *, width: int | None = None) -> st
     nodes = [(node["name"] + (" ×N" if node["many"] else ""), "-> " + (", ".join(node["to"]) or "END")) for node in told["nodes"]]
     agents = [(agent["name"], f"{_names(agent['input'])} -> {_names(agent['output'])}") for agent in told["agents"]]
     output = [(field["name"], field["type"]) for field in told["output"]]
-    structure = [(row["node"], _value(row["value"]), row["meaning"]) for row in told["structure"]]
-    controls = [(_option(row), _value(row["value"]), row["origin"], row["meaning"]) for row in told["controls"]]
+    structure = [(row["node"], in_words(row["value"]), row["meaning"]) for row in told["structure"]]
+    controls = [(_option(row), in_words(row["value"]), row["origin"], row["meaning"]) for row in told["controls"]]
     tables: dict[str, Sequence[Sequence[str]]] = {"input": fields, "output": output, "nodes": nodes, "agents": agents}
     for title, rows in {**tables, "limits of the graph": structure, "limits in force": controls}.items():
         if rows:
@@ -285,14 +285,6 @@ def description_text(told: Mapping[str, Any], *, width: int | None = None) -> st
 
 def _option(limit: Mapping[str, Any]) -> str:
     return f"{limit['option']} {one_line(limit['of'], 40)}=" if limit["of"] else str(limit["option"])
-
-
-def _value(value: object) -> str:
-    if value is None or value == []:
-        return "none"
-    if isinstance(value, list):
-        return ",".join(one_line(item, 40) for item in value)
-    return f"{value:,.10g}" if isinstance(value, int | float) else one_line(value, 60)
 
 
 _NARROWEST = 30

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 
-__all__ = ["ALIKE", "counted", "data_block", "nearest", "one_line", "printable", "secrets_of", "trimmed", "without"]
+__all__ = ["ALIKE", "counted", "data_block", "in_words", "nearest", "one_line", "printable", "secrets_of", "trimmed", "without"]
 
 # Escape sequences go as a whole, then what is left of C0 and C1 controls. OSC and DCS run to their terminator; where the line has
 # none, only the introducer goes, so that nobody hides the text behind it.
@@ -33,6 +33,15 @@ def one_line(text: object, limit: int = 200) -> str:
 def counted(number: int, noun: str, plural: str | None = None) -> str:
     """`1 branch`, `12,345 branches`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def in_words(value: object) -> str:
+    """A setting on one line: `none`, `10,000`, `0.5`, `collect`, `planner,writer`."""
+    if value is None or value == [] or value == ():
+        return "none"
+    if isinstance(value, list | tuple):
+        return ",".join(one_line(item, 40) for item in value)
+    return f"{value:,.10g}" if isinstance(value, int | float) else one_line(value, 60)
 
 
 def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
