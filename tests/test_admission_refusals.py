@@ -171,14 +171,14 @@ def test_only_one_probe_goes_while_the_endpoint_refuses() -> None:
             ticket.throttled(None)
         waiters = [asyncio.ensure_future(admission.enter("api.test", party)) for _ in range(8)]
         seen = []
-        for seconds in (0.9, 0.2, 0.8, 0.2):
+        for seconds in (0.9, 0.2, 0.5, 0.1):
             await asyncio.sleep(seconds)
             seen.append(party.in_flight)
         for waiter in waiters:
             (await waiter).leave()
         return seen
 
-    # after a pause of 1 s a probe; refusals took 0.5 s, so one that is not refused for 1 s went through, and 0.7 of the others follow
+    # after a pause of 1 s a probe; refusals took 0.5 s, so one that is not refused for 0.625 s went through, and 0.7 of the others follow
     assert run(main()) == [0, 1, 1, 5]
 
 

@@ -19,7 +19,7 @@ _SOON_SECONDS = 1.5
 _SEEN = 10.0  # seconds that a refusal may take and still tell what was accepted before it
 _SLOWEST_CUT = 0.7  # of the pace before, at one refusal
 _CREDIT = 0.02  # seconds that a timer may be late without loss to the pace; half an interval where that is more
-_PATIENCE = 0.25  # seconds without a refusal after which a probe went through; twice as long as a refusal took, where that is more
+_PATIENCE = 0.25  # seconds without a refusal after which a probe went through; 1.25 times as long as a refusal took, where that is more
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 4.0
 _SURE = 2  # probes refused in a row while others are under way, or refusals at as many in flight, then that is what it has room for
@@ -65,11 +65,11 @@ class _Evidence:
 class Adaptive:
     """One endpoint's state: open, paused, or probing, when one call at a time finds out whether the pause was long enough.
 
-    The refusals of the calls that are in flight at the first are one episode. They tell of calls at once where the endpoint says that it is
-    overloaded (503) and others were accepted, where it refuses probes while others are under way, or at as many in flight as before, though
-    slower: from then on as many are in flight as it accepted, and what was refused goes when one of those is answered, without a pause that
-    nobody asked for. Otherwise all pause, and go on at the rate that it accepted. Both numbers grow with time. Times are seconds of the
-    loop's clock; `draw` gives random numbers from 0 to 1.
+    The refusals of the calls that are in flight at the first are one episode. They tell of places where the endpoint says that it is
+    overloaded (503) and others were accepted, or where it twice refuses probes while others are under way, or twice at as many in flight as
+    before, though slower: from then on as many are in flight as it accepted, and the next goes when one of those is answered. Otherwise all
+    pause, and go on at the rate that it accepted; so they do where none of the places was accepted, or a probe without a place. Both
+    numbers grow with time. Times are seconds of the loop's clock; `draw` gives random numbers from 0 to 1.
     """
 
     def __init__(self, draw: Callable[[], float]) -> None:
@@ -124,7 +124,7 @@ class Adaptive:
         passage = Passage(now, self.episode, in_flight, self._sent.add(now, 1))
         if self.paused_until is not None:
             self._probe = passage
-            self._probe_ends = now + max(_PATIENCE, 2 * self._quickest)
+            self._probe_ends = now + max(_PATIENCE, 1.25 * self._quickest)
         elif self._pace is not None:
             interval = 1 / self._pace.at(now)
             self._next = max(self._next, now - max(_CREDIT, interval / 2)) + interval
