@@ -81,7 +81,7 @@ async def test_a_refusal_names_the_budget_its_limit_what_is_used_and_the_option(
             {"role_budgets": {"agent": {"max_input_tokens": 50}}},
             [
                 "the budget of role 'agent' has no room for another call: 0 of 50 input tokens are used, and a call may need 100",
-                "raise role_budgets.agent.max_input_tokens",
+                "raise role_budgets.agent.max_input_tokens (--max-input-tokens agent=N)",
             ],
         ),
         (

@@ -100,7 +100,11 @@ def test_a_module_imports_only_from_the_left(path: Path) -> None:
     if module == "__init__":
         return  # the public face names modules of every group, lazily
     assert module in RANK, f"{module} has no place in the import rule"
-    peers = {"workflow", "places", "importing", "inputs", "drawing"}, {"progress", "live", "output"}, {"cli", "options", "limits", "stopping"}
+    peers = (
+        {"workflow", "places", "importing", "inputs", "drawing"},
+        {"progress", "live", "output"},
+        {"cli", "options", "limits", "stopping"},
+    )
     family = next((peer for peer in peers if module in peer), {module})
     assert {used for used in engine_modules(path) if used not in family and RANK[used] >= RANK[module]} == set()
 

@@ -58,12 +58,13 @@ class Account:
     def exceeded(self, index: int, need: Amounts, keep: Amounts) -> BudgetExceeded:
         """The error for a call that the limit `index` has no room for."""
         unit, setting = _UNITS[index], f"{self.setting}{_LIMITS[index]}"
-        option = "" if self.setting else " (--budget-usd)" if index == 4 else f" (--{setting.replace('_', '-')})"
+        option = "--budget-usd" if index == 4 else f"--{_LIMITS[index].replace('_', '-')}"
+        whose = {"": "", "branch_budget.": " branch=N"}.get(self.setting, f" {self.setting.removeprefix('role_budgets.')[:-1]}=N")
         left = f", {_shown(index, keep[index])} are kept for verifying and writing" if keep[index] else ""
         return BudgetExceeded(
             f"the budget of {self.owner} has no room for another call: {_shown(index, self.used[index])} of"
             f" {_shown(index, self.limits[index] or 0)} {unit} are used{left}, and a call may need {_shown(index, need[index])}",
-            remedy=f"raise {setting}{option}",
+            remedy=f"raise {setting} ({option}{whose})",
         )
 
 
