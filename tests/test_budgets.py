@@ -74,7 +74,7 @@ async def test_a_refusal_names_the_budget_its_limit_what_is_used_and_the_option(
             {"branch_budget": {"max_output_tokens": 200}},
             [
                 "the budget of branch 't1' has no room for another call: 0 of 200 output tokens are used, and a call may need 256",
-                "raise branch_budget.max_output_tokens",
+                "raise branch_budget.max_output_tokens (--max-output-tokens branch=N)",
             ],
         ),
         (
