@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
+from orchestrator.admission import ADMISSION
+
 _OUTSIDE = ("OPENAI_", "LANGSMITH_", "LANGCHAIN_", "ORCHESTRATOR_", "ANTHROPIC_", "GOOGLE_")
 
 
@@ -40,6 +42,16 @@ def loop_is_not_blocked() -> Iterator[BlockBuster]:
         for function in blockbuster.functions.values():  # a test makes its model where it needs it; the runner does so in a thread
             function.can_block_in("orchestrator/testing/server.py", "chat_model")
         yield blockbuster
+
+
+@pytest.fixture(autouse=True)
+def nobody_at_the_door() -> Iterator[None]:
+    """No test leaves a call in flight or waiting; what it taught about an endpoint is forgotten, as ports are used again."""
+    yield
+    gates = ADMISSION._gates
+    left = [(endpoint, gate.in_flight, gate.waiting) for endpoint, gate in gates.items() if gate.in_flight or gate.waiting]
+    gates.clear()
+    assert left == []
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 A fault that stays loses what it hits and nothing else; one that clears is got over; none is ever taken for an answer. The places
 are one branch, five of them, all, the planner, the verifier and the writer. Where the number of branches is not the point there
-are 10 instead of 50, and 3 where no branch is hit; the six runs of a fault share one test.
+are 6 instead of 50, and 3 where no branch is hit; the six runs of a fault share one test.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ import pytest
 from research_made import PLACES, Place, Troubled, requests_at, research, topics_script, write_topics
 
 from orchestrator import Result
+from orchestrator.admission import adapting
 from orchestrator.testing import FAULTS, ModelServer, fault, faulty, model_server
 
 WHOLE_RUN: dict[Place, str] = {
@@ -98,7 +99,7 @@ HARMLESS = ("surrogate", "duplicate_calls")
 # Refusals for want of room: the endpoint is asked again until it has refused everything for a while.
 THROTTLED = ("429", "503")
 SCHEMAS: dict[Place, str] = {"planner": "Plan", "verifier": "Judgement", "writer": "Draft"}
-HIT = {"one": 1, "five": 5, "all": 10, "planner": 1, "verifier": 3, "writer": 1}
+HIT = {"one": 1, "five": 5, "all": 6, "planner": 1, "verifier": 3, "writer": 1}
 
 
 def test_every_fault_has_its_row() -> None:
@@ -110,11 +111,18 @@ def topics(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_topics(tmp_path_factory.mktemp("topics"), 10)
 
 
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After refusals, a fifth of what they are: how long they last is not the point."""
+    monkeypatch.setattr(adapting, "_FIRST_PAUSE", adapting._FIRST_PAUSE / 5)
+    monkeypatch.setattr(adapting, "_LONGEST_PAUSE", adapting._LONGEST_PAUSE / 5)
+
+
 async def ended(
     name: str, place: Place, topics: Path, *, times: str | None = None, branches: int = 0, **controls: Any
 ) -> tuple[Result, ModelServer]:
     """A run that meets a fault in this place, always or as the script `times` says; and the server that it asked."""
-    branches = branches or (10 if place in ("one", "five", "all") else 3)
+    branches = branches or (6 if place in ("one", "five", "all") else 3)
     right = topics_script(branches)
     wrong = fault(name, right) if times is None else faulty(times, right)
     async with model_server(Troubled(place, wrong, right)) as server:
@@ -169,6 +177,7 @@ CLEARING = [name for name, row in ROWS.items() if row.requests > 1]
 
 
 @pytest.mark.parametrize("name", [*CLEARING, *THROTTLED, "429:ra=0.3", "503:ra=0.3", *HARMLESS])
+@pytest.mark.usefixtures("short_pauses")
 async def test_a_fault_that_clears_is_got_over(name: str, topics: Path) -> None:
     controls = ROWS[name].controls if name in ROWS else {}
     # Who asks for fewer requests refuses the last of many; and the run slows down for a while, so it is a small one.
@@ -184,17 +193,21 @@ async def test_a_fault_that_clears_is_got_over(name: str, topics: Path) -> None:
         assert len(server.requests) >= 3 + 2 * len(result.branches) - 1  # identical calls are made once
 
 
-@pytest.mark.timeout(180)  # it takes five refusals in a row, each after a longer pause
+@pytest.mark.usefixtures("short_pauses")  # it takes five refusals in a row, each after a longer pause
 async def test_refusals_that_do_not_end_lose_what_they_hit_and_nothing_else(topics: Path) -> None:
     cases: list[tuple[str, Place]] = [*(("429", place) for place in PLACES), ("503", "one"), ("503", "writer")]
-    ends = await asyncio.gather(*(ended(name, place, topics) for name, place in cases))
+    others = {"one": 10, "five": 10}
+    ends = await asyncio.gather(*(ended(name, place, topics, branches=others.get(place, 0)) for name, place in cases))
     for (_, place), (result, server) in zip(cases, ends, strict=True):
         lost = {branch["task"]: branch["status"] for branch in result.branches if branch["status"] != "ok"}
         hit = {} if place in ("planner", "writer") else {f"What is said of topic {number}?": "failed" for number in range(HIT[place])}
-        assert (place, result.status, hit.items() <= lost.items()) == (place, WHOLE_RUN[place], True)
-        assert place == "five" or lost == hit  # five that are refused in a row may be taken for everything
+        if place == "five":  # those that are refused in a row may be taken for everything: then the others are lost, too
+            assert hit.items() <= lost.items()
+            assert result.status in ("partial", "failed")
+        else:
+            assert (place, result.status, lost) == (place, WHOLE_RUN[place], hit)
+            assert len(result.output.get("findings", [])) == len(result.branches) - len(lost)
         assert requests_at(server, place) <= HIT[place] + 30
-        assert len(result.output.get("findings", [])) == len(result.branches) - len(lost)
 
 
 async def test_a_wait_longer_than_the_run_is_named_and_not_waited_for(topics: Path) -> None:
