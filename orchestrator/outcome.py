@@ -13,9 +13,12 @@ from orchestrator.text import one_line
 __all__ = ["Status", "branches", "outcome"]
 
 # What makes no other cause: how often it was tried, where, how much of a budget was left, how long it took.
-_TIMES_AND_PLACES = re.compile(r" \(\d+ requests\)|, node '[^']*'|, branch t\d+\b")
+_TIMES_AND_PLACES = re.compile(r"^\w+: (?=.* model ')| \(\d+ requests\)|, node '[^']*'|, branch t\d+\b")
 _BRANCH = re.compile(r"\bbranch (?:'t\d+'|t\d+\b)")
 _FIGURES = re.compile(r"\d[\d,.]*(?= (?:s|requests|of|are|calls|tokens|input|output|US)\b)|(?<=may need )[\d,.]*\d")
+# Which agent met it, and whether a server that is not there was already gone or went while it was asked.
+_ROLE = re.compile(r"\b\w+(?= model ')")
+_AWAY = re.compile(r"no connection to (\S+):|the connection to (\S+) broke\b")
 # The calls that showed an endpoint to refuse everything have the provider's words, all others have ours.
 _REFUSED = re.compile(r"\((?:429|503|529)\)")
 _REFUSED_ALL = re.compile(r"the endpoint (?:refused everything|asks to wait|refuses calls)\b.*? at (\S+)\. ")
@@ -66,7 +69,9 @@ def _summed_up(errors: Iterable[str]) -> str:
     for error in told:
         throttled = _REFUSED.search(error) or _REFUSED_ALL.search(error)
         host = next((host for host in refusing if throttled and f" at {host}. " in error), "")
-        causes.setdefault(host or _FIGURES.sub("", _general(error)), []).append(error)
+        away = _AWAY.search(error)
+        same = host or (f"away {away[1] or away[2]}" if away else _ROLE.sub("", _FIGURES.sub("", _general(error))))
+        causes.setdefault(same, []).append(error)
     return "; ".join(map(_cause_of, causes.values()))
 
 
@@ -77,4 +82,6 @@ def _general(error: str) -> str:
 def _cause_of(errors: list[str]) -> str:
     first = next(filter(_REFUSED_ALL.search, errors), errors[0])
     text = first if len(set(errors)) == 1 else _general(first)
+    roles = dict.fromkeys(role for error in errors for role in _ROLE.findall(error))
+    text = _ROLE.sub(" and ".join(roles), text, count=1) if len(roles) > 1 else text
     return f"{text} ({len(errors)} times)" if len(errors) > 1 else text

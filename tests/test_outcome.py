@@ -10,6 +10,10 @@ SPENT = "the budget of {} has no room for another call: {} of 9,000 tokens are u
 CLOSED = "the endpoint refused everything: 8 requests in {} s, the last without Retry-After. at h:1. ask again later"
 SLOW = "too many requests (429): slow down{}. researcher model 'm' at {}. lower --max-concurrency, or wait"
 
+DOWN = "the provider failed (500): it failed. {} model 'm' at h:1. run it again later"
+AWAY = "no connection to h:1: refused. {} model 'm' at h:1. check that a server runs at h:1"
+BROKE = "the connection to h:1 broke before the answer was whole: Broken pipe. {} model 'm' at h:1. run it again"
+
 CAUSES = [
     (["x failed (3 requests)"] * 2, "x failed (3 requests) (2 times)"),
     (["x failed (3 requests)", "x failed", "y failed"], "x failed (2 times); y failed"),
@@ -26,6 +30,8 @@ CAUSES = [
     ),
     ([SLOW.format(" (2 requests)", "h:1"), CLOSED.format("14"), CLOSED.format("13")], CLOSED.format("14") + " (3 times)"),
     ([SLOW.format("", "h:2"), CLOSED.format("14")], f"{SLOW.format('', 'h:2')}; {CLOSED.format('14')}"),
+    ([DOWN.format("verifier"), DOWN.format("verifier"), DOWN.format("writer")], DOWN.format("verifier and writer") + " (3 times)"),
+    ([AWAY.format("writer"), BROKE.format("writer")], AWAY.format("writer") + " (2 times)"),
     (["the provider failed (500): x", "the provider failed (502): x"], "the provider failed (500): x; the provider failed (502): x"),
 ]  # fmt: skip
 
