@@ -20,6 +20,9 @@ def agents_script(
     Without one, it plans the question itself, finds the first sentence of the first passage, supports every claim, and writes
     one sentence a finding.
     """
+    # Here, and not at the first request: the threads of several servers would wait for each other's import in their event loops.
+    import orchestrator.models.offline_prompt  # noqa: F401
+
     script: dict[str | None, Any] = {
         None: "OK.",
         "Plan": plan or _plan,
