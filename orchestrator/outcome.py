@@ -17,7 +17,7 @@ _TIMES_AND_PLACES = re.compile(r"^\w+: (?=.* model ')| \(\d+ requests\)|, node '
 _BRANCH = re.compile(r"\bbranch (?:'t\d+'|t\d+\b)")
 _FIGURES = re.compile(r"\d[\d,.]*(?= (?:s|requests|of|are|calls|tokens|input|output|US)\b)|(?<=may need )[\d,.]*\d")
 # Which agent met it, and whether a server that is not there was already gone or went while it was asked.
-_ROLE = re.compile(r"\b\w+(?= model ')")
+_ROLE = re.compile(r"(?<=\. )\w+(?= model '[^']*' at )")
 _AWAY = re.compile(r"no connection to (\S+):|the connection to (\S+) broke\b")
 # The calls that showed an endpoint to refuse everything have the provider's words, all others have ours.
 _REFUSED = re.compile(r"\((?:429|503|529)\)")

@@ -11,6 +11,7 @@ CLOSED = "the endpoint refused everything: 8 requests in {} s, the last without 
 SLOW = "too many requests (429): slow down{}. researcher model 'm' at {}. lower --max-concurrency, or wait"
 
 DOWN = "the provider failed (500): it failed. {} model 'm' at h:1. run it again later"
+NONE = "there is no model 'm' (404): none. {} model 'm' at h:1. check the model string"
 AWAY = "no connection to h:1: refused. {} model 'm' at h:1. check that a server runs at h:1"
 BROKE = "the connection to h:1 broke before the answer was whole: Broken pipe. {} model 'm' at h:1. run it again"
 
@@ -31,6 +32,7 @@ CAUSES = [
     ([SLOW.format(" (2 requests)", "h:1"), CLOSED.format("14"), CLOSED.format("13")], CLOSED.format("14") + " (3 times)"),
     ([SLOW.format("", "h:2"), CLOSED.format("14")], f"{SLOW.format('', 'h:2')}; {CLOSED.format('14')}"),
     ([DOWN.format("verifier"), DOWN.format("verifier"), DOWN.format("writer")], DOWN.format("verifier and writer") + " (3 times)"),
+    ([NONE.format("planner"), NONE.format("writer")], NONE.format("planner and writer") + " (2 times)"),
     ([AWAY.format("writer"), BROKE.format("writer")], AWAY.format("writer") + " (2 times)"),
     (["the provider failed (500): x", "the provider failed (502): x"], "the provider failed (500): x; the provider failed (502): x"),
 ]  # fmt: skip
