@@ -10,6 +10,7 @@ import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
 from orchestrator.admission import ADMISSION
+from orchestrator.models import exchange
 
 _OUTSIDE = ("OPENAI_", "LANGSMITH_", "LANGCHAIN_", "ORCHESTRATOR_", "ANTHROPIC_", "GOOGLE_")
 
@@ -48,6 +49,7 @@ def loop_is_not_blocked() -> Iterator[BlockBuster]:
 def nobody_at_the_door() -> Iterator[None]:
     """No test leaves a call in flight or waiting; what it taught about an endpoint is forgotten, as ports are used again."""
     yield
+    exchange._worked.clear()
     gates = ADMISSION._gates
     left = [(endpoint, gate.in_flight, gate.waiting) for endpoint, gate in gates.items() if gate.in_flight or gate.waiting]
     gates.clear()
