@@ -15,7 +15,7 @@ from orchestrator.clocks import Clock, waiting
 from orchestrator.errors import InputError, LimitReached, ToolError, said
 from orchestrator.events import tell
 from orchestrator.terms import in_tool
-from orchestrator.text import one_line
+from orchestrator.text import one_line, unfit_arguments
 
 if TYPE_CHECKING:
     from langchain_core.messages import ToolCall, ToolMessage
@@ -61,10 +61,7 @@ async def call_tool(tool: "BaseTool", call: "ToolCall", terms: "Terms") -> "Tool
 def _told(error: Exception) -> str:
     from pydantic import ValidationError
 
-    if isinstance(error, ValidationError):
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        return f"The arguments do not fit this tool: {one_line(faults, 300)}"
-    return said(error)
+    return unfit_arguments(error.errors()) if isinstance(error, ValidationError) else said(error)
 
 
 def _limits(tool: "BaseTool") -> dict[str, int]:

@@ -4,8 +4,21 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
+from typing import Any
 
-__all__ = ["ALIKE", "counted", "data_block", "in_words", "nearest", "one_line", "printable", "secrets_of", "trimmed", "without"]
+__all__ = [
+    "ALIKE",
+    "counted",
+    "data_block",
+    "in_words",
+    "nearest",
+    "one_line",
+    "printable",
+    "secrets_of",
+    "trimmed",
+    "unfit_arguments",
+    "without",
+]
 
 # Escape sequences go as a whole, then what is left of C0 and C1 controls. OSC and DCS run to their terminator; where the line has
 # none, only the introducer goes, so that nobody hides the text behind it.
@@ -57,6 +70,12 @@ def trimmed(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     if body := piece.strip():
         start += len(piece) - len(piece.lstrip())
         yield start, start + len(body)
+
+
+def unfit_arguments(faults: Iterable[Mapping[str, Any]]) -> str:
+    """What is told to a model whose tool call does not fit; `faults` are those of a pydantic ValidationError."""
+    told = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults)
+    return f"The arguments do not fit this tool: {one_line(told, 300)}"
 
 
 def secrets_of(environ: Mapping[str, str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.errors import FetchRefusedError, ToolError
 from orchestrator.events import tell
-from orchestrator.text import data_block, one_line
+from orchestrator.text import data_block, one_line, unfit_arguments
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
@@ -122,5 +122,4 @@ def _tool(call: Callable[..., Awaitable[str]], description: str) -> "BaseTool":
 
 
 def _unfit(error: "ValidationError | ValidationErrorV1") -> str:
-    faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-    return f"The arguments do not fit this tool: {one_line(faults, 300)}"
+    return unfit_arguments(error.errors())
