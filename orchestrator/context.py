@@ -18,6 +18,7 @@ from langchain_core.messages import BaseMessage, ToolCall, ToolMessage
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel
 
+from orchestrator.asking import Question, validate
 from orchestrator.calling import call_tool
 from orchestrator.controls import Controls
 from orchestrator.documents import Library, open_library
@@ -64,7 +65,7 @@ class RunContext:
     """What one run shares: models by role, what it grants its calls, the data boundary, the document libraries.
 
     `models`: role (`""` is every other role) to a chat model, or to several: the first is asked, the next when it fails.
-    `name` is the run's id.
+    `name` is the run's id. `answers`: what a person said, by the question's id; None where no run of ours brings answers.
     """
 
     models: dict[str, BaseChatModel | Sequence[BaseChatModel]] = field(default_factory=dict)
@@ -73,6 +74,7 @@ class RunContext:
     boundary: str = field(default_factory=lambda: secrets.token_hex(8))
     began: float = field(default_factory=time.monotonic)
     library_seconds: float = float("inf")
+    answers: dict[str, Any] | None = None
     _tools: dict[tuple[Any, ...], list[BaseTool]] = field(default_factory=dict, repr=False)
     _libraries: dict[tuple[str, ...], tuple[float, "asyncio.Task[Library]"]] = field(default_factory=dict, repr=False)
     _flights: Flights = field(default_factory=Flights, repr=False)
@@ -181,6 +183,23 @@ class RunContext:
         key = (id(tool), json.dumps(call["args"], sort_keys=True, default=str))
         message, shared = await self._flights.share(key, lambda: call_tool(tool, call, self.terms))
         return message.model_copy(update={"tool_call_id": call["id"]}) if shared else message
+
+    async def consult(self, question: Question) -> Any:
+        """What a person answers, as `asking.validate` gives it. Where nobody has answered yet this branch pauses, while others go on.
+
+        It raises GraphInterrupt then: let it pass. What was done before is done again once there is an answer, and its calls are
+        answered from the run's journal. In a graph that is called by itself this is LangGraph's own `interrupt()`.
+        """
+        from langgraph.errors import GraphInterrupt
+        from langgraph.types import Interrupt, interrupt
+
+        value = question.model_dump(mode="json")
+        if self.answers is None:
+            return validate(question, interrupt(value))
+        if question.id in self.answers:
+            return validate(question, self.answers[question.id])
+        # LangGraph's interrupt() has a new id at each resume inside a graph without a checkpointer: no answer would ever find it.
+        raise GraphInterrupt((Interrupt(value=value, id=question.id),))
 
     async def answer(self, role: str, messages: Sequence[BaseMessage], schema: type[T], *, model: BaseChatModel | None = None) -> T:
         """The value of `ask` without tools."""

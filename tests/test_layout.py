@@ -15,17 +15,18 @@ CHECKED = sorted([*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmark
 # A module imports only from groups to the left of its own.
 GROUPS = (
     ("text",),
-    ("errors", "state"),
-    ("events", "controls", "clocks"),
+    ("errors", "state", "schemas"),
+    ("events", "controls", "clocks", "asking"),
     ("evidence", "urls", "usage"),
     ("admission", "documents"),
+    ("storage",),
     ("terms", "fetch", "joining", "flights"),
     ("models", "tools", "calling"),
     ("door",),
     ("context",),
     ("returns",),
     ("checks",),
-    ("workflow", "places", "importing", "inputs", "drawing", "graphs", "storage"),
+    ("workflow", "places", "importing", "inputs", "drawing", "graphs"),
     ("outcome", "forecast", "delivery", "choices"),
     ("runner",),
     ("batch", "tracing", "progress", "live", "output", "logs", "blocking", "running"),
@@ -35,7 +36,7 @@ GROUPS = (
     ("__main__",),
 )
 RANK = {module: rank for rank, group in enumerate(GROUPS) for module in group}
-AGENTS_MAY_USE = {"state", "context", "events", "errors"}
+AGENTS_MAY_USE = {"asking", "state", "context", "events", "errors"}
 
 
 def name(path: Path) -> str:

@@ -1,0 +1,212 @@
+"""Questions to a person: what a run asks, the short names that are typed, and what an answer may be."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from orchestrator.errors import InputError
+from orchestrator.schemas import misfit
+from orchestrator.text import one_line
+
+__all__ = ["Question", "find", "names", "question", "question_of", "validate"]
+
+Kind = Literal["clarify", "plan", "tools", "custom"]
+
+_NAME = 4  # hexadecimal digits of an id that its name shows, more where two pending questions begin alike
+_LONGEST = 20_000  # characters of an answer in words
+_MOST = 200  # questions of an edited plan
+_WORDS = {"y": "yes", "yes": "yes", "true": "yes", "n": "no", "no": "no", "false": "no", "always": "always", "a": "always"}
+_TAKES = {
+    "clarify": "an answer in your own words",
+    "plan": "yes, no, or the plan as it should be: a JSON list of questions, or one question a line",
+    "tools": "yes, no, or always: yes for every further call of these tools in this run",
+}
+
+
+class Question(BaseModel):
+    """What a run waits for a person to say. `id` is a digest of whose question it is, its kind and all that it asks.
+
+    The same question of the same branch has the same id in every process, and another plan or another tool call has another one,
+    so that no answer is ever given to what the person did not see. `detail`: the plan's questions, or the tool calls
+    ([{"tool", "arguments"}]). `native`: LangGraph's `interrupt()` asked it, and `id` is LangGraph's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    kind: Kind
+    text: str
+    detail: Any = None
+    choices: tuple[str, ...] = ()
+    branch: str | None = None
+    default: str | None = None
+    answer_schema: dict[str, Any] | None = None
+    native: bool = False
+
+    @property
+    def takes(self) -> str:
+        """What an answer may be, in words."""
+        if self.kind == "clarify" and self.choices:
+            return f"one of {', '.join(self.choices)}, its number, or an answer in your own words"
+        if self.kind == "custom":
+            return f"JSON of the schema {one_line(json.dumps(self.answer_schema), 300)}" if self.answer_schema else "a text, or JSON"
+        return _TAKES[self.kind]
+
+
+def question(
+    kind: Kind,
+    text: str,
+    *,
+    detail: Any = None,
+    choices: Sequence[str] = (),
+    branch: str | None = None,
+    default: str | None = None,
+    answer_schema: dict[str, Any] | None = None,
+) -> Question:
+    """A question with its id; `branch` is the task whose branch asks it."""
+    asked = json.dumps([branch, kind, text, detail, list(choices)], sort_keys=True, default=str, ensure_ascii=False)
+    digest = hashlib.sha256(asked.encode(errors="surrogatepass")).hexdigest()[:32]
+    return Question(
+        id=digest,
+        kind=kind,
+        text=text,
+        detail=detail,
+        choices=tuple(choices),
+        branch=branch,
+        default=default,
+        answer_schema=answer_schema,
+    )
+
+
+def question_of(id: str, value: Any, answer_schema: dict[str, Any] | None = None) -> Question:
+    """The question that an interrupt of this `id` asks: ours as it was, any other value of a user's graph as a custom question."""
+    if isinstance(value, Mapping) and value.get("id") == id and set(value) == set(Question.model_fields):
+        return Question.model_validate(dict(value))
+    text = (
+        value
+        if isinstance(value, str)
+        else next((value[key] for key in _SAYING if isinstance(value, Mapping) and _is_said(value, key)), "")
+    )
+    detail = None if isinstance(value, str) else _json(value)
+    return Question(
+        id=id, kind="custom", text=text or "the graph waits for an answer", detail=detail, answer_schema=answer_schema, native=True
+    )
+
+
+_SAYING = ("question", "text", "message", "prompt", "description")  # where the values of users' interrupts say what is asked
+
+
+def _is_said(value: Mapping[Any, Any], key: str) -> bool:
+    return isinstance(value.get(key), str) and bool(value[key].strip())
+
+
+def _json(value: Any) -> Any:
+    """A value as JSON holds it; what JSON has no word for, as text."""
+    return json.loads(json.dumps(value, default=lambda odd: odd.model_dump(mode="json") if isinstance(odd, BaseModel) else str(odd)))
+
+
+def names(questions: Iterable[Question]) -> dict[str, str]:
+    """The name of each pending question by its id: `q-3f2a`, longer where two begin alike."""
+    ids = list(dict.fromkeys(asked.id for asked in questions))
+    length = _NAME
+    while length < 32 and len({id[:length] for id in ids}) < len(ids):
+        length += 1
+    return {id: f"q-{id[:length]}" for id in ids}
+
+
+def find(questions: Sequence[Question], name: str) -> Question:
+    """The pending question that `name` means: its name, more of its id, or all of it. Raises InputError, listing those that are pending."""
+    wanted = name.strip().lower()
+    digits = wanted.removeprefix("q-")
+    found = [asked for asked in questions if asked.id.lower() == wanted or (len(digits) >= _NAME and asked.id.lower().startswith(digits))]
+    if len({asked.id for asked in found}) == 1:
+        return found[0]
+    what = f"{one_line(name, 60)!r} is the name of more than one question" if found else f"no question {one_line(name, 60)!r} is pending"
+    pending = ", ".join(names(questions).values())
+    raise InputError(what, where=f"pending: {pending}" if pending else "no question is pending")
+
+
+def validate(asked: Question, answer: Any) -> Any:
+    """The value of an answer: of `clarify` a text, of `plan` "yes", "no" or a list of questions, of `tools` "yes", "no" or "always".
+
+    Of a custom question it is any JSON value that fits its schema; a text that is JSON is read as such. Raises InputError.
+    """
+    if isinstance(answer, str):
+        answer = answer.strip()
+        if len(answer) > _LONGEST:
+            raise _refused(asked, f"the answer is longer than {_LONGEST:,} characters")
+        if not answer:
+            raise _refused(asked, "the answer is empty")
+    return _VALUES[asked.kind](asked, answer)
+
+
+def _clarified(asked: Question, answer: Any) -> str:
+    if not isinstance(answer, str):
+        raise _refused(asked, f"the answer is {_kind_of(answer)}")
+    if answer.isdecimal() and 1 <= int(answer[:6]) <= len(asked.choices):
+        return asked.choices[int(answer[:6]) - 1]
+    return next((choice for choice in asked.choices if choice.casefold() == answer.casefold()), answer)
+
+
+def _planned(asked: Question, answer: Any) -> str | list[str]:
+    word = _word(answer)
+    if word in ("yes", "no"):
+        return word
+    if isinstance(answer, str):
+        answer = _read_json(asked, answer) if answer.startswith("[") else answer.splitlines() if "\n" in answer else None
+    if not isinstance(answer, list) or not all(isinstance(item, str) for item in answer):
+        raise _refused(asked, "that is neither yes nor no nor a list of questions")
+    questions = list(dict.fromkeys(" ".join(item.split()) for item in answer if item.strip()))
+    if not 1 <= len(questions) <= _MOST:
+        raise _refused(asked, "the list holds no question" if not questions else f"the list holds more than {_MOST} questions")
+    return questions
+
+
+def _approved(asked: Question, answer: Any) -> str:
+    word = _word(answer)
+    if word is None:
+        raise _refused(asked, "that is neither yes nor no nor always")
+    return word
+
+
+def _custom(asked: Question, answer: Any) -> Any:
+    value = answer
+    if isinstance(answer, str) and (asked.answer_schema or {}).get("type") != "string":
+        try:
+            value = json.loads(answer)
+        except ValueError:
+            value = answer
+    if asked.answer_schema is not None and (why := misfit(value, asked.answer_schema)):
+        raise _refused(asked, why)
+    return value
+
+
+_VALUES = {"clarify": _clarified, "plan": _planned, "tools": _approved, "custom": _custom}
+
+
+def _word(answer: Any) -> str | None:
+    if isinstance(answer, bool):
+        return "yes" if answer else "no"
+    return _WORDS.get(answer.casefold().rstrip(".!")) if isinstance(answer, str) else None
+
+
+def _read_json(asked: Question, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise _refused(asked, f"the list is not valid JSON: {error}") from None
+
+
+def _kind_of(value: Any) -> str:
+    kinds: dict[type, str] = {list: "a list", dict: "an object", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+def _refused(asked: Question, why: str) -> InputError:
+    name = names([asked])[asked.id]
+    return InputError(
+        f"question {name} cannot be answered so: {why}", where=f"it asks: {one_line(asked.text, 200)}", remedy=f"answer with {asked.takes}"
+    )
