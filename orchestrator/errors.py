@@ -6,7 +6,8 @@ OrchestratorError            what happened, where, what to do; `exit_code` 1
 │   ├── WorkflowLoadError       the module cannot be imported, or offers no workflow
 │   ├── GraphError              the graph fails the checks at load; carries every problem found
 │   ├── ModelSpecError          a model string, key or base URL that cannot work
-│   └── DocumentsError          documents that are missing or that nothing can be read from
+│   ├── DocumentsError          documents that are missing or that nothing can be read from
+│   └── DatabaseOpenError       a database that cannot be opened: its URL, its rights, what it holds, its version
 ├── ModelCallError           a model call that gave no usable answer; carries the branch status, and whether another try may help
 │   ├── CallFailedError         the endpoint refused the call or was not reached
 │   │   └── ThrottledError         the endpoint asks for fewer requests (429, 503)
@@ -18,6 +19,9 @@ OrchestratorError            what happened, where, what to do; `exit_code` 1
 ├── ToolError                a tool that could not do its work; its text is fed back to the model
 │   └── FetchRefusedError       the policy forbids this URL
 ├── BranchTimeoutError       a branch took longer than branch_timeout
+├── StorageError             what should be stored or read was not
+│   ├── StorageTypeError        a type that is not stored, or not loaded: it is unknown
+│   └── LostRunError            the run belongs to another process by now: nothing was written
 ├── OutputError              stdout or a file that cannot be written: the run is over, its output lost
 └── LimitReached             a stop signal: a limit of the run ended it; exit code 4
     ├── BudgetExceeded          a call did not fit what is left of a budget
@@ -37,6 +41,7 @@ __all__ = [
     "BudgetExceeded",
     "CallFailedError",
     "CallTimeoutError",
+    "DatabaseOpenError",
     "DeadlineReached",
     "DocumentsError",
     "EmptyAnswerError",
@@ -46,6 +51,7 @@ __all__ = [
     "InvalidAnswerError",
     "LimitReached",
     "LoopStopped",
+    "LostRunError",
     "ModelCallError",
     "ModelSpecError",
     "OrchestratorError",
@@ -53,6 +59,8 @@ __all__ = [
     "QueueFull",
     "RefusedError",
     "StopRequested",
+    "StorageError",
+    "StorageTypeError",
     "ThrottledError",
     "ToolError",
     "TruncatedError",
@@ -115,6 +123,10 @@ class DocumentsError(InputError):
     """Documents that are missing, or that nothing can be read from."""
 
 
+class DatabaseOpenError(InputError):
+    """A database that cannot be opened, or is none of ours; nothing was written to it."""
+
+
 class ModelCallError(OrchestratorError):
     """A model call that gave no usable answer; `status` is what its branch ends as.
 
@@ -172,6 +184,18 @@ class FetchRefusedError(ToolError):
 
 class BranchTimeoutError(OrchestratorError):
     """A branch took longer than branch_timeout, waiting for a turn left out."""
+
+
+class StorageError(OrchestratorError):
+    """What should be stored or read was not; what was acknowledged before is still there."""
+
+
+class StorageTypeError(StorageError):
+    """A type that is not stored, or not loaded: it is none of those that are known to be data."""
+
+
+class LostRunError(StorageError):
+    """The run belongs to another process by now, so that nothing of this one was written."""
 
 
 class OutputError(OrchestratorError):

@@ -1,0 +1,1 @@
+"""What is kept of runs: the database and what is built on it."""

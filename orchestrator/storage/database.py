@@ -1,0 +1,107 @@
+"""Where everything durable goes: one method that runs statements in one transaction, over SQLite, Postgres or memory."""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import urlsplit, urlunsplit
+
+from orchestrator.errors import DatabaseOpenError
+
+__all__ = ["Database", "Fence", "Row", "Statement", "default_url", "open_database", "url_shown"]
+
+Row = tuple[Any, ...]
+
+
+class Statement(NamedTuple):
+    """One SQL text for both engines, with `?` for each value: blobs are bytes, JSON is text. `ON CONFLICT` and `RETURNING` are there."""
+
+    sql: str
+    values: tuple[Any, ...] = ()
+
+
+class Fence(NamedTuple):
+    """Who may write for a run: the token of the claim that owns it."""
+
+    run_id: str
+    owner: str
+
+
+class Database(Protocol):
+    """A place that keeps rows; for one event loop. `url` is without its password."""
+
+    url: str
+
+    async def run(self, *statements: Statement, fence: Fence | None = None) -> list[list[Row]]:
+        """Runs all in one transaction, shared with the callers that wait meanwhile, and gives the rows of each; durable when it returns.
+
+        The statements are idempotent: after a lost connection they may run again. Raises StorageError, and LostRunError where the
+        run of `fence` has another owner: then nothing is written.
+        """
+
+    async def size(self) -> int:
+        """Bytes that the stored rows take, room that was freed left out."""
+
+    async def shrink(self) -> None:
+        """Gives the room of deleted rows back to the file system, where the engine does not do so itself."""
+
+    async def aclose(self) -> None:
+        """Waits for what was handed over, then closes; may be called again."""
+
+
+def default_url() -> str:
+    """ORCHESTRATOR_DB, else `runs.db` in the user's data folder."""
+    from orchestrator.documents.store import default_home
+
+    return os.environ.get("ORCHESTRATOR_DB", "").strip() or f"sqlite:///{default_home().absolute() / 'runs.db'}"
+
+
+async def open_database(url: str | None = None) -> Database:
+    """The database at `url` (None: `default_url()`), its tables brought up to date; raises DatabaseOpenError before anything is written.
+
+    `sqlite:///PATH` (`sqlite:////` for an absolute one), `postgresql://USER@HOST/NAME`, or `memory://`, which is gone when it is closed.
+    """
+    named = url if url is not None else default_url()
+    scheme = named.partition("://")[0].lower() if "://" in named else ""
+    if scheme in ("postgresql", "postgres"):
+        from orchestrator.storage.postgres import open_postgres
+
+        return await open_postgres(named)
+    if scheme == "sqlite" or named == "memory://":
+        from orchestrator.storage.sqlite import open_sqlite
+
+        return await open_sqlite(None if named == "memory://" else _path(named), private=url is None)
+    raise DatabaseOpenError(
+        f"{url_shown(named)!r} is not the URL of a database",
+        where="It comes from --db, db= or ORCHESTRATOR_DB",
+        remedy=f"Use {_meant(named)}, postgresql://USER@HOST/NAME or memory://",
+    )
+
+
+def url_shown(url: str) -> str:
+    """`url` without its password: for messages, lists and files."""
+    try:
+        parts = urlsplit(url)
+        password = parts.password
+    except ValueError:
+        return url.partition("@")[2] or url
+    if password is None:
+        return url
+    user, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}"))
+
+
+def _meant(named: str) -> str:
+    path = named.strip().partition("://")[2] if "://" in named else named.strip()
+    return f"sqlite:///{path.lstrip('/') if '://' in named else path}" if path and "\0" not in path else "sqlite:///PATH"
+
+
+def _path(url: str) -> Path:
+    rest = url.partition("://")[2]
+    path = rest.removeprefix("/")
+    if not rest.startswith("/") or not path or "\0" in path:
+        raise DatabaseOpenError(
+            f"{url!r} names no file",
+            where="It comes from --db, db= or ORCHESTRATOR_DB",
+            remedy="Use sqlite:///PATH, sqlite:////ABSOLUTE/PATH or memory://",
+        )
+    return Path(path).expanduser().absolute()
