@@ -1,17 +1,18 @@
 """Terms: what a run grants its calls, and what they have used of it."""
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator.admission import ADMISSION, Party
 from orchestrator.controls import Controls
 from orchestrator.errors import StopRequested
 from orchestrator.events import tell
-from orchestrator.usage import Ledger
+from orchestrator.usage import Ledger, Pool
 
-__all__ = ["Retries", "Terms", "in_request", "in_tool"]
+__all__ = ["Retries", "Shared", "Terms", "in_request", "in_tool", "shared"]
 
 _MOST = 5.0  # retries that an endpoint may cost a run at once
 _EARNED = 0.2  # of a retry, by each first request: a retry budget of 20 %, as in Google's "Handling Overload" (SRE book, chapter 21)
@@ -46,6 +47,51 @@ class Retries:
 
 
 @dataclass(eq=False, kw_only=True)
+class Shared:
+    """What runs that belong together have in common: their place at the door, that of their tools, budgets and retry budget.
+
+    `terms` are those of the run, or of its attempts, that was begun with it.
+    """
+
+    party: Party
+    pool: Pool
+    retries: Retries = field(default_factory=Retries)
+    tools: dict[str, Party] = field(default_factory=dict)
+    terms: "list[Terms]" = field(default_factory=list)
+
+    @classmethod
+    def of(cls, controls: Controls, name: str) -> "Shared":
+        """One set of limits for all the runs of `name`, such as "the batch"."""
+        return cls(party=_party(controls, name), pool=Pool(controls, name))
+
+    @contextmanager
+    def run(self) -> "Iterator[Shared]":
+        """A run that is made inside, and by tasks that are started inside, is one of them; what is given knows its `terms`."""
+        own = replace(self, terms=[])
+        token = shared.set(own)
+        try:
+            yield own
+        finally:
+            shared.reset(token)
+            for terms in own.terms:
+                self.pool.leave(terms.ledger)
+
+
+shared: ContextVar[Shared | None] = ContextVar("shared", default=None)
+"""What the run that begins here shares with others."""
+
+
+def _party(controls: Controls, name: str) -> Party:
+    return Party(
+        name=name,
+        max_concurrency=controls.max_concurrency,
+        requests_per_minute=controls.requests_per_minute,
+        tokens_per_minute=controls.tokens_per_minute,
+        max_queue=controls.max_queue,
+    )
+
+
+@dataclass(eq=False, kw_only=True)
 class Terms:
     """What the calls of one run keep to: its controls, its place at the door, its ledger and its retry budget.
 
@@ -65,14 +111,12 @@ class Terms:
     _warned: set[str] = field(init=False, default_factory=set, repr=False)
 
     def __post_init__(self) -> None:
-        self.party = Party(
-            name=self.name,
-            max_concurrency=self.controls.max_concurrency,
-            requests_per_minute=self.controls.requests_per_minute,
-            tokens_per_minute=self.controls.tokens_per_minute,
-            max_queue=self.controls.max_queue,
-        )
-        self.ledger = Ledger(self.controls)
+        common = shared.get()
+        self.party = common.party if common else _party(self.controls, self.name)
+        self.ledger = Ledger(self.controls, common.pool if common else None)
+        if common:
+            self.retries, self.tools = common.retries, common.tools
+            common.terms.append(self)
 
     def check(self) -> None:
         """Raise StopRequested once the run was asked to stop, or is over."""

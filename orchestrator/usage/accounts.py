@@ -47,6 +47,10 @@ class Account:
         self.held = _added(self.held, need, -1.0) if self.in_flight else NOTHING
         self.used = _added(self.used, used)
 
+    def add(self, used: Amounts) -> None:
+        """What was used elsewhere, or before."""
+        self.used = _added(self.used, used)
+
     def short(self, need: Amounts, keep: Amounts, *, settled: bool = False) -> int | None:
         """Which limit has no room for `need` with `keep` left over, None if all have; `settled`: if calls in flight came to nothing."""
         held = NOTHING if settled else self.held

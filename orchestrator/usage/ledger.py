@@ -11,7 +11,8 @@ from orchestrator.clocks import waiting
 from orchestrator.controls import Controls
 from orchestrator.errors import BudgetExceeded, LoopStopped
 from orchestrator.state import Usage
-from orchestrator.usage.accounts import LEAST_ANSWER, MARGIN, NOTHING, Account, Amounts, Seen, kept
+from orchestrator.usage.accounts import LEAST_ANSWER, MARGIN, NOTHING, Account, Amounts, kept
+from orchestrator.usage.pool import Pool
 from orchestrator.usage.prices import counts_money, known_price, open_prices, price
 from orchestrator.usage.rounds import Rounds
 
@@ -48,6 +49,7 @@ class _Count:
 class _Call:
     """A call that asks for room; `short` are the accounts that it waits for."""
 
+    ledger: "Ledger"
     model: str
     role: str
     branch: str | None
@@ -123,21 +125,25 @@ class Ledger:
     verifier's calls or half the mean of others of branches. For the writer, of the run's: one call, with 5 % of tokens and money (or
     what the verifier's call takes, if that is more) or the mean of the writer's calls. The writer may use everything, the verifier all
     but the writer's part, others all but both parts. Of fewer than 4 calls none is kept. Budgets of roles are not divided.
+
+    Ledgers with the same `pool` share the budgets of the run and of roles: each keeps the others' parts, too.
     """
 
-    def __init__(self, controls: Controls | None = None) -> None:
+    def __init__(self, controls: Controls | None = None, pool: "Pool | None" = None) -> None:
         self.controls = controls or Controls()
+        self.refused = False  # by the budget of the whole run, or of all the runs that share it
+        self._pool = pool or Pool(self.controls)
+        self._pool.ledgers.add(self)
         self._total = _Count()
         self._roles: dict[str, _Count] = defaultdict(_Count)
         self._branches: dict[str, _Count] = defaultdict(_Count)
         self._models: dict[str, _Count] = defaultdict(_Count)
-        self._seen_models: dict[str, Seen] = defaultdict(Seen)
-        self._seen_roles: dict[str, Seen] = defaultdict(Seen)
+        self._seen_models, self._seen_roles = self._pool.seen_models, self._pool.seen_roles
         self._agents: dict[tuple[str, str], int] = defaultdict(int)
         self._rounds = Rounds()
-        self._run = Account("the run", "", self.controls.budget)
-        self._accounts: dict[tuple[str, str], Account] = {}
-        self._waiting: dict[_Call, asyncio.Future[Reservation]] = {}
+        self._run = self._pool.account
+        self._branch_accounts: dict[str, Account] = {}
+        self._waiting: dict[_Call, asyncio.Future[Reservation]] = self._pool.waiting
         self._unverified: set[str] = set()
         self._verified: set[str] = set()
         self._divided = False
@@ -156,7 +162,9 @@ class Ledger:
         if guarded and branch is None and self._rounds.count(role) > self.controls.max_agent_calls:
             raise self._looping(role, None)
         accounts = self._accounts_of(role, branch)
-        call = _Call(model=model, role=role, branch=branch, size=size, answer_tokens=answer_tokens, guarded=guarded, accounts=accounts)
+        call = _Call(
+            ledger=self, model=model, role=role, branch=branch, size=size, answer_tokens=answer_tokens, guarded=guarded, accounts=accounts
+        )
         found = self._decide(call, {account for earlier in self._waiting for account in earlier.short})
         return found or await self._wait(call)
 
@@ -191,10 +199,9 @@ class Ledger:
         found = [self._run] if self.controls.budget else []
         if branch is not None and self.controls.branch_budget:
             opened = Account(f"branch {branch!r}", "branch_budget.", self.controls.branch_budget)
-            found.append(self._accounts.setdefault(("branch", branch), opened))
-        if role_budget := self.controls.role_budgets.get(role):
-            opened = Account(f"role {role!r}", f"role_budgets.{role}.", role_budget)
-            found.append(self._accounts.setdefault(("role", role), opened))
+            found.append(self._branch_accounts.setdefault(branch, opened))
+        if role in self.controls.role_budgets:
+            found.append(self._pool.role_account(role))
         return found
 
     async def _wait(self, call: _Call) -> Reservation:
@@ -219,7 +226,7 @@ class Ledger:
             if future.done():  # cancelled, and about to go
                 continue
             try:
-                found = self._decide(call, blocked)
+                found = call.ledger._decide(call, blocked)
             except (BudgetExceeded, LoopStopped) as error:
                 del self._waiting[call]
                 future.set_exception(error)
@@ -248,6 +255,7 @@ class Ledger:
         for account, keep in sides:
             index = account.short(smallest, NOTHING if account.in_flight else keep, settled=True)
             if index is not None:
+                self.refused = self.refused or account is self._run or account.setting.startswith("role")
                 raise account.exceeded(index, smallest, keep)
         if any(account.in_flight for account in call.short):
             return None
@@ -294,16 +302,16 @@ class Ledger:
 
     def _kept(self, account: Account, call: _Call) -> Amounts:
         """What `call` has to leave in `account` for verifying and writing."""
-        if call.role == "writer" or not (self._divided or call.branch) or account.setting.startswith("role"):
+        if account.setting.startswith("role"):
             return NOTHING
-        own = {call.branch} - self._verified if call.branch else set()
-        branches = own | self._unverified if account is self._run else own
-        return kept(
-            account,
-            self._seen_roles,
-            writers=int(account is self._run),
-            verifiers=0 if call.role == "verifier" else len(branches),
-        )
+        others = [ledger for ledger in self._pool.ledgers if ledger._divided and ledger is not self] if account is self._run else []
+        writers, verifiers = len(others), sum(len(ledger._unverified) for ledger in others)
+        if call.role != "writer" and (self._divided or call.branch):
+            own = {call.branch} - self._verified if call.branch else set()
+            branches = own | self._unverified if account is self._run else own
+            writers += account is self._run
+            verifiers += 0 if call.role == "verifier" else len(branches)
+        return kept(account, self._seen_roles, writers=writers, verifiers=verifiers) if writers or verifiers else NOTHING
 
     def _likely_input(self, call: _Call) -> int:
         seen = self._seen_models.get(call.model)
