@@ -3,15 +3,17 @@
 import asyncio
 import contextlib
 import json
+import os
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from orchestrator.errors import InputError, LostRunError, OrchestratorError, StorageError
+from orchestrator.storage.codec import Codec, Packed, unpack_all
 from orchestrator.storage.database import Database, Fence, Row, Statement
 from orchestrator.storage.owner import Owner, drop, is_living, new_owner
-from orchestrator.text import nearest, one_line
+from orchestrator.text import nearest, one_line, secrets_of, without
 
 __all__ = ["BEAT", "CRASHES", "RunRecord", "RunsTable", "kept"]
 
@@ -78,6 +80,7 @@ _NAMES = [field.name for field in fields(RunRecord) if field.name != "owner"]
 _COLUMNS = [*_NAMES, *_OWNER]
 _STORED = [name for name in _COLUMNS if name != "number"]
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM runs WHERE status <> 'deleting'"  # noqa: S608 - names of ours
+_HEADS = f"SELECT {', '.join('NULL' if name in _PACKED else name for name in _COLUMNS)} FROM runs WHERE status <> 'deleting'"  # noqa: S608 - ours
 _INSERT = f"INSERT INTO runs({', '.join(_STORED)})"
 _MARKS = ", ".join("?" * len(_STORED))
 # Whoever looks at the threads of the runs and then writes one waits for whoever does so now: the row is locked to the transaction's end.
@@ -90,7 +93,7 @@ _UNCHANGED = "run_id = ? AND status = ? AND coalesce(owner, '') = ? AND coalesce
 class RunsTable:
     """The runs of a database."""
 
-    def __init__(self, database: Database, codec: Any = None) -> None:
+    def __init__(self, database: Database, codec: Codec) -> None:
         self.database = database
         self.codec = codec
 
@@ -130,10 +133,11 @@ class RunsTable:
 
     async def finish(self, fence: Fence, status: str, *, error: str | None = None, result: Any = None, questions: Any = None) -> None:
         """Stores what the run came to; it may be claimed from then on. Raises LostRunError where another process has taken it."""
-        values = (status, error, self._packed(result), self._packed(questions), time.time(), *fence)
-        update = "UPDATE runs SET status = ?, error = ?, result = ?, questions = ?, crashes = 0, updated = ?"
+        packed = [self._packed(result), self._packed(questions)]
+        values = (status, _clean(error), *(part and part.blob for part in packed), time.time(), *fence)
+        update = "UPDATE runs SET status = ?, error = ?, result = ?, questions = ?, crashes = 0, updated = ? WHERE run_id = ? AND owner = ?"
         try:
-            await self.database.run(Statement(f"{update} WHERE run_id = ? AND owner = ?", values), fence=fence)
+            await self.database.run(*_texts(fence.run_id, *packed), Statement(update, values), fence=fence)
         finally:
             drop(fence.owner)
 
@@ -144,12 +148,12 @@ class RunsTable:
     async def list(
         self, *, limit: int | None = 20, status: str | None = None, workflow: str | None = None, batch: str | None = None
     ) -> _Records:
-        """The newest runs first."""
+        """The newest runs first, without their input, result, questions and answers: those are None."""
         wanted = {"status": "running" if status == "crashed" else status, "workflow": workflow, "batch": batch}
         given = {name: value for name, value in wanted.items() if value is not None}
         where = "".join(f" AND {name} = ?" for name in given)
         within = f" LIMIT {limit}" if limit is not None and status not in ("running", "crashed") else ""
-        select = Statement(f"{_SELECT}{where} ORDER BY created DESC, number DESC{within}", tuple(given.values()))
+        select = Statement(f"{_HEADS}{where} ORDER BY created DESC, number DESC{within}", tuple(given.values()))
         records = await self._records((await self.database.run(select))[0])
         return [record for record in records if status is None or record.status == status][:limit]
 
@@ -160,9 +164,10 @@ class RunsTable:
             if found is None:
                 raise await self.unknown(run_id)
             known = {**(found.answers or {}), **answers}
-            values = (self._packed(known), max(time.time(), found.updated + 1e-6), run_id, found.updated)
+            packed = self._packed(known)
+            values = (packed and packed.blob, max(time.time(), found.updated + 1e-6), run_id, found.updated)
             update = Statement("UPDATE runs SET answers = ?, updated = ? WHERE run_id = ? AND updated = ? RETURNING run_id", values)
-            if (await self.database.run(update))[0]:
+            if (await self.database.run(*_texts(run_id, packed), update))[-1]:
                 return replace(found, answers=known)
 
     async def unknown(self, run_id: str) -> InputError:
@@ -189,7 +194,9 @@ class RunsTable:
         return records[0] if records else None
 
     async def _records(self, rows: Sequence[Row]) -> _Records:
-        records = [self._record(row) for row in rows]
+        places = [_COLUMNS.index(name) for name in _PACKED]
+        values = iter(await unpack_all(self.database, self.codec, [row[place] for row in rows for place in places]))
+        records = [_record(row, {name: next(values) for name in _PACKED}) for row in rows]
         looked = [record for record in records if record.status == "running"]
         if not looked:
             return records
@@ -214,7 +221,7 @@ class RunsTable:
 
     async def _crashes(self, found: RunRecord) -> tuple[int, int]:
         """How often its process died at this place, and how far it had come: calls and checkpoints that are stored."""
-        done = Statement("SELECT count(*) FROM journal WHERE run = ? AND error IS NULL", (found.number,))
+        done = Statement("SELECT count(*) FROM journal WHERE run = ? AND state = 'ok'", (found.number,))
         steps = Statement("SELECT count(*) FROM checkpoints WHERE thread = ?", (found.thread_id,))
         rows = await self.database.run(done, steps)
         mark = int(rows[0][0][0]) + int(rows[1][0][0])
@@ -245,35 +252,50 @@ class RunsTable:
         return now_found is not None and now_found.owner == owner
 
     def _insert(self, record: RunRecord) -> Sequence[Statement]:
-        values = tuple(self._value(record, name) for name in _STORED)
+        packed = {name: self._packed(getattr(record, name)) for name in _PACKED}
+        blobs = {name: part and part.blob for name, part in packed.items()}
+        values = tuple(blobs[name] if name in blobs else _value(record, name) for name in _STORED)
+        texts = _texts(record.run_id, *packed.values())
         if record.thread is None:
-            return [Statement(f"{_INSERT} VALUES({_MARKS}) ON CONFLICT DO NOTHING", values)]
+            return [Statement(f"{_INSERT} VALUES({_MARKS}) ON CONFLICT DO NOTHING", values), *texts]
         insert = f"{_INSERT} SELECT {_MARKS} WHERE {_FREE} ON CONFLICT DO NOTHING"
-        return [_ONE_AT_A_TIME, Statement(insert, (*values, record.thread, record.run_id))]
+        return [_ONE_AT_A_TIME, Statement(insert, (*values, record.thread, record.run_id)), *texts]
 
-    def _record(self, row: Row) -> RunRecord:
-        values = dict(zip(_COLUMNS, row, strict=True))
-        token, pid, born, host, space = (values.pop(name) for name in _OWNER)
-        for name in _PACKED:
-            values[name] = self._unpacked(values[name])
-        for name in _JSON:
-            values[name] = None if values[name] is None else json.loads(values[name])
-        owner = None if token is None else Owner(token, pid or 0, born or "", host or "", space or "")
-        return RunRecord(**values, owner=owner)
+    def _packed(self, value: Any) -> Packed | None:
+        return None if value is None else self.codec.pack(value)
 
-    def _value(self, record: RunRecord, name: str) -> Any:
-        if name in _OWNER:
-            return None if record.owner is None else getattr(record.owner, "token" if name == "owner" else name)
-        value = getattr(record, name)
-        if name in _PACKED:
-            return self._packed(value)
-        return _dumped(value) if name in _JSON and value is not None else value
 
-    def _packed(self, value: Any) -> bytes | None:
-        return None if value is None else _dumped(value).encode()
+def _record(row: Row, packed: Mapping[str, Any]) -> RunRecord:
+    values = {**dict(zip(_COLUMNS, row, strict=True)), **packed}
+    token, pid, born, host, space = (values.pop(name) for name in _OWNER)
+    for name in _JSON:
+        values[name] = None if values[name] is None else json.loads(values[name])
+    owner = None if token is None else Owner(token, pid or 0, born or "", host or "", space or "")
+    return RunRecord(**values, owner=owner)
 
-    def _unpacked(self, blob: bytes | None) -> Any:
-        return None if blob is None else json.loads(bytes(blob))
+
+def _value(record: RunRecord, name: str) -> Any:
+    if name in _OWNER:
+        return None if record.owner is None else getattr(record.owner, "token" if name == "owner" else name)
+    value = getattr(record, name)
+    if name in _JSON and value is not None:
+        return _dumped(value)
+    return _clean(value) if isinstance(value, str) else value
+
+
+def _texts(run_id: str, *packed: Packed | None) -> list[Statement]:
+    """What stores the texts of values of a run whose number is not known here."""
+    statements = []
+    uses = "INSERT INTO uses(run, hash) SELECT number, ? FROM runs WHERE run_id = ? ON CONFLICT DO NOTHING"
+    for digest, content in ((digest, content) for part in packed if part for digest, content in sorted(part.texts.items())):
+        statements.append(Statement("INSERT INTO texts(hash, content) VALUES(?, ?) ON CONFLICT DO NOTHING", (digest, content)))
+        statements.append(Statement(uses, (digest, run_id)))
+    return statements
+
+
+def _clean(text: str | None) -> str | None:
+    """`text` as it is stored: without the values of secret environment variables."""
+    return text and without(secrets_of(os.environ).values(), text, "[key]")
 
 
 def _taken(found: RunRecord | None, wanted: RunRecord) -> InputError:
@@ -309,7 +331,7 @@ def _running(found: RunRecord) -> InputError:
 
 
 def _dumped(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return _clean(json.dumps(value, ensure_ascii=False)) or ""
 
 
 @contextlib.asynccontextmanager
