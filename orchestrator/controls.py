@@ -87,6 +87,8 @@ class Controls(BaseModel):
     race: tuple[str, ...] = Field(default=(), description="roles whose models are asked at once; the first valid answer wins")
     hedge: tuple[str, ...] = Field(default=(), description="roles of which a slow request is made a second time")
     finish_reason: Literal["required", "optional"] = Field(default="required", description="whether an answer without one counts as cut")
+    ask: Literal["never", "auto", "always"] = Field(default="never", description="whether the planner may ask you what a question means")
+    approve: tuple[Literal["plan", "tools"], ...] = Field(default=(), description="what waits for your yes: the plan, calls of tools")
     budget: Budget = Field(default=Budget(), description="of the whole run")
     branch_budget: Budget = Field(default=Budget(), description="of each branch")
     role_budgets: dict[str, Budget] = Field(default={}, description="of all calls of a role")

@@ -28,8 +28,12 @@ EventKind = Literal[
     "retry",  # attempt (the one that failed), seconds until the next, error
     "fallback",  # model that failed, next, error
     "shared",  # model: an identical call was in flight, and this one got its answer
+    "recalled",  # model, or tool: what an earlier attempt of the run was answered is given again, and nothing is called
     "tool_started",  # tool, input
     "tool_finished",  # tool, error
+    "question",  # name, kind, text, detail, choices, takes: the run, or one branch of it, waits for an answer
+    "asking",  # questions: their names; a person at the terminal is asked now, so nobody else should write there
+    "answered",  # questions: the names of those that were answered
     "report",  # markdown characters, findings, gaps
     "custom",  # data: what a node wrote to LangGraph's stream; may be dropped where the consumer is slow
     "dropped",  # count: of token and custom events that a slow consumer was spared

@@ -165,6 +165,8 @@ def _read(given: Mapping[str, tuple[str, Sequence[str]]]) -> _Found:
             scoped = _SCOPED.fullmatch(word) if _is_of_budget(name) else None
             of, text = (scoped[1], scoped[2]) if scoped else ("", word)
             value = _value(name, fields[name], text, f"{said} {of}=N" if of else said)
+            if name in values and _kind(fields[name])[0] == "any of" and value:  # each one more, where an option is given again
+                value = tuple(dict.fromkeys((*values[name], *value)))
             values = _laid_over(values, _nested(name, of, value))
     return values
 
@@ -213,11 +215,15 @@ def _takes_none(info: "FieldInfo") -> bool:
 def _choices(info: "FieldInfo") -> tuple[str, ...]:
     if get_origin(info.annotation) is Literal:
         return get_args(info.annotation)
+    if _kind(info)[0] == "any of":
+        return get_args(get_args(info.annotation)[0])
     return ("collect", "fail-fast") if _kind(info)[0] == "a policy" else ()
 
 
 def _kind(info: "FieldInfo") -> tuple[str, str]:
     """What a value is, and what to give instead of a wrong one."""
+    if get_origin(info.annotation) is tuple and get_origin(get_args(info.annotation)[0]) is Literal:
+        return "any of", "one or more of these, with commas between them"
     if get_origin(info.annotation) is tuple:
         return "names of roles", "names with commas between them, such as planner,writer"
     if get_origin(info.annotation) is Literal:
@@ -235,6 +241,8 @@ def _range(info: "FieldInfo") -> str:
         return "names of roles with commas between them, * for all, or none"
     if kind == "one of":
         return " or ".join(get_args(info.annotation))
+    if kind == "any of":
+        return f"any of {', '.join(_choices(info))} with commas between them, or none"
     if kind == "a policy":
         return "collect, fail-fast, at-least:K or first:K, with @SECONDS behind it for a deadline"
     limits = {name: getattr(item, name) for item in info.metadata for name in ("ge", "gt", "le") if hasattr(item, name)}
@@ -243,4 +251,9 @@ def _range(info: "FieldInfo") -> str:
 
 
 def _metavar(info: "FieldInfo") -> str:
-    return {"names of roles": "ROLE[,ROLE]", "one of": "|".join(_choices(info)), "a policy": "POLICY"}.get(_kind(info)[0], "N")
+    return {
+        "names of roles": "ROLE[,ROLE]",
+        "one of": "|".join(_choices(info)),
+        "any of": "|".join(_choices(info)),
+        "a policy": "POLICY",
+    }.get(_kind(info)[0], "N")
