@@ -1,8 +1,6 @@
 """From words on the command line to values: our options, those of a workflow's input schema, and the whole input at once."""
 
 import argparse
-import json
-import math
 import os
 import re
 import stat
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Union, get_
 
 from orchestrator.errors import InputError
 from orchestrator.events import RUN_ID
+from orchestrator.json_input import parse_json
 from orchestrator.limits import add_controls, option_controls, option_of
 from orchestrator.text import nearest, one_line
 
@@ -44,7 +43,6 @@ MAX_INPUT = 10 * 1024 * 1024
 _OPTION = re.compile(r"--[A-Za-z][\w-]*(=|\Z)|-[A-Za-z]\Z")
 _ROLE = re.compile(r"([A-Za-z_][\w-]*)=(.*)\Z", re.DOTALL)
 _LISTS = (list, set, frozenset, tuple, Sequence, Iterable)
-_JSON_REMEDY = 'write JSON, such as {"field": "value"}; in a shell between single quotes'
 _SOURCES = (Path(__file__).parent, Path(__file__).parent.parent / "agents")
 _KNOWN_IMPORTS = {"orchestrator", "agents", "langgraph", "langchain_core", "pydantic", "typing_extensions"}
 _MADE_FIELDS = re.compile(r"create_model|make_dataclass|TypedDict\s*\(|__annotations__|\bexec\b|\beval\b|setattr|importlib|__import__")
@@ -165,10 +163,10 @@ def _field_value(option: str, value: Any, annotation: Any) -> Any:
         items = get_args(_bare(annotation))
         if not items or not _is_nested(items[0]):
             return value
-        read = [_json(text, option) for text in value]
+        read = [parse_json(text, option) for text in value]
         return read[0] if len(read) == 1 and isinstance(read[0], list) else read
     if isinstance(value, str) and (_is_nested(annotation) or (_bare(annotation) is Any and value[:1] in ("{", "["))):
-        return _json(value, option)
+        return parse_json(value, option)
     return value
 
 
@@ -307,7 +305,7 @@ def read_input(given: str) -> dict[str, Any]:
         text, source = _read_file(given[1:]), given[1:]
     else:
         text, source = given, "--input"
-    value = _json(text, source)
+    value = parse_json(text, source)
     if not isinstance(value, dict):
         kind = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}.get(type(value), "a number")
         raise InputError(f"the input is {kind}, not a JSON object", where=f"in {source}", remedy='write {"field": value, ...}')
@@ -393,31 +391,3 @@ def _decoded(content: bytes, source: str) -> str:
     except UnicodeDecodeError as error:
         what = f"the input is not UTF-8: byte 0x{content[error.start]:02x}"
         raise InputError(what, where=f"at byte {error.start} of {source}", remedy="save it as UTF-8") from error
-
-
-def _json(text: str, source: str) -> Any:
-    try:
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-        json.dumps(value, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        where = f"at {source}:{error.lineno}:{error.colno}"
-        raise InputError(f"the input is not valid JSON: {error.msg}", where=where, remedy=_JSON_REMEDY) from error
-    except RecursionError as error:
-        raise InputError("the input is nested too deeply", where=f"in {source}", remedy="give it flatter") from error
-    except UnicodeEncodeError as error:
-        what = "the input holds half a surrogate pair, which is no character"
-        raise InputError(what, where=f"in {source}", remedy="leave it out") from error
-    except ValueError as error:
-        raise InputError(f"the input is not valid JSON: {error}", where=f"in {source}", remedy=_JSON_REMEDY) from error
-    return value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise ValueError(f"{one_line(digits, 40)} is too large a number")
-    return value
