@@ -1,0 +1,304 @@
+"""What is stored, as bytes: msgpack that is strict both ways, bulky parts taken out by hash, optionally encrypted.
+
+A value is plain data, the standard types of `storage/types.py`, LangChain's messages and documents, LangGraph's own types, those of
+`orchestrator.state`, and the types that the graph's state schemas name. Anything else is an error where it is written, and again where it is
+read: a row chooses among the types that are known, and never names code to run.
+"""
+
+import hashlib
+import hmac
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ormsgpack
+
+from orchestrator.errors import StorageError, StorageTypeError
+from orchestrator.storage.cipher import Cipher
+from orchestrator.storage.database import Database, Statement
+from orchestrator.storage.types import BUILT, OBJECT, STANDARD, TEXT, TUPLE, TypeName, Types
+from orchestrator.text import secrets_of, without
+
+__all__ = ["BULKY", "Codec", "Packed", "keep_texts", "open_codec", "unpack_all"]
+
+BULKY = 512
+"""From how many characters on a string, and from how many bytes on a value of a class, is stored once under its hash."""
+
+SECRET_MARK = "[key]"
+
+_OPTION = (
+    ormsgpack.OPT_NON_STR_KEYS
+    | ormsgpack.OPT_PASSTHROUGH_DATACLASS
+    | ormsgpack.OPT_PASSTHROUGH_DATETIME
+    | ormsgpack.OPT_PASSTHROUGH_ENUM
+    | ormsgpack.OPT_PASSTHROUGH_UUID
+    | ormsgpack.OPT_REPLACE_SURROGATES
+)
+_ALONE, _REFERRING, _SEALED = 1, 2, 16  # the first byte of a blob: whether texts belong to it, and whether it is encrypted
+_WALKED = frozenset((str, dict, list, tuple, bytes))
+_ASKED_AT_ONCE = 500  # hashes in one query
+
+
+class Packed(NamedTuple):
+    """A value as it is stored, with the texts that it refers to: hash -> content. See `keep_texts`."""
+
+    blob: bytes
+    texts: dict[bytes, bytes]
+
+
+class Codec:
+    """Values to blobs and back; `types` are those that it knows beside the built-in ones, `secrets` the strings that it never stores."""
+
+    def __init__(self, *, cipher: Cipher | None = None, secrets: Collection[str] = (), types: Types | None = None) -> None:
+        self.cipher = cipher
+        self.types = types or Types()
+        self._secrets = tuple(sorted(set(secrets), key=len, reverse=True))
+        self._secret_bytes = tuple(secret.encode("utf-8", "surrogatepass") for secret in self._secrets)
+        self._hash_key = cipher.hash_key if cipher else b""
+
+    def allowing(self, names: Iterable[TypeName]) -> "Codec":
+        """The same codec, which also knows the types `names`: (module, class name)."""
+        types = self.types.with_names(names)
+        return self if types is self.types else Codec(cipher=self.cipher, secrets=self._secrets, types=types)
+
+    def pack(self, value: Any) -> Packed:
+        """`value` as it is stored. Raises StorageTypeError for what could not be read back."""
+        packing = _Packing(self)
+        body = packing.run(value)
+        if self.holds_secret(body, *packing.texts.values()):
+            packing = _Packing(self, self._secrets)
+            body = packing.run(value)
+            if self.holds_secret(body, *packing.texts.values()):
+                raise StorageError(
+                    "the value of a secret environment variable stands in binary data", remedy="keep secrets out of the state"
+                )
+        flag = _REFERRING if packing.referring else _ALONE
+        return Packed(self._seal(flag, body), {digest: self._seal(text[0], text[1:]) for digest, text in packing.texts.items()})
+
+    def references(self, *blobs: bytes | None) -> set[bytes]:
+        """The hashes of the texts that are needed to unpack `blobs`; those of texts come to light when the texts are there."""
+        found: set[bytes] = set()
+        for blob in blobs:
+            if blob:
+                flag, body = self._open(blob)
+                if flag == _REFERRING:
+                    _References(found).run(body)
+        return found
+
+    def unpack(self, blob: bytes | None, texts: Mapping[bytes, bytes] | None = None) -> Any:
+        """The value of a blob; None of None. Raises StorageTypeError where it is of an unknown type, StorageError where it is damaged."""
+        return None if blob is None else _Unpacking(self, texts or {}).value(self._open(blob)[1])
+
+    def holds_secret(self, *bodies: bytes) -> bool:
+        """Whether a secret stands in one of them."""
+        return any(secret in body for body in bodies for secret in self._secret_bytes)
+
+    def digest(self, content: bytes) -> bytes:
+        """16 bytes that name `content`; keyed under encryption, so that a hash tells nothing of a text that can be guessed."""
+        if self._hash_key:
+            return hmac.digest(self._hash_key, content, "sha256")[:16]
+        return hashlib.sha256(content).digest()[:16]
+
+    def _seal(self, flag: int, body: bytes) -> bytes:
+        if self.cipher is None:
+            return bytes((flag,)) + body
+        return bytes((flag | _SEALED,)) + self.cipher.encrypt(body, flag)
+
+    def _open(self, blob: bytes) -> tuple[int, bytes]:
+        """What a blob begins with, and its body in clear."""
+        blob = bytes(blob)
+        flag = blob[0] & ~_SEALED if blob else 0
+        if flag not in (_ALONE, _REFERRING, _STRING):
+            raise StorageError(
+                "a stored value is in no format of this store", remedy="the store was written by something else, or is damaged"
+            )
+        if self.cipher is None:
+            if blob[0] & _SEALED:
+                raise StorageError("a stored value is encrypted", remedy="set ORCHESTRATOR_STORE_KEY to the key that it was written with")
+            return flag, blob[1:]
+        if not blob[0] & _SEALED:
+            raise StorageError("a stored value is not encrypted, and this store is", remedy="somebody else wrote it: do not trust it")
+        return flag, self.cipher.decrypt(blob[1:], flag)
+
+
+_STRING = 3  # the first byte of a text that is a string; others begin as blobs do
+
+
+class _Packing:
+    """One value on its way to bytes: collects the texts that are taken out of it."""
+
+    def __init__(self, codec: Codec, secrets: tuple[str, ...] = ()) -> None:
+        self._codec = codec
+        self._secrets = secrets
+        self.texts: dict[bytes, bytes] = {}
+        self.referring = False
+        self._error: StorageTypeError | None = None
+
+    def run(self, value: Any) -> bytes:
+        try:
+            return self._packed(value)
+        except RecursionError:
+            raise StorageTypeError("a value holds itself, or is nested too deep", remedy="store flat data") from None
+        except TypeError as error:
+            raise self._error or StorageTypeError(f"a value cannot be stored: {error}", remedy="store plain data") from error
+
+    def _packed(self, value: Any) -> bytes:
+        return ormsgpack.packb(self._lean(value), default=self._default, option=_OPTION)
+
+    def _lean(self, value: Any) -> Any:
+        """`value` with references in the place of its long strings."""
+        kind = type(value)
+        if kind is str:
+            text = without(self._secrets, value, SECRET_MARK) if self._secrets else value
+            return text if len(text) < BULKY else self._taken(bytes((_STRING,)) + text.encode("utf-8", "replace"))
+        if kind is dict:
+            names = {self._named(key): item for key, item in value.items()} if self._secrets else value
+            return {key: self._lean(item) if type(item) in _WALKED else item for key, item in names.items()}
+        if kind is list or kind is tuple:
+            items = [self._lean(item) if type(item) in _WALKED else item for item in value]
+            return items if kind is list else ormsgpack.Ext(TUPLE, ormsgpack.packb(items, default=self._default, option=_OPTION))
+        if kind is bytes and self._secrets:
+            for secret in self._secrets:
+                value = value.replace(secret.encode(), SECRET_MARK.encode())
+        return value
+
+    def _named(self, key: Any) -> Any:
+        return without(self._secrets, key, SECRET_MARK) if isinstance(key, str) else key
+
+    def _taken(self, content: bytes) -> ormsgpack.Ext:
+        digest = self._codec.digest(content)
+        self.texts[digest] = content
+        self.referring = True
+        return ormsgpack.Ext(TEXT, digest)
+
+    def _default(self, value: Any) -> Any:
+        """What msgpack does not know. An error in here would reach the caller without its text, so it is kept aside."""
+        try:
+            return self._extended(value)
+        except StorageTypeError as error:
+            self._error = error
+            raise
+
+    def _extended(self, value: Any) -> Any:
+        kind = type(value)
+        standard = STANDARD.get(kind)
+        if standard is not None:
+            return ormsgpack.Ext(standard.code, self._packed(standard.plain(value)))
+        if isinstance(value, BaseException):
+            return self._lean(repr(value))
+        plain = self._codec.types.plain(value)
+        outside, self.referring = self.referring, False
+        body = self._packed([kind.__module__, kind.__name__, plain])
+        if len(body) >= BULKY:
+            return self._taken(bytes((_REFERRING if self.referring else _ALONE,)) + body)
+        self.referring |= outside
+        return ormsgpack.Ext(OBJECT, body)
+
+
+class _Unpacking:
+    """One value on its way back."""
+
+    def __init__(self, codec: Codec, texts: Mapping[bytes, bytes]) -> None:
+        self._codec = codec
+        self._texts = texts
+        self._error: StorageError | None = None
+
+    def value(self, body: bytes) -> Any:
+        try:
+            return self._unpacked(body)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise self._error or StorageError("a stored value cannot be read", remedy="the store is damaged") from error
+
+    def _unpacked(self, body: bytes) -> Any:
+        return ormsgpack.unpackb(body, ext_hook=self._hook, option=ormsgpack.OPT_NON_STR_KEYS)
+
+    def _hook(self, code: int, data: bytes) -> Any:
+        try:
+            return self._restored(code, data)
+        except StorageError as error:
+            self._error = self._error or error
+            raise
+        except Exception as error:
+            self._error = self._error or StorageError(f"a stored value cannot be read: {error}", remedy="the store is damaged")
+            raise
+
+    def _restored(self, code: int, data: bytes) -> Any:
+        if code == TEXT:
+            return self._text(data)
+        if code == OBJECT:
+            return self._object(data)
+        if code not in BUILT:
+            raise StorageTypeError(
+                f"a stored value is of a type without a name (code {code})", remedy="the store was written by something else"
+            )
+        return BUILT[code](self._unpacked(data))
+
+    def _object(self, body: bytes) -> Any:
+        module, name, plain = self._unpacked(body)
+        return self._codec.types.build((module, name), plain)
+
+    def _text(self, digest: bytes) -> Any:
+        stored = self._texts.get(digest)
+        if stored is None:
+            raise StorageError("a stored text is missing", remedy="the store is damaged")
+        flag, content = self._codec._open(stored)  # noqa: SLF001 - its other half
+        if self._codec.digest(bytes((flag,)) + content) != digest:
+            raise StorageError("a stored text is not what its hash says", remedy="the store is damaged")
+        return content.decode() if flag == _STRING else self._object(content)
+
+
+class _References:
+    """The hashes that a body refers to."""
+
+    def __init__(self, found: set[bytes]) -> None:
+        self._found = found
+
+    def run(self, body: bytes) -> None:
+        try:
+            ormsgpack.unpackb(body, ext_hook=self._hook, option=ormsgpack.OPT_NON_STR_KEYS)
+        except (ValueError, TypeError) as error:
+            raise StorageError("a stored value cannot be read", remedy="the store is damaged") from error
+
+    def _hook(self, code: int, data: bytes) -> Any:
+        if code == TEXT:
+            self._found.add(data)
+        elif code == OBJECT or code in BUILT:
+            self.run(data)
+        return 0
+
+
+def keep_texts(texts: Mapping[bytes, bytes], number: int) -> list[Statement]:
+    """The statements that store the texts of a value for the run `number`; those that the store has are left as they are."""
+    statements = []
+    for digest, content in texts.items():
+        statements.append(Statement("INSERT INTO texts(hash, content) VALUES(?, ?) ON CONFLICT(hash) DO NOTHING", (digest, content)))
+        statements.append(Statement("INSERT INTO uses(run, hash) VALUES(?, ?) ON CONFLICT(run, hash) DO NOTHING", (number, digest)))
+    return statements
+
+
+async def unpack_all(database: Database, codec: Codec, blobs: Sequence[bytes | None]) -> list[Any]:
+    """The values of `blobs`, their texts read with them; None of None. Raises StorageError."""
+    texts: dict[bytes, bytes] = {}
+    wanted = codec.references(*blobs)
+    while wanted:
+        found = await _texts(database, sorted(wanted))
+        texts |= found
+        wanted = codec.references(*(text for text in found.values())) - texts.keys()
+    return [codec.unpack(blob, texts) for blob in blobs]
+
+
+async def _texts(database: Database, hashes: Sequence[bytes]) -> dict[bytes, bytes]:
+    parts = [hashes[start : start + _ASKED_AT_ONCE] for start in range(0, len(hashes), _ASKED_AT_ONCE)]
+    asked = [Statement(f"SELECT hash, content FROM texts WHERE hash IN ({', '.join('?' * len(part))})", tuple(part)) for part in parts]  # noqa: S608 - only question marks
+    return {bytes(digest): bytes(content) for rows in await database.run(*asked) for digest, content in rows}
+
+
+async def open_codec(database: Database, environ: Mapping[str, str] | None = None) -> Codec:
+    """The codec of a store, with the key of ORCHESTRATOR_STORE_KEY; raises StorageError where the key is not the store's."""
+    environ = os.environ if environ is None else environ
+    cipher = Cipher.from_environ(environ)
+    proof = cipher.proof() if cipher else "plain"
+    await database.run(Statement("INSERT INTO meta(key, value) VALUES('encryption', ?) ON CONFLICT(key) DO NOTHING", (proof,)))
+    [[(kept,)]] = await database.run(Statement("SELECT value FROM meta WHERE key = 'encryption'"))
+    Cipher.check(cipher, kept, database.url)
+    return Codec(cipher=cipher, secrets=secrets_of(environ).values())
