@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
+from postgres import postgres_server, postgres_url, storage_url
 
 from orchestrator.admission import ADMISSION
 from orchestrator.models import exchange
+
+__all__ = ["documents", "home", "loop_is_not_blocked", "nobody_at_the_door", "postgres_server", "postgres_url", "storage_url"]
 
 _OUTSIDE = ("OPENAI_", "LANGSMITH_", "LANGCHAIN_", "ORCHESTRATOR_", "ANTHROPIC_", "GOOGLE_")
 
