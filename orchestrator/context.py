@@ -26,6 +26,7 @@ from orchestrator.errors import BudgetExceeded, DeadlineReached, InvalidAnswerEr
 from orchestrator.events import tell
 from orchestrator.evidence import check_claim
 from orchestrator.flights import Flights, first_good
+from orchestrator.journal import Journal
 from orchestrator.joining import Join
 from orchestrator.models import Answer, ask, choose_model, resolve_model
 from orchestrator.models.call import model_name
@@ -74,6 +75,7 @@ class RunContext:
     boundary: str = field(default_factory=lambda: secrets.token_hex(8))
     began: float = field(default_factory=time.monotonic)
     library_seconds: float = float("inf")
+    journal: Journal | None = None
     answers: dict[str, Any] | None = None
     _tools: dict[tuple[Any, ...], list[BaseTool]] = field(default_factory=dict, repr=False)
     _libraries: dict[tuple[str, ...], tuple[float, "asyncio.Task[Library]"]] = field(default_factory=dict, repr=False)
@@ -97,7 +99,7 @@ class RunContext:
     def terms(self) -> Terms:
         """What the run grants each of its calls."""
         deadline = self.controls.deadline
-        return Terms(controls=self.controls, name=self.name, ends=None if deadline is None else self.began + deadline)
+        return Terms(controls=self.controls, name=self.name, journal=self.journal, ends=None if deadline is None else self.began + deadline)
 
     @cached_property
     def join(self) -> Join:

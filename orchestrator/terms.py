@@ -10,6 +10,7 @@ from orchestrator.admission import ADMISSION, Party
 from orchestrator.controls import Controls
 from orchestrator.errors import StopRequested
 from orchestrator.events import tell
+from orchestrator.journal import Journal
 from orchestrator.usage import Ledger, Pool
 
 __all__ = ["Retries", "Shared", "Terms", "in_request", "in_tool", "shared"]
@@ -95,7 +96,8 @@ def _party(controls: Controls, name: str) -> Party:
 class Terms:
     """What the calls of one run keep to: its controls, its place at the door, its ledger and its retry budget.
 
-    `ends` is the loop time of the run's deadline; once `stopped` or `over` is set no new request is made.
+    `ends` is the loop time of the run's deadline; once `stopped` or `over` is set no new request is made. `journal`: where every
+    finished call is kept, and where an earlier attempt's answers come from; None: nothing is kept.
     """
 
     controls: Controls = field(default_factory=Controls)
@@ -103,6 +105,7 @@ class Terms:
     ends: float | None = None
     stopped: bool = False  # somebody asked for it
     over: bool = False  # the graph has ended, and what its nodes left behind may still work
+    journal: Journal | None = None
     room: Callable[[], Awaitable[None]] | None = None  # waits until whoever reads the run's events has caught up
     party: Party = field(init=False)
     ledger: Ledger = field(init=False)

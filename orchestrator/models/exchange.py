@@ -15,11 +15,13 @@ from langchain_core.utils.function_calling import convert_to_openai_function
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import InvalidAnswerError, ModelCallError
-from orchestrator.events import tell
+from orchestrator.events import current_branch, tell
+from orchestrator.journal import Request
 from orchestrator.models.answers import explain, read_answer, validated
 from orchestrator.models.ask import Answer
 from orchestrator.models.call import Call
 from orchestrator.models.failures import is_rejection
+from orchestrator.models.recorded import answer_of, error_of, schema_digest, told
 from orchestrator.models.sending import Query, Sender, without_retries
 from orchestrator.terms import Terms
 
@@ -78,11 +80,16 @@ class Exchange(Generic[T]):
         """One answer, asked for in the way that worked last or in the first that the server takes."""
         key = self._key
         ways = (*(_WITH_TOOLS if self._tools else ()), *(_OPENAI_WAYS if self._call.openai_like else _OTHER_WAYS))
+        request = self._asked(messages) if self._terms.journal else None
+        recalled = await self._recalled(request, ways) if request else None
+        if recalled is not None:
+            return recalled
         start = ways.index(_worked[key]) if _worked.get(key) in ways else 0
         for way in ways[start:]:
             asked = _with_schema(messages, self._schema) if way in ("json_mode", "prompt") else messages
             try:
-                message = await self._sender.send(Query(self._bound(way), asked, calling=way in _CALLING))
+                query = Query(self._bound(way), asked, calling=way in _CALLING, request=request, way=way, last=way == ways[-1])
+                message = await self._sender.send(query)
             except (ModelCallError, NotImplementedError) as error:
                 if way != ways[-1] and is_rejection(error.__cause__ or error):
                     continue
@@ -90,6 +97,26 @@ class Exchange(Generic[T]):
             self._remember(key, way)
             return message
         raise AssertionError("the last way never continues")
+
+    def _asked(self, messages: Sequence[BaseMessage]) -> Request:
+        """What the journal knows a request by: the same whatever way it is asked in, as a new process begins with another."""
+        schema = [self._schema.__name__, schema_digest(self._schema)]
+        content = {"schema": schema, "tools": sorted(self._tool_names), "messages": told(messages)}
+        return Request(kind="model", role=self._call.role, model=self._call.model, content=content)
+
+    async def _recalled(self, request: Request, ways: Sequence[Way]) -> AIMessage | None:
+        """What an earlier attempt of the run was answered; in a replay its failure is raised."""
+        journal = self._terms.journal
+        recalled = await journal.recall(request) if journal else None
+        if recalled is None:
+            return None
+        if recalled.state != "ok":
+            raise error_of(recalled)
+        self._terms.ledger.repeat(self._call.role, current_branch())
+        way = recalled.response.get("way")
+        if way in ways:
+            _worked.setdefault(self._key, way)
+        return answer_of(recalled.response)
 
     def _doubt(self, message: AIMessage) -> None:
         """A server that answers prose where JSON was asked for takes no notice of how it was asked: the repair asks in the next way."""

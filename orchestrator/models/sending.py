@@ -3,9 +3,11 @@
 import asyncio
 import json
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -29,13 +31,16 @@ from orchestrator.errors import (
     said,
 )
 from orchestrator.events import current_branch, tell
+from orchestrator.journal import Request
 from orchestrator.models.answers import check_whole, cleaned
 from orchestrator.models.call import Call
-from orchestrator.models.failures import failure, is_unbilled, timed_out
+from orchestrator.models.failures import failure, is_rejection, is_unbilled, timed_out
 from orchestrator.models.hedging import Hedge, Watch, hedged
+from orchestrator.models.recorded import kept_answer
 from orchestrator.models.resolve import CLIENT_TIMEOUT
 from orchestrator.models.seen import head
 from orchestrator.models.streaming import check_size, collect, size_of
+from orchestrator.storage.journal import NO_USAGE, JournalUsage
 from orchestrator.terms import Terms, in_request
 from orchestrator.usage import Reservation
 
@@ -53,11 +58,17 @@ _BEAT = 0.25  # seconds between two heartbeats of a LangGraph node whose call wa
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked: `calling` says whether calls of tools are an answer to it."""
+    """What is asked: `calling` says whether calls of tools are an answer to it.
+
+    `request` is what it is kept by in the run's journal, `way` how it is asked this time; `last`: there is no other way left.
+    """
 
     runnable: "Runnable[Any, AIMessage]"
     messages: Sequence[BaseMessage]
     calling: bool
+    request: Request | None = None
+    way: str = ""
+    last: bool = True
 
     @property
     def size(self) -> int:
@@ -93,9 +104,37 @@ class Sender:
         self._hedge = Hedge.of(call.endpoint, call.model, call.role) if hedged else None
         self._rivals = hedged or call.role in self._controls.race or "*" in self._controls.race
         self._requests = 0
+        self._reservations: list[Reservation] = []  # of the requests of one query
 
     async def send(self, query: Query) -> AIMessage:
-        """A whole answer. Raises a subclass of ModelCallError that tells how many requests were made, or LimitReached."""
+        """A whole answer, kept in the journal before it is returned.
+
+        Raises a subclass of ModelCallError that tells how many requests were made, LimitReached or StorageError.
+        """
+        began = time.monotonic()
+        self._reservations.clear()
+        try:
+            message = await self._sent(query)
+        except BaseException as error:
+            self._unanswered(query, error, time.monotonic() - began)
+            raise
+        if self._terms.journal is not None and query.request is not None:
+            answer = {**kept_answer(message), "way": query.way}
+            await self._terms.journal.record(query.request, answer, usage=self._used(), seconds=time.monotonic() - began)
+        return message
+
+    def _unanswered(self, query: Query, error: BaseException, seconds: float) -> None:
+        """Keep what the requests have used that gave no answer."""
+        used = self._used()
+        if self._terms.journal is None or query.request is None or not used.model_calls:
+            return
+        rejected = not query.last and isinstance(error, Exception) and is_rejection(error.__cause__ or error)
+        self._terms.journal.abandon(query.request, error, state="rejected" if rejected else "", usage=used, seconds=seconds)
+
+    def _used(self) -> JournalUsage:
+        return reduce(JournalUsage.plus, (JournalUsage(*reservation.used) for reservation in self._reservations), NO_USAGE)
+
+    async def _sent(self, query: Query) -> AIMessage:
         self._terms.retries.earn(self._call.endpoint)
         loop = asyncio.get_running_loop()
         began, before, attempt = loop.time(), self._requests, 0
@@ -179,6 +218,7 @@ class Sender:
     async def _made(self, query: Query, reservation: Reservation, ticket: Ticket, watch: Watch | None) -> AIMessage:
         """The request itself. Whatever becomes of it, the budgets hear of it and its place is given back."""
         inside, seen = in_request.set(True), head.set(bytearray())
+        self._reservations.append(reservation)
         try:
             if ticket.waited and self._rivals:
                 for _ in range(_STEPS):  # it may have been let in because the answer that ends it has come

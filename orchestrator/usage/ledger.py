@@ -3,6 +3,7 @@
 import asyncio
 from bisect import bisect_right
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
@@ -64,9 +65,10 @@ class Reservation:
     """Room for one request. Exactly one of `settle`, `failed` and `abandoned` ends it, further ones do nothing.
 
     `estimate`: likely tokens. `answer_tokens`: the max_tokens to send; None where no budget counts answers.
+    `used`: once it has ended, its calls, those of them whose tokens are estimated, input tokens and output tokens.
     """
 
-    __slots__ = ("_call", "_ended", "_ledger", "_need", "_sent", "answer_tokens", "estimate")
+    __slots__ = ("_call", "_ended", "_ledger", "_need", "_sent", "answer_tokens", "estimate", "used")
 
     def __init__(self, ledger: "Ledger", call: _Call, need: Amounts, answer_tokens: int | None, estimate: int) -> None:
         self.estimate = estimate
@@ -76,6 +78,7 @@ class Reservation:
         self._need = need
         self._sent = False
         self._ended = False
+        self.used = (0, 0, 0, 0)
 
     def sent(self) -> None:
         """The request goes out: it counts as a model call from now on."""
@@ -92,13 +95,15 @@ class Reservation:
         if not self._end():
             return
         if input_tokens > 0 or output_tokens > 0:
-            self._ledger._bill(self._call, self._need, max(input_tokens, 0), max(output_tokens, 0))
+            self.used = (1, 0, max(input_tokens, 0), max(output_tokens, 0))
+            self._ledger._bill(self._call, self._need, *self.used[2:])
         else:
-            self._ledger._bill_estimate(self._call, self._need, size)
+            self.used = (1, 1, *self._ledger._bill_estimate(self._call, self._need, size))
 
     def failed(self) -> None:
         """The provider answered an error: nothing is billed."""
         if self._end():
+            self.used = (int(self._sent), 0, 0, 0)
             self._ledger._release(self._call, self._need, (float(self._sent), *NOTHING[1:]))
 
     def abandoned(self) -> None:
@@ -106,7 +111,7 @@ class Reservation:
         if not self._sent:
             self.failed()
         elif self._end():
-            self._ledger._bill_estimate(self._call, self._need, None)
+            self.used = (1, 1, *self._ledger._bill_estimate(self._call, self._need, None))
 
     def _end(self) -> bool:
         was_open, self._ended = not self._ended, True
@@ -167,6 +172,33 @@ class Ledger:
         )
         found = self._decide(call, {account for earlier in self._waiting for account in earlier.short})
         return found or await self._wait(call)
+
+    async def restore(self, sums: Iterable[tuple[str, str, str | None, Sequence[int]]]) -> None:
+        """Go on from what earlier attempts of the run have used, which budgets count: for each role, model and branch its calls, those
+        of them whose tokens are estimated, input tokens and output tokens. What was in flight when a process died is in none of them.
+        """
+        if self._money:
+            await open_prices()
+        for role, model, branch, (calls, estimated, input_tokens, output_tokens) in sums:
+            call = _Call(ledger=self, model=model, role=role, branch=branch, size=0, answer_tokens=0, guarded=False, accounts=[])
+            for count in self._counts(call):
+                count.model_calls += calls
+                count.estimated_calls += estimated
+                count.add(model, input_tokens, output_tokens)
+            _, both, given, written, cost = self._amounts(model, input_tokens, output_tokens)
+            for account in self._accounts_of(role, branch):
+                account.add((float(calls), both, given, written, cost))
+
+    def repeat(self, role: str, branch: str | None) -> None:
+        """Count a call that an earlier attempt made and that is not made again: no budget, but the loop guard; raises LoopStopped."""
+        if branch is None:
+            if self._rounds.count(role) > self.controls.max_agent_calls:
+                raise self._looping(role, None)
+            return
+        if self._agents[role, branch] >= self.controls.max_agent_calls:
+            raise self._looping(role, branch)
+        self._agents[role, branch] += 1
+        self._divide(role, branch)
 
     def branch_ended(self, branch: str) -> None:
         """Give back what was kept for verifying it."""
@@ -279,17 +311,21 @@ class Ledger:
         for account in call.accounts:
             account.hold(need)
         if call.branch is not None:
-            self._divided = True
             if call.guarded:
                 self._agents[call.role, call.branch] += 1
-            if call.role == "verifier":
-                self._unverified.discard(call.branch)
-                self._verified.add(call.branch)
-            elif call.role != "writer" and call.branch not in self._verified:
-                self._unverified.add(call.branch)
+            self._divide(call.role, call.branch)
         counts = any(account.limits[index] is not None for account in call.accounts for index in (1, 3, 4))
         estimate = self._likely_input(call) + self._likely_output(call, need)
         return Reservation(self, call, need, answer_tokens if counts else None, estimate)
+
+    def _divide(self, role: str, branch: str) -> None:
+        """Whether the branch still has to be verified, now that it makes a call."""
+        self._divided = True
+        if role == "verifier":
+            self._unverified.discard(branch)
+            self._verified.add(branch)
+        elif role != "writer" and branch not in self._verified:
+            self._unverified.add(branch)
 
     def _need(self, call: _Call, answer_tokens: int) -> Amounts:
         """The most that `call` may use."""
@@ -339,14 +375,15 @@ class Ledger:
             count.add(call.model, input_tokens, output_tokens)
         self._release(call, need, amounts)
 
-    def _bill_estimate(self, call: _Call, need: Amounts, written: int | None) -> None:
-        """`written`: bytes of the answer, 0 if nobody knows; None: there was none."""
+    def _bill_estimate(self, call: _Call, need: Amounts, written: int | None) -> tuple[int, int]:
+        """The tokens that it is billed. `written`: bytes of the answer, 0 if nobody knows; None: there was none."""
         input_tokens = self._likely_input(call)
         output_tokens = 0 if written is None else ceil(written * _TOKENS_A_BYTE) or self._likely_output(call, need)
         for count in self._counts(call):
             count.estimated_calls += 1
             count.add(call.model, input_tokens, output_tokens)
         self._release(call, need, self._amounts(call.model, input_tokens, output_tokens))
+        return input_tokens, output_tokens
 
     def _release(self, call: _Call, need: Amounts, used: Amounts) -> None:
         for account in call.accounts:

@@ -1,0 +1,258 @@
+"""The journal of a run: every finished call of a model or a tool, and the answers that an earlier attempt of the run has already got."""
+
+import asyncio
+import hashlib
+import json
+import time
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from orchestrator.errors import LostRunError, OrchestratorError, StorageError, said
+from orchestrator.events import current_branch, tell
+from orchestrator.storage.database import Fence, Statement
+from orchestrator.storage.journal import NO_USAGE, Entry, JournalRow, JournalTable, JournalUsage, Sum
+
+__all__ = ["Journal", "JournalMode", "Recalled", "Request", "current_scope", "rows_of_flight"]
+
+JournalMode = Literal["record", "resume", "replay"]
+
+rows_of_flight: ContextVar[list[int] | None] = ContextVar("rows_of_flight", default=None)
+"""The rows that a piece of shared work takes its answers from, or leaves; whoever begins such work sets an empty list."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is asked: `content` is plain JSON, the same in every attempt of the run whatever way it is asked in.
+
+    `model` is the model's or the tool's name. `alone`: an answer that another scope was given is none to this one.
+    """
+
+    kind: Literal["model", "tool", "page"]
+    role: str
+    model: str
+    content: Any
+    alone: bool = False
+    scope: str = field(default_factory=lambda: current_scope())
+    digest: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        told = json.dumps([self.kind, self.model, self.content], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        object.__setattr__(self, "digest", hashlib.blake2b(told.encode(), digest_size=16).digest())
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """What an earlier attempt was answered; `error` is set for a failure, which only a replay is told."""
+
+    response: Any
+    state: str = "ok"
+    error: str | None = None
+
+
+@dataclass(eq=False, slots=True)
+class _Answer:
+    """A recorded row that waits to be asked for; `run` is the number of the run that it is of."""
+
+    run: int
+    row: JournalRow
+    taken: bool = False
+
+
+class _Write(NamedTuple):
+    """An entry on its way to the database, and who waits for it."""
+
+    statements: list[Statement]
+    texts: set[bytes]
+    durable: "asyncio.Future[None] | None"
+
+
+class Journal:
+    """One run's, on the run's event loop; `sources` are the numbers of further runs whose answers count: a fork's parent."""
+
+    def __init__(self, table: JournalTable, run: int, fence: Fence, mode: JournalMode = "record") -> None:
+        self.mode = mode
+        self.recalled = 0
+        self.sums: list[Sum] = []
+        self._table = table
+        self._run = run
+        self._fence = fence
+        self._next = 0
+        self._own: dict[tuple[bytes, str], deque[_Answer]] = defaultdict(deque)
+        self._any: dict[bytes, deque[_Answer]] = defaultdict(deque)
+        self._texts: set[bytes] = set()  # that are stored for this run
+        self._pending: list[_Write] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._lost: LostRunError | None = None
+
+    @classmethod
+    async def open(
+        cls, table: JournalTable, run: int, fence: Fence, *, mode: JournalMode = "record", sources: Sequence[int] = ()
+    ) -> "Journal":
+        """The journal of the run `run`; a new run (`record`) without sources reads nothing. Raises StorageError."""
+        journal = cls(table, run, fence, mode)
+        if mode != "record" or sources:
+            for number in dict.fromkeys((run, *sources)):
+                journal._load(number, await table.rows(number))
+            journal.sums = await table.sums(run)
+        return journal
+
+    def restored(self) -> list[tuple[str, str, str | None, JournalUsage]]:
+        """What earlier attempts have used, as `Ledger.restore` takes it: role, model, branch and the figures."""
+        prefix = "branch "
+        return [
+            (one.role, one.model, one.scope.removeprefix(prefix) if one.scope.startswith(prefix) else None, one.usage) for one in self.sums
+        ]
+
+    @property
+    def recalls(self) -> bool:
+        """Whether there is anything that could be answered from here."""
+        return bool(self._any) or self.mode == "replay"
+
+    def knows(self, request: Request) -> bool:
+        """Whether `recall` would find an answer."""
+        return bool(self._any) and self._waiting(request) is not None
+
+    async def recall(self, request: Request) -> Recalled | None:
+        """The answer that was recorded for `request` and not given yet, those of its own scope first; None: it has to be asked for."""
+        answer = self._waiting(request) if self._any else None
+        if answer is None:
+            return None
+        answer.taken = True
+        try:
+            response = await self._table.response(answer.run, answer.row.seq)
+        except BaseException:
+            self._give_back(answer)
+            raise
+        self._note(answer.row.seq if answer.run == self._run else None)
+        self.recalled += 1
+        if request.kind != "page":
+            tell("recalled", role=request.role or None, model=request.model)
+        return Recalled(response, answer.row.state, answer.row.error)
+
+    async def record(self, request: Request, response: Any, *, usage: JournalUsage = NO_USAGE, seconds: float = 0.0) -> None:
+        """Keep an answer, which took so long; durable when it returns. Raises StorageError, LostRunError."""
+        if self._lost is not None:
+            raise self._lost
+        durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._put(self._entry(request, "ok", response, usage, seconds), durable)
+        await durable
+
+    def abandon(
+        self, request: Request, error: BaseException | None, *, state: str = "", usage: JournalUsage = NO_USAGE, seconds: float = 0.0
+    ) -> None:
+        """Keep what a call that gave no answer has used, and why; written soon, and at the latest when the journal is closed."""
+        if self._lost is None:
+            failed = isinstance(error, Exception)
+            self._put(self._entry(request, state or ("failed" if failed else "abandoned"), _parts(error), usage, seconds, error), None)
+
+    async def aclose(self) -> None:
+        """Write what is still to be written; raises StorageError, LostRunError where that cannot be."""
+        while self._writing is not None:
+            await asyncio.shield(self._writing)
+        if self._lost is not None:
+            raise self._lost
+
+    def _entry(
+        self, request: Request, state: str, response: Any, usage: JournalUsage, seconds: float, error: BaseException | None = None
+    ) -> Entry:
+        seq, self._next = self._next, self._next + 1
+        self._note(seq)
+        row = JournalRow(
+            seq=seq,
+            kind=request.kind,
+            scope=request.scope,
+            role=request.role,
+            model=request.model,
+            digest=request.digest,
+            state=state,
+            began=round(time.time() - seconds, 3),
+            seconds=round(seconds, 4),
+            error=None if error is None else said(error) if isinstance(error, Exception) else "cancelled",
+        )
+        return Entry(row, usage, request.content, response)
+
+    def _note(self, seq: int | None) -> None:
+        rows = rows_of_flight.get()
+        if rows is not None and seq is not None:
+            rows.append(seq)
+
+    def _put(self, entry: Entry, durable: "asyncio.Future[None] | None") -> None:
+        statements, texts = self._table.statements(self._run, entry, self._texts)
+        self._pending.append(_Write(statements, texts, durable))
+        if self._writing is None:
+            self._writing = asyncio.get_running_loop().create_task(self._write(), name=f"journal of {self._fence.run_id}")
+
+    async def _write(self) -> None:
+        """Write what waits, in one transaction; and so on while more has come meanwhile."""
+        try:
+            while self._pending:
+                batch, self._pending = self._pending, []
+                try:
+                    await self._table.append([statement for write in batch for statement in write.statements], self._fence)
+                except StorageError as error:
+                    self._lost = error if isinstance(error, LostRunError) else self._lost
+                    _settle(batch, error)
+                else:
+                    self._texts.update(*(write.texts for write in batch))
+                    _settle(batch, None)
+        finally:
+            self._writing = None
+
+    def _load(self, run: int, rows: Sequence[JournalRow]) -> None:
+        own = run == self._run
+        self._next = rows[-1].seq + 1 if own and rows else self._next
+        for row in rows:
+            if row.state == "ok" or (self.mode == "replay" and row.state == "failed"):
+                self._give(_Answer(run, row))
+
+    def _give(self, answer: _Answer) -> None:
+        self._own[answer.row.digest, answer.row.scope].append(answer)
+        self._any[answer.row.digest].append(answer)
+
+    def _give_back(self, answer: _Answer) -> None:
+        answer.taken = False
+        self._own[answer.row.digest, answer.row.scope].appendleft(answer)
+        self._any[answer.row.digest].appendleft(answer)
+
+    def _waiting(self, request: Request) -> _Answer | None:
+        queues = [self._own.get((request.digest, request.scope)), None if request.alone else self._any.get(request.digest)]
+        for queue in queues:
+            while queue:
+                if not queue[0].taken:
+                    return queue[0]
+                queue.popleft()
+        return None
+
+
+def current_scope() -> str:
+    """Where this code runs, in the same words in every attempt of the run: `branch ID`, or `node PATH` with the place of a Send."""
+    branch = current_branch()
+    if branch is not None:
+        return f"branch {branch}"
+    from langchain_core.runnables.config import var_child_runnable_config
+
+    metadata = (var_child_runnable_config.get() or {}).get("metadata") or {}
+    names = [part.partition(":")[0] for part in str(metadata.get("langgraph_checkpoint_ns") or "").split("|")]
+    path: tuple[Any, ...] = metadata.get("langgraph_path") or ()
+    place = f" {path[1]}" if len(path) > 1 and path[0] == "__pregel_push" else ""
+    return f"node {'/'.join(names)}{place}"
+
+
+def _parts(error: BaseException | None) -> Any:
+    """An error as plain data: its class and what it says."""
+    if not isinstance(error, OrchestratorError):
+        return {"error": type(error).__name__, "said": "" if error is None else str(error)}
+    return {"error": type(error).__name__, "what": error.what, "where": error.where, "remedy": error.remedy}
+
+
+def _settle(batch: "Sequence[_Write]", error: Exception | None) -> None:
+    for write in batch:
+        if write.durable is None or write.durable.done():
+            continue
+        if error is None:
+            write.durable.set_result(None)
+        else:
+            write.durable.set_exception(error)

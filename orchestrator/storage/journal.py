@@ -1,0 +1,126 @@
+"""The journal's table: a row for each finished call of a run, its request and response apart from what is searched and summed."""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from orchestrator.storage.codec import Codec, keep_texts, unpack_all
+from orchestrator.storage.database import Database, Fence, Statement
+
+__all__ = ["NO_USAGE", "Entry", "JournalRow", "JournalTable", "JournalUsage", "Sum"]
+
+_COLUMNS = (
+    "run, seq, kind, scope, role, model, digest, state, request, response,"
+    " model_calls, estimated_calls, input_tokens, output_tokens, began, seconds, error"
+)
+_INSERT = f"INSERT INTO journal({_COLUMNS}) VALUES({', '.join('?' * 17)}) ON CONFLICT(run, seq) DO NOTHING"
+_HEADS = "SELECT seq, kind, scope, role, model, digest, state, began, seconds, error FROM journal WHERE run = ? ORDER BY seq"
+_SUMS = (
+    "SELECT role, model, scope, CAST(SUM(model_calls) AS BIGINT), CAST(SUM(estimated_calls) AS BIGINT),"
+    " CAST(SUM(input_tokens) AS BIGINT), CAST(SUM(output_tokens) AS BIGINT)"
+    " FROM journal WHERE run = ? AND kind = 'model' GROUP BY role, model, scope ORDER BY role, model, scope"
+)
+_AT_ONCE = 200  # bodies that one statement asks for
+
+
+class JournalUsage(NamedTuple):
+    """What the requests of a call used, those that failed and those that were given up included."""
+
+    model_calls: int = 0
+    estimated_calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def plus(self, other: "JournalUsage") -> "JournalUsage":
+        """Both together."""
+        return JournalUsage(*(one + two for one, two in zip(self, other, strict=True)))
+
+
+NO_USAGE = JournalUsage()
+
+
+class JournalRow(NamedTuple):
+    """A row without its bodies; `began` is seconds since the epoch, `state` ok | failed | rejected | abandoned."""
+
+    seq: int
+    kind: str
+    scope: str
+    role: str
+    model: str
+    digest: bytes
+    state: str
+    began: float
+    seconds: float
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row that is about to be written: `request` and `response` are plain values, as msgpack takes them."""
+
+    row: JournalRow
+    usage: JournalUsage
+    request: Any
+    response: Any
+
+
+class Sum(NamedTuple):
+    """What the calls of a role used at a model in a scope."""
+
+    role: str
+    model: str
+    scope: str
+    usage: JournalUsage
+
+
+class JournalTable:
+    """The journals of all runs; a run is named by its number."""
+
+    def __init__(self, database: Database, codec: Codec) -> None:
+        self._database = database
+        self._codec = codec
+
+    def statements(self, run: int, entry: Entry, known: Collection[bytes] = ()) -> tuple[list[Statement], set[bytes]]:
+        """What writes `entry`, and the hashes of the texts in that; those of `known` are there already. Raises StorageTypeError."""
+        request, response = self._codec.pack(entry.request), self._codec.pack(entry.response)
+        texts = {digest: text for digest, text in (request.texts | response.texts).items() if digest not in known}
+        row = entry.row
+        values = (run, row.seq, row.kind, row.scope, row.role, row.model, row.digest, row.state, request.blob, response.blob)
+        insert = Statement(_INSERT, (*values, *entry.usage, row.began, row.seconds, row.error))
+        return [*keep_texts(texts, run), insert], set(texts)
+
+    async def append(self, statements: Iterable[Statement], fence: Fence) -> None:
+        """Write entries, durable when it returns; raises StorageError, LostRunError."""
+        await self._database.run(*statements, fence=fence)
+
+    async def rows(self, run: int) -> list[JournalRow]:
+        """The rows of a run in the order in which its calls ended, without their bodies."""
+        (found,) = await self._database.run(Statement(_HEADS, (run,)))
+        return [JournalRow(*row)._replace(digest=bytes(row[5])) for row in found]
+
+    async def response(self, run: int, seq: int) -> Any:
+        """What a call was answered; KeyError where there is no such row."""
+        return (await self._bodies(run, [seq], "response"))[seq]
+
+    async def requests(self, run: int, seqs: Sequence[int]) -> dict[int, Any]:
+        """What was asked, by row."""
+        return await self._bodies(run, seqs, "request")
+
+    async def responses(self, run: int, seqs: Sequence[int]) -> dict[int, Any]:
+        """What was answered, by row."""
+        return await self._bodies(run, seqs, "response")
+
+    async def _bodies(self, run: int, seqs: Sequence[int], column: str) -> dict[int, Any]:
+        blobs: dict[int, bytes] = {}
+        for start in range(0, len(seqs), _AT_ONCE):
+            part = seqs[start : start + _AT_ONCE]
+            select = f"SELECT seq, {column} FROM journal WHERE run = ? AND seq IN ({', '.join('?' * len(part))})"  # noqa: S608 - our own names
+            (found,) = await self._database.run(Statement(select, (run, *part)))
+            blobs.update((seq, bytes(blob)) for seq, blob in found)
+        values = await unpack_all(self._database, self._codec, list(blobs.values()))
+        return dict(zip(blobs, values, strict=True))
+
+    async def sums(self, run: int) -> list[Sum]:
+        """What the run's model calls used, by role, model and scope."""
+        (found,) = await self._database.run(Statement(_SUMS, (run,)))
+        return [Sum(role, model, scope, JournalUsage(*map(int, used))) for role, model, scope, *used in found]
