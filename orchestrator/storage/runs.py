@@ -15,7 +15,7 @@ from orchestrator.storage.database import Database, Fence, Row, Statement
 from orchestrator.storage.owner import Owner, drop, is_living, new_owner
 from orchestrator.text import nearest, one_line, secrets_of, without
 
-__all__ = ["BEAT", "CRASHES", "RunRecord", "RunsTable", "kept"]
+__all__ = ["BEAT", "CRASHES", "ONE_AT_A_TIME", "RunRecord", "RunsTable", "kept"]
 
 BEAT = 5.0
 """Seconds between two heartbeats of a run."""
@@ -71,8 +71,10 @@ class RunRecord:
 
     @property
     def thread_id(self) -> str:
-        """LangGraph's: the conversation's name, else the run's id, with the generation from the second on."""
-        return self.thread or (f"{self.run_id}.{self.generation}" if self.generation else self.run_id)
+        """LangGraph's: the run's id with the generation from the second on, or the conversation's; no run's id has a colon."""
+        if self.thread is not None:
+            return f"thread:{self.thread}"
+        return f"{self.run_id}:{self.generation}" if self.generation else self.run_id
 
 
 _Records = list[RunRecord]
@@ -83,8 +85,9 @@ _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM runs WHERE status <> 'deleting'"  
 _HEADS = f"SELECT {', '.join('NULL' if name in _PACKED else name for name in _COLUMNS)} FROM runs WHERE status <> 'deleting'"  # noqa: S608 - ours
 _INSERT = f"INSERT INTO runs({', '.join(_STORED)})"
 _MARKS = ", ".join("?" * len(_STORED))
-# Whoever looks at the threads of the runs and then writes one waits for whoever does so now: the row is locked to the transaction's end.
-_ONE_AT_A_TIME = Statement("INSERT INTO meta(key, value) VALUES('threads', '') ON CONFLICT(key) DO UPDATE SET value = excluded.value")
+ONE_AT_A_TIME = Statement("INSERT INTO meta(key, value) VALUES('threads', '') ON CONFLICT(key) DO UPDATE SET value = excluded.value")
+"""What looks at the conversations of runs and then writes begins with it, and waits for whoever does so now: the row stays locked to the end."""
+
 _UNFINISHED = "status IN ('running', 'interrupted')"
 _FREE = f"NOT EXISTS (SELECT 1 FROM runs AS other WHERE other.thread = ? AND other.run_id <> ? AND other.{_UNFINISHED})"  # noqa: S608 - of ours
 _UNCHANGED = "run_id = ? AND status = ? AND coalesce(owner, '') = ? AND coalesce(heartbeat, 0) = ?"
@@ -244,7 +247,7 @@ class RunsTable:
         values = (owner.token, owner.pid, owner.born, owner.host, owner.space, now, now, now, mark, crashes, *_unchanged(found))
         free, ahead = "", list[Statement]()
         if found.thread is not None:
-            ahead, free = [_ONE_AT_A_TIME], f" AND {_FREE}"
+            ahead, free = [ONE_AT_A_TIME], f" AND {_FREE}"
             values = (*values, found.thread, found.run_id)
         update = f"UPDATE runs SET {sets}, attempts = attempts + 1, crashes = ? WHERE {_UNCHANGED}{free}"  # noqa: S608 - of ours
         await self.database.run(*ahead, Statement(update, values))
@@ -259,7 +262,7 @@ class RunsTable:
         if record.thread is None:
             return [Statement(f"{_INSERT} VALUES({_MARKS}) ON CONFLICT DO NOTHING", values), *texts]
         insert = f"{_INSERT} SELECT {_MARKS} WHERE {_FREE} ON CONFLICT DO NOTHING"
-        return [_ONE_AT_A_TIME, Statement(insert, (*values, record.thread, record.run_id)), *texts]
+        return [ONE_AT_A_TIME, Statement(insert, (*values, record.thread, record.run_id)), *texts]
 
     def _packed(self, value: Any) -> Packed | None:
         return None if value is None else self.codec.pack(value)
