@@ -59,7 +59,7 @@ async def collect(
     dry_run: bool = False,
     most: int | None = None,
 ) -> Freed:
-    """Erases what ended more than `older_than` seconds ago, all but the newest `keep`, and the oldest while the store has over `max_size` bytes.
+    """Erases what ended over `older_than` seconds ago, all but the newest `keep`, and the oldest while the store has over `max_size` bytes.
 
     A run that goes on stays; one that is interrupted or crashed until it is UNFINISHED old. `most`: runs that are erased at most.
     Raises StorageError; what was erased until then is erased.
@@ -185,7 +185,7 @@ _CHECKPOINTS = ("checkpoints", "values_", "writes")
 
 def _handed_on(shared: Sequence[tuple[int, str]]) -> list[Statement]:
     """The texts that a conversation's checkpoints may refer to belong to its newest run from now on."""
-    move = f"INSERT INTO uses(run, hash) SELECT ({_LEFT}), hash FROM uses WHERE run = ? AND ({_LEFT}) IS NOT NULL ON CONFLICT DO NOTHING"
+    move = f"INSERT INTO uses(run, hash) SELECT ({_LEFT}), hash FROM uses WHERE run = ? AND ({_LEFT}) IS NOT NULL ON CONFLICT DO NOTHING"  # noqa: S608
     return [Statement(move, (name, number, name)) for number, name in shared]
 
 

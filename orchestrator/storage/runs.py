@@ -86,7 +86,7 @@ _HEADS = f"SELECT {', '.join('NULL' if name in _PACKED else name for name in _CO
 _INSERT = f"INSERT INTO runs({', '.join(_STORED)})"
 _MARKS = ", ".join("?" * len(_STORED))
 ONE_AT_A_TIME = Statement("INSERT INTO meta(key, value) VALUES('threads', '') ON CONFLICT(key) DO UPDATE SET value = excluded.value")
-"""What looks at the conversations of runs and then writes begins with it, and waits for whoever does so now: the row stays locked to the end."""
+"""What looks at the conversations of runs and then writes begins with it: whoever does so now is waited for."""
 
 _UNFINISHED = "status IN ('running', 'interrupted')"
 _FREE = f"NOT EXISTS (SELECT 1 FROM runs AS other WHERE other.thread = ? AND other.run_id <> ? AND other.{_UNFINISHED})"  # noqa: S608 - of ours
