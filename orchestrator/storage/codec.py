@@ -1,8 +1,8 @@
 """What is stored, as bytes: msgpack that is strict both ways, bulky parts taken out by hash, optionally encrypted.
 
 A value is plain data, the standard types of `storage/types.py`, LangChain's messages and documents, LangGraph's own types, those of
-`orchestrator.state`, and the types that the graph's state schemas name. Anything else is an error where it is written, and again where it is
-read: a row chooses among the types that are known, and never names code to run.
+`orchestrator.state`, and the types that the graph's state schemas name. Anything else is an error where it is written, and again where
+it is read: a row chooses among the types that are known, and never names code to run.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ __all__ = ["BULKY", "Codec", "Packed", "keep_texts", "open_codec", "unpack_all"]
 BULKY = 512
 """From how many characters on a string, and from how many bytes on a value of a class, is stored once under its hash."""
 
-SECRET_MARK = "[key]"
+_MARK = "[key]"
 
 _OPTION = (
     ormsgpack.OPT_NON_STR_KEYS
@@ -149,7 +149,7 @@ class _Packing:
         """`value` with references in the place of its long strings."""
         kind = type(value)
         if kind is str:
-            text = without(self._secrets, value, SECRET_MARK) if self._secrets else value
+            text = without(self._secrets, value, _MARK) if self._secrets else value
             return text if len(text) < BULKY else self._taken(bytes((_STRING,)) + text.encode("utf-8", "replace"))
         if kind is dict:
             names = {self._named(key): item for key, item in value.items()} if self._secrets else value
@@ -159,11 +159,11 @@ class _Packing:
             return items if kind is list else ormsgpack.Ext(TUPLE, ormsgpack.packb(items, default=self._default, option=_OPTION))
         if kind is bytes and self._secrets:
             for secret in self._secrets:
-                value = value.replace(secret.encode(), SECRET_MARK.encode())
+                value = value.replace(secret.encode(), _MARK.encode())
         return value
 
     def _named(self, key: Any) -> Any:
-        return without(self._secrets, key, SECRET_MARK) if isinstance(key, str) else key
+        return without(self._secrets, key, _MARK) if isinstance(key, str) else key
 
     def _taken(self, content: bytes) -> ormsgpack.Ext:
         digest = self._codec.digest(content)
@@ -241,7 +241,7 @@ class _Unpacking:
         stored = self._texts.get(digest)
         if stored is None:
             raise StorageError("a stored text is missing", remedy="the store is damaged")
-        flag, content = self._codec._open(stored)  # noqa: SLF001 - its other half
+        flag, content = self._codec._open(stored)
         if self._codec.digest(bytes((flag,)) + content) != digest:
             raise StorageError("a stored text is not what its hash says", remedy="the store is damaged")
         return content.decode() if flag == _STRING else self._object(content)
@@ -270,9 +270,14 @@ class _References:
 def keep_texts(texts: Mapping[bytes, bytes], number: int) -> list[Statement]:
     """The statements that store the texts of a value for the run `number`; those that the store has are left as they are."""
     statements = []
-    for digest, content in texts.items():
-        statements.append(Statement("INSERT INTO texts(hash, content) VALUES(?, ?) ON CONFLICT(hash) DO NOTHING", (digest, content)))
-        statements.append(Statement("INSERT INTO uses(run, hash) VALUES(?, ?) ON CONFLICT(run, hash) DO NOTHING", (number, digest)))
+    items = list(texts.items())
+    for start in range(0, len(items), _ASKED_AT_ONCE):
+        part = items[start : start + _ASKED_AT_ONCE]
+        marks = ", ".join(["(?, ?)"] * len(part))
+        values = tuple(each for item in part for each in item)
+        uses = tuple(each for digest, _ in part for each in (number, digest))
+        statements.append(Statement(f"INSERT INTO texts(hash, content) VALUES {marks} ON CONFLICT(hash) DO NOTHING", values))  # noqa: S608 - question marks
+        statements.append(Statement(f"INSERT INTO uses(run, hash) VALUES {marks} ON CONFLICT(run, hash) DO NOTHING", uses))  # noqa: S608 - question marks
     return statements
 
 

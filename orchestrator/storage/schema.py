@@ -34,14 +34,15 @@ CREATE TABLE texts(hash BLOB PRIMARY KEY, content BLOB NOT NULL);
 CREATE TABLE uses(run BIGINT NOT NULL, hash BLOB NOT NULL, PRIMARY KEY(run, hash)) WITHOUT ROWID;
 CREATE INDEX uses_by_hash ON uses(hash);
 CREATE TABLE checkpoints(
-    thread TEXT NOT NULL, ns TEXT NOT NULL, id TEXT NOT NULL, parent TEXT, kind TEXT, checkpoint BLOB, metadata BLOB,
-    PRIMARY KEY(thread, ns, id));
+    thread TEXT NOT NULL, ns TEXT NOT NULL, id TEXT NOT NULL, parent TEXT, run TEXT, checkpoint BLOB, metadata BLOB,
+    PRIMARY KEY(thread, ns, id)) WITHOUT ROWID;
+CREATE INDEX checkpoints_by_run ON checkpoints(run);
 CREATE TABLE values_(
-    thread TEXT NOT NULL, ns TEXT NOT NULL, channel TEXT NOT NULL, version TEXT NOT NULL, kind TEXT, content BLOB,
+    thread TEXT NOT NULL, ns TEXT NOT NULL, channel TEXT NOT NULL, version TEXT NOT NULL, content BLOB,
     PRIMARY KEY(thread, ns, channel, version)) WITHOUT ROWID;
 CREATE TABLE writes(
     thread TEXT NOT NULL, ns TEXT NOT NULL, id TEXT NOT NULL, task TEXT NOT NULL, idx BIGINT NOT NULL,
-    channel TEXT, kind TEXT, content BLOB, path TEXT,
+    channel TEXT, content BLOB, path TEXT,
     PRIMARY KEY(thread, ns, id, task, idx)) WITHOUT ROWID;
 CREATE TABLE facts(
     namespace TEXT NOT NULL, key TEXT NOT NULL, value BLOB, created DOUBLE PRECISION, updated DOUBLE PRECISION,

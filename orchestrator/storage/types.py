@@ -11,7 +11,7 @@ from enum import Enum
 from functools import lru_cache
 from importlib import import_module
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
-from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -250,7 +250,7 @@ def _form(kind: type) -> _Form:
 
 
 def types_of(graph: Any) -> set[TypeName]:
-    """The classes that the state schemas of a compiled graph and of the graphs inside it name, as LangGraph's own strict mode finds them."""
+    """The classes that the state schemas of a compiled graph, and of those inside it, name: as LangGraph's own strict mode finds them."""
     from langgraph._internal._serde import collect_allowlist_from_schemas
 
     names: set[TypeName] = set()
