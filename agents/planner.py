@@ -57,4 +57,4 @@ def create_planner(model: BaseChatModel | None = None) -> CompiledStateGraph[Any
     graph.add_node("plan", plan, metadata={"asks": 1})
     graph.add_edge(START, "plan")
     graph.add_edge("plan", END)
-    return graph.compile(name="planner")
+    return graph.compile(name="planner", checkpointer=False)

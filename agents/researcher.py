@@ -110,7 +110,7 @@ def create_researcher(
     graph.add_edge("search", "research")
     graph.add_conditional_edges("research", after_research, ["call_tools", END])
     graph.add_edge("call_tools", "research")
-    return graph.compile(name="researcher")
+    return graph.compile(name="researcher", checkpointer=False)
 
 
 async def _search(state: ResearcherState, context: RunContext, passages: int) -> dict[str, Any]:

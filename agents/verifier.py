@@ -85,7 +85,7 @@ def create_verifier(model: BaseChatModel | None = None) -> CompiledStateGraph[An
     graph.add_node("verify", verify, metadata={"asks": "max_agent_calls"})
     graph.add_edge(START, "verify")
     graph.add_edge("verify", END)
-    return graph.compile(name="verifier")
+    return graph.compile(name="verifier", checkpointer=False)
 
 
 def _failure(error: BaseException) -> Failure:

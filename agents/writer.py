@@ -56,7 +56,7 @@ def create_writer(model: BaseChatModel | None = None) -> CompiledStateGraph[Any,
     graph.add_node("write", write, metadata={"asks": 1})
     graph.add_edge(START, "write")
     graph.add_edge("write", END)
-    return graph.compile(name="writer")
+    return graph.compile(name="writer", checkpointer=False)
 
 
 def _told(finding: Finding) -> str:

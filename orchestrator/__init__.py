@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from orchestrator.controls import JoinPolicy as JoinPolicy
     from orchestrator.events import Event as Event
     from orchestrator.graphs.supervisor import create_supervisor as create_supervisor
-    from orchestrator.runner import Result as Result
+    from orchestrator.outcome import Result as Result
     from orchestrator.runner import run as run
     from orchestrator.runner import stream as stream
     from orchestrator.workflow import Workflow as Workflow
@@ -35,7 +35,7 @@ _HOMES = {
     "Controls": "controls",
     "Event": "events",
     "JoinPolicy": "controls",
-    "Result": "runner",
+    "Result": "outcome",
     "Workflow": "workflow",
     "create_supervisor": "graphs.supervisor",
     "list_workflows": "workflow",

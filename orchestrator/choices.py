@@ -3,7 +3,7 @@
 import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -29,12 +29,16 @@ _ROLES = ("planner", "researcher", "verifier", "writer")
 
 @dataclass(frozen=True)
 class Choice:
-    """The chat models of a run by role, in the order of preference; how the first line says it, and why."""
+    """The chat models of a run by role, in the order of preference; how the first line says it, and why.
+
+    `specs`: how each was asked for, by role: None for one that was made in Python, which nothing but its maker can make again.
+    """
 
     by_role: dict[str, BaseChatModel | Sequence[BaseChatModel]]
     said: str
     reason: str
     notes: tuple[str, ...]
+    specs: dict[str, list[str | None]] = field(default_factory=dict)
 
 
 def choose_models(model: ModelSpec | None, workflow: Workflow) -> Choice:
@@ -46,7 +50,7 @@ def choose_models(model: ModelSpec | None, workflow: Workflow) -> Choice:
     if default is None or isinstance(default, str):
         choice = choose_model(default, os.environ)
         default, reason = choice.specs, choice.reason
-    specs = list[str]()
+    specs, by_role = list[str](), dict[str, list[str | None]]()
     for role, models in {"": default, **given}.items():
         several = [models] if isinstance(models, str | BaseChatModel) else list(models or ())
         if not several:
@@ -56,8 +60,9 @@ def choose_models(model: ModelSpec | None, workflow: Workflow) -> Choice:
         named = ", then ".join(one if isinstance(one, str) else model_name(one) for one in several)
         said.append(f"{role}={named}" if role else named)
         specs += [one for one in several if isinstance(one, str)]
+        by_role[role] = [one if isinstance(one, str) else None for one in several]
     notes = [note for spec in specs for note in warnings_for(spec, os.environ)]
-    return Choice(chosen, ", ".join(said), reason, tuple(dict.fromkeys(notes)))
+    return Choice(chosen, ", ".join(said), reason, tuple(dict.fromkeys(notes)), by_role)
 
 
 def _check_roles(roles: Iterable[str], workflow: Workflow, use: str) -> None:

@@ -424,7 +424,7 @@ async def _drive(request: _Request, view: "RunView", signals: Signals) -> Mappin
 
 
 def _stopping_line(calls: int) -> str:
-    from orchestrator.runner import GRACE
+    from orchestrator.driving import GRACE
 
     what = f"{calls:,} call{'' if calls == 1 else 's'} in flight may end" if calls else "the report is written"
     return f"stopping: {what}, at most {GRACE:g} s; again to end at once"

@@ -5,12 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from langgraph.types import Interrupt
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
+from orchestrator.asking import Question, names, question_of
 from orchestrator.joining import is_lost
 from orchestrator.state import BranchResult, Failure
 from orchestrator.text import one_line
 
-__all__ = ["Status", "branches", "outcome"]
+__all__ = ["EXIT_CODES", "Result", "Status", "branches", "outcome", "questions_of"]
 
 # What makes no other cause: how often it was tried, where, how much of a budget was left, how long it took.
 _TIMES_AND_PLACES = re.compile(r"^\w+: (?=.* model ')| \(\d+ requests\)|, node '[^']*'|, branch t\d+\b")
@@ -24,13 +26,50 @@ _REFUSED = re.compile(r"\((?:429|503|529)\)")
 _REFUSED_ALL = re.compile(r"the endpoint (?:refused everything|asks to wait|refuses calls)\b.*? at (\S+)\. ")
 
 Status = Literal["complete", "partial", "failed", "limited", "interrupted", "cancelled"]
+EXIT_CODES: dict[str, int] = {"complete": 0, "failed": 1, "partial": 3, "limited": 4, "interrupted": 5, "cancelled": 130}
+
+
+class Result(BaseModel):
+    """What a run came to; `output` holds the keys of the graph's output schema.
+
+    `seconds` is wall time of all attempts, without those that ended with their process; `usage` is of all attempts.
+    `questions`: what an interrupted run waits for.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    workflow: str
+    status: Status
+    output: dict[str, Any]
+    branches: list[dict[str, Any]]
+    usage: dict[str, Any]
+    seconds: float
+    model: str
+    trace_url: str | None = None
+    error: str | None = None
+    questions: tuple[Question, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_questions(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Only a run that waits for a person has questions."""
+        fields: dict[str, Any] = dump(self)
+        if not fields.get("questions"):
+            fields.pop("questions", None)
+        return fields
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the command line for this status."""
+        return EXIT_CODES[self.status]
 
 
 def outcome(state: Mapping[str, Any], interrupts: Sequence[Interrupt]) -> tuple[Status, str | None]:
     """The status of a graph that ran to its end, and what is to be said of it."""
     if interrupts:
-        asked = _summed_up(one_line(interrupt.value) for interrupt in interrupts)
-        return "interrupted", f"the graph waits for a person, and a run cannot be resumed yet: {asked}"
+        asked = questions_of(interrupts)
+        named = names(asked)
+        return "interrupted", "the graph waits for a person: " + "; ".join(f"{named[one.id]}: {one_line(one.text, 200)}" for one in asked)
     failures = [failure for failure in _listed(state.get("failures")) if isinstance(failure, Failure)]
     lost = [branch for branch in branches(state) if is_lost(branch)]
     joined = [failure.error for failure in failures if failure.role == "join"]  # with the cause of the branch that it names
@@ -45,6 +84,11 @@ def outcome(state: Mapping[str, Any], interrupts: Sequence[Interrupt]) -> tuple[
     if causes:
         return "partial", _summed_up(causes)
     return "complete", None
+
+
+def questions_of(interrupts: Iterable[Interrupt]) -> tuple[Question, ...]:
+    """What a person is asked, each question once: LangGraph tells an interrupt of a graph inside twice."""
+    return tuple({interrupt.id: question_of(interrupt.id, interrupt.value) for interrupt in interrupts}.values())
 
 
 def branches(state: Mapping[str, Any]) -> list[BranchResult]:

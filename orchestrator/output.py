@@ -212,7 +212,7 @@ def write_file(path: Path, text: str) -> None:
 
 def deliver(options: "argparse.Namespace", output: Path | None, result: Mapping[str, Any]) -> int:
     """Write the result to where it was asked for; the run's own exit code, or 1 where its report could not be written."""
-    from orchestrator.runner import EXIT_CODES
+    from orchestrator.outcome import EXIT_CODES
 
     code = EXIT_CODES[result["status"]]
     if options.quiet and result.get("error"):

@@ -2,258 +2,29 @@
 
 import asyncio
 import contextlib
-import json
-import re
-import sys
-import sysconfig
-import time
-import traceback
-import warnings
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, cast
-from weakref import WeakKeyDictionary
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
+from typing import Any
 
-from langchain_core.runnables import RunnableConfig
-from langgraph.channels.base import BaseChannel
-from langgraph.errors import GraphDrained, GraphRecursionError, InvalidUpdateError
 from langgraph.graph import StateGraph
 from langgraph.graph.state import CompiledStateGraph
-from langgraph.runtime import RunControl
-from langgraph.types import Interrupt, StreamMode
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
-from orchestrator.checks import check_graph, unknown_targets
-from orchestrator.choices import Choice, ModelSpec, check_controls, choose_models, inner_graphs, merged_controls
-from orchestrator.context import RunContext
+from orchestrator.checks import check_graph
+from orchestrator.choices import ModelSpec, check_controls, choose_models, merged_controls
 from orchestrator.controls import Controls
-from orchestrator.delivery import Delivery
-from orchestrator.door import guarding
-from orchestrator.errors import DeadlineReached, InputError, LimitReached, OrchestratorError, StopRequested, said
-from orchestrator.events import RUN_ID, Event, listening, new_run_id, tell
-from orchestrator.outcome import Status, branches, outcome
+from orchestrator.driving import Attempt
+from orchestrator.errors import InputError
+from orchestrator.events import RUN_ID, Event, new_run_id
+from orchestrator.fingerprint import fingerprint
+from orchestrator.keeping import attempt_events, create_run, folded, record_of
+from orchestrator.outcome import Result
+from orchestrator.storage import open_storage
 from orchestrator.workflow import Workflow, load_workflow
 
-__all__ = ["EXIT_CODES", "GRACE", "Result", "Status", "run", "stream"]
+__all__ = ["Graph", "checked_workflow", "prepare", "run", "stream"]
 
 Graph = StateGraph[Any, Any, Any, Any] | CompiledStateGraph[Any, Any, Any, Any]
-EXIT_CODES: dict[str, int] = {"complete": 0, "failed": 1, "partial": 3, "limited": 4, "interrupted": 5, "cancelled": 130}
-
-GRACE = 10.0
-"""Seconds that a run which was asked to stop has for what is in flight, and for its report."""
-
-# LangGraph's own, of branches that wait for max_concurrency when a run is cut: there is nothing that anybody could do about it.
-_NEVER_BEGUN = ("ignore", re.compile("coroutine 'arun_with_retry' was never awaited", re.IGNORECASE), RuntimeWarning, None, 0)
-_CALLS, _QUIET = 0.8, 0.1  # of GRACE: for calls in flight, and without any; the report is written in the rest
-_OF_A_BRANCH = {"status", "error", "gap", "rejected", "attempts", "seconds"}
-
-
-class Result(BaseModel):
-    """What a run came to; `output` holds the keys of the graph's output schema. `seconds` is wall time."""
-
-    model_config = ConfigDict(frozen=True)
-
-    run_id: str
-    workflow: str
-    status: Status
-    output: dict[str, Any]
-    branches: list[dict[str, Any]]
-    usage: dict[str, Any]
-    seconds: float
-    model: str
-    trace_url: str | None = None
-    error: str | None = None
-
-    @property
-    def exit_code(self) -> int:
-        """The exit code of the command line for this status."""
-        return EXIT_CODES[self.status]
-
-
-@dataclass
-class _Run:
-    """One run while it lasts."""
-
-    workflow: Workflow
-    graph: CompiledStateGraph[Any, Any, Any, Any]
-    values: dict[str, Any]
-    models: Choice
-    controls: Controls
-    run_id: str
-    stop: asyncio.Event | None = None
-    began: float = field(default_factory=time.monotonic)
-    state: dict[str, Any] = field(default_factory=dict)
-    ahead: list[Mapping[str, Any]] = field(default_factory=list)  # what steps wrote since the state was last told
-    interrupts: list[Interrupt] = field(default_factory=list)
-    planned: set[str] = field(default_factory=set)  # branches, by their tasks' ids
-    done: set[str] = field(default_factory=set)
-    lost_step: str = ""
-
-    def __post_init__(self) -> None:
-        self.context = RunContext(models=self.models.by_role, controls=self.controls, name=self.run_id, began=self.began)
-
-    async def drive(self, delivery: Delivery) -> Result:
-        """Drive the graph to its end, telling every event; bad input is raised, every other failure is a result."""
-        self.context.terms.room = delivery.room
-        if _NEVER_BEGUN not in warnings.filters:
-            warnings.filterwarnings("ignore", _NEVER_BEGUN[1].pattern, RuntimeWarning)
-
-        def emit(event: Event) -> None:
-            self._note(event)
-            delivery.put(event)
-
-        with listening(emit), unknown_targets() as unknown:
-            self._tell_start()
-            try:
-                async with _connected(), contextlib.aclosing(self.context), guarding(self.context.terms):
-                    ended = await self._ended(delivery)
-            except StopRequested:
-                self.context.stop()
-                ended = None
-            if self.context.stopping:
-                return await self.result("cancelled", self._stopped(ended[1] if ended else None))
-            if ended is None and unknown:
-                named = ", ".join(repr(name) for name in dict.fromkeys(unknown))
-                ended = "failed", f"the graph sent work to {named}, and it has no such node: that work was not done"
-            return await self.result(*ended or outcome(self.state, self.interrupts))
-
-    async def _ended(self, delivery: Delivery) -> tuple[Status, str | None] | None:
-        """Follow the graph; the status and sentence of what ended it early, None where nothing did. Raises StopRequested, InputError."""
-        try:
-            async with asyncio.timeout(self.controls.deadline) as clock, self._stoppable() as control:
-                await self._follow(control, delivery)
-        except (InputError, StopRequested):
-            raise
-        except GraphDrained:
-            return None
-        except TimeoutError as error:
-            if self.context.stopping:
-                return None
-            if not clock.expired():
-                return "failed", self._blamed(error)
-            late = DeadlineReached(f"the run took longer than its deadline of {self.controls.deadline:g} s", remedy="raise --deadline")
-            return "limited", str(late)
-        except LimitReached as error:
-            return "limited", said(error)
-        except GraphRecursionError:
-            steps = _steps(self.controls)
-            return "limited", f"the graph took more than {steps} steps: it goes round without an end, or --max-branches is too low"
-        except Exception as error:  # noqa: BLE001 - a run that fails ends with a result that says so
-            tell("log", level="debug", message="the run failed", exception=error)
-            return "failed", self._blamed(error)
-        return None
-
-    def _tell_start(self) -> None:
-        limits = self.controls.budget.model_dump(exclude_none=True)
-        tell(
-            "run_started",
-            workflow=self.workflow.name,
-            model=self.models.said,
-            reason=self.models.reason,
-            notes=[*self.workflow.notes, *self.models.notes],
-            limits=limits if self.controls.deadline is None else {**limits, "deadline": self.controls.deadline},
-        )
-
-    @contextlib.asynccontextmanager
-    async def _stoppable(self) -> AsyncGenerator[RunControl, None]:
-        """What is inside drains once `stop` is set, and is cancelled after GRACE: that raises TimeoutError."""
-        control = RunControl()
-        if self.stop is None:
-            yield control
-            return
-        async with asyncio.timeout(None) as grace:
-            watching = asyncio.create_task(self._drain(self.stop, control, grace), name=f"stop of {self.run_id}")
-            try:
-                yield control
-            finally:
-                watching.cancel()
-
-    async def _drain(self, stop: asyncio.Event, control: RunControl, grace: asyncio.Timeout) -> None:
-        await stop.wait()
-        self.context.stop()
-        if not _ends_itself(self.graph):
-            control.request_drain("stopped")
-        loop = asyncio.get_running_loop()
-        began = last = loop.time()
-        grace.reschedule(began + GRACE)
-        while loop.time() < min(began + _CALLS * GRACE, last + _QUIET * GRACE):  # calls may wait for a turn that they will never take
-            await asyncio.sleep(0.01 * GRACE)
-            last = loop.time() if self.context.terms.party.in_flight else last
-        self.context.join.end(f"stopped: it was not done {loop.time() - began:.1f} s after the run was asked to stop")
-
-    async def _follow(self, control: RunControl, delivery: Delivery) -> None:
-        config: RunnableConfig = {
-            "run_name": self.workflow.name,
-            # Calls are bounded elsewhere; this bounds the branches that are under way, so that the first ones end before the last begin.
-            "max_concurrency": self.controls.max_concurrency,
-            "recursion_limit": _steps(self.controls),
-            "metadata": {"run_id": self.run_id, "workflow": self.workflow.name},
-            "tags": [f"workflow:{self.workflow.name}"],
-        }
-        modes: list[StreamMode] = ["values", "tasks", "custom"]
-        parts = self.graph.astream(
-            self.values, config, context=self.context, stream_mode=modes, subgraphs=True, version="v2", control=control
-        )
-        async with contextlib.aclosing(cast("AsyncGenerator[Any, None]", parts)) as open_parts:
-            async for part in open_parts:
-                if part["ns"] and part["type"] != "custom":
-                    continue  # of a graph inside: what it comes to is told by the step that it is
-                if part["type"] == "values":
-                    self.state = part["data"] if isinstance(part["data"], dict) else _fields(part["data"])
-                    self.ahead.clear()
-                    self.interrupts.extend(part["interrupts"])
-                    await delivery.room()  # between two steps no node runs, so nothing piles up meanwhile
-                elif part["type"] == "tasks":
-                    self._tell_step(part["data"])
-                elif isinstance(part["data"], Event):
-                    event = part["data"]
-                    tell(event.kind, branch=event.branch, role=event.role, **event.fields)
-                else:
-                    tell("custom", data=_json(part["data"]))
-
-    def _tell_step(self, task: Mapping[str, Any]) -> None:
-        if "result" not in task:
-            tell("step_started", node=task["name"])
-            return
-        if isinstance(task["result"], Mapping):
-            self.ahead.append(task["result"])
-        error = str(task["error"]) if task["error"] else None
-        self.lost_step = task["name"] if error else self.lost_step
-        tell("step_finished", node=task["name"], error=error)
-
-    def _blamed(self, error: BaseException) -> str:
-        """What failed, in which step, and at which line of the user's own code."""
-        line = "" if isinstance(error, OrchestratorError) else _own_line(error)
-        where = ", ".join(part for part in (f"in step {self.lost_step!r}" if self.lost_step else "", line) if part)
-        return f"{said(error)} ({where})" if where else said(error)
-
-    def _note(self, event: Event) -> None:
-        if event.kind == "plan":
-            self.planned.update(str(task["id"]) for task in event.fields["tasks"])
-        elif event.kind == "branch_finished" and event.branch is not None and event.fields.get("status") == "ok":
-            self.done.add(event.branch)
-
-    def _stopped(self, cause: str | None) -> str:
-        took = f"stopped after {time.monotonic() - self.began:.1f} s"
-        reached = f"{took}: {len(self.done):,} of {len(self.planned):,} branches were done" if self.planned else took
-        return f"{reached}; {cause}" if cause else reached
-
-    async def result(self, status: Status, error: str | None) -> Result:
-        """The result as it stands now; steps that had finished count, whatever became of those beside them."""
-        self.state.update(_written(self.graph, self.state, self.ahead))
-        output, ledger = self.graph.output_channels, self.context.ledger
-        return Result(
-            run_id=self.run_id,
-            workflow=self.workflow.name,
-            status=status,
-            output={key: _json(self.state[key]) for key in ([output] if isinstance(output, str) else output) if key in self.state},
-            branches=[{"task": branch.task.question, **branch.model_dump(include=_OF_A_BRANCH)} for branch in branches(self.state)],
-            usage={**(await ledger.usage()).model_dump(), "by_role": await ledger.by_role()},
-            seconds=round(time.monotonic() - self.began, 3),
-            model=self.models.said,
-            error=error,
-        )
 
 
 async def stream(
@@ -263,19 +34,23 @@ async def stream(
     model: ModelSpec | None = None,
     controls: Mapping[str, Any] | Controls | None = None,
     run_id: str | None = None,
+    db: str | None = None,
     stop: asyncio.Event | None = None,
 ) -> AsyncGenerator[Event, None]:
     """Run a workflow and yield its events; the last is `result`, whose fields are the Result. Raises InputError before anything started.
 
     `model` is a spec or a chat model for every role, several of them (the first is asked, the next when it fails), or a mapping by
-    role (`""`: every other role). Once `stop` is set no new model call begins, and after GRACE the rest is cancelled: the result is
-    `cancelled`, with what was found. Closing the generator cancels the run at once. A reader that is slow makes the run wait.
+    role (`""`: every other role). `db` is the URL of the store that keeps the run (None: ORCHESTRATOR_DB, else the user's own file).
+    Once `stop` is set no new model call begins, and after GRACE the rest is cancelled: the result is `cancelled`, with what was
+    found. Closing the generator cancels the run at once. A reader that is slow makes the run wait.
     """
-    prepared = await asyncio.to_thread(prepare, workflow, input, model=model, controls=controls, run_id=run_id)
-    prepared.stop = stop
-    async with contextlib.aclosing(_stream(prepared)) as events:
-        async for event in events:
-            yield event
+    attempt = await asyncio.to_thread(prepare, workflow, input, model=model, controls=controls, run_id=run_id)
+    attempt.stop = stop
+    async with open_storage(db) as storage:
+        record, fence = await create_run(storage, attempt, record_of(attempt))
+        async with contextlib.aclosing(attempt_events(attempt, storage, record, fence)) as events:
+            async for event in events:
+                yield event
 
 
 async def run(
@@ -285,19 +60,14 @@ async def run(
     model: ModelSpec | None = None,
     controls: Mapping[str, Any] | Controls | None = None,
     run_id: str | None = None,
+    db: str | None = None,
     stop: asyncio.Event | None = None,
 ) -> Result:
-    """Run a workflow to its end, or until `stop` is set.
+    """Run a workflow to its end, or until `stop` is set; `orchestrator.resume` goes on with what ended before it was done.
 
     Raises InputError before anything started; every later failure is the result's status and error.
     """
-    last = None
-    async with contextlib.aclosing(stream(workflow, input, model=model, controls=controls, run_id=run_id, stop=stop)) as events:
-        async for event in events:
-            last = event
-    if last is None or last.kind != "result":
-        raise OrchestratorError("the run ended without a result")
-    return Result.model_validate(last.fields)
+    return await folded(stream(workflow, input, model=model, controls=controls, run_id=run_id, db=db, stop=stop))
 
 
 def prepare(
@@ -307,125 +77,30 @@ def prepare(
     model: ModelSpec | None,
     controls: Mapping[str, Any] | Controls | None,
     run_id: str | None,
-) -> _Run:
+) -> Attempt:
     """Check everything that can be checked before a run starts; raises InputError."""
-    if isinstance(workflow, StateGraph | CompiledStateGraph):
-        workflow = Workflow(workflow, name=getattr(workflow, "name", None) or "graph")
-    loaded = load_workflow(workflow) if isinstance(workflow, str) else workflow
-    if loaded.path is None:  # made in Python: nobody has checked it yet
-        loaded = replace(loaded, notes=(*loaded.notes, *check_graph(loaded.graph, loaded.name)))
+    loaded = checked_workflow(workflow)
     if run_id is not None and not RUN_ID.fullmatch(run_id):
         raise InputError(f"{run_id!r} is no run id", remedy="use 1 to 128 letters, digits, dots, dashes and underscores")
     given = values.model_dump(exclude_unset=True) if isinstance(values, BaseModel) else dict(values)
     validated, models, limits = loaded.validate_input(given), choose_models(model, loaded), merged_controls(loaded, controls)
     check_controls(limits, models, loaded)
-    return _Run(
+    return Attempt(
         workflow=loaded,
         graph=loaded.compile(),
         values=validated,
         models=models,
         controls=limits,
         run_id=run_id or new_run_id(),
+        fingerprint=fingerprint(loaded),
     )
 
 
-_runs: WeakKeyDictionary[asyncio.AbstractEventLoop, int] = WeakKeyDictionary()
-
-
-@contextlib.asynccontextmanager
-async def _connected() -> AsyncGenerator[None, None]:
-    """The connections of models last as long as a run of this event loop does."""
-    loop = asyncio.get_running_loop()
-    _runs[loop] = _runs.get(loop, 0) + 1
-    try:
-        yield
-    finally:
-        _runs[loop] -= 1
-        if not _runs[loop] and "orchestrator.models.connection" in sys.modules:  # else nothing was ever connected
-            from orchestrator.models.connection import close_connections
-
-            await close_connections()
-
-
-async def _stream(prepared: _Run) -> AsyncGenerator[Event, None]:
-    delivery = Delivery()
-    driving = asyncio.create_task(prepared.drive(delivery), name=f"run {prepared.run_id}")
-    driving.add_done_callback(lambda _: delivery.end())
-    try:
-        async for event in delivery:
-            yield event
-        yield Event("result", (await driving).model_dump())
-    finally:
-        if not driving.done():
-            driving.cancel()
-            await _over(driving)
-
-
-async def _over(task: "asyncio.Task[Any]") -> None:
-    """Wait for the end of a task that was cancelled, however often whoever waits is cancelled meanwhile."""
-    again: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            again = error
-    if again is not None:
-        raise again
-
-
-def _ends_itself(graph: CompiledStateGraph[Any, Any, Any, Any]) -> bool:
-    """Whether a graph knows of the run it belongs to: told to stop, it still writes down what was found."""
-    return any(each.context_schema is RunContext for each in (graph, *inner_graphs(graph)))
-
-
-def _written(
-    graph: CompiledStateGraph[Any, Any, Any, Any], state: Mapping[str, Any], writes: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """The keys of `state` that finished steps have changed, as the graph's own reducers change them."""
-    changed = dict[str, Any]()
-    for key in dict.fromkeys(key for write in writes for key in write):
-        channel = graph.channels.get(key)
-        if not isinstance(channel, BaseChannel):
-            continue
-        values = [value for write in writes if key in write for value in _each(write[key])]
-        now = channel.from_checkpoint(state[key]) if key in state else channel.copy()
-        with contextlib.suppress(InvalidUpdateError):  # of two steps that write a key which takes one value neither counts
-            now.update(values)
-            changed[key] = now.get()
-    return changed
-
-
-def _each(written: Any) -> list[Any]:
-    """LangGraph tells several writes of one step to one key as {"$writes": [...]}."""
-    return list(written["$writes"]) if isinstance(written, Mapping) and "$writes" in written else [written]
-
-
-def _steps(controls: Controls) -> int:
-    """LangGraph's recursion limit: its own default lets a loop go round ten thousand times."""
-    return controls.max_branches + 50
-
-
-def _own_line(error: BaseException) -> str:
-    """`file.py:12`, the last line that is neither the standard library's, nor a package's, nor ours."""
-    others = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "<")
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(others)]
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-
-
-def _fields(state: Any) -> dict[str, Any]:
-    """A state that is a dataclass or a model, by key."""
-    return {key: value for key, value in vars(state).items() if not key.startswith("_")}
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if isinstance(value, Mapping):
-        return {str(key): _json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_json(item) for item in value]
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return str(value)
-    return value
+def checked_workflow(workflow: str | Workflow | Graph) -> Workflow:
+    """The workflow that is meant, its graph checked; raises InputError."""
+    if isinstance(workflow, StateGraph | CompiledStateGraph):
+        workflow = Workflow(workflow, name=getattr(workflow, "name", None) or "graph")
+    loaded = load_workflow(workflow) if isinstance(workflow, str) else workflow
+    if loaded.path is None:  # made in Python: nobody has checked it yet
+        loaded = replace(loaded, notes=(*loaded.notes, *check_graph(loaded.graph, loaded.name)))
+    return loaded

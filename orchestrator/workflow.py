@@ -40,7 +40,10 @@ def _controls() -> "Controls":
 
 @dataclass(frozen=True)
 class Workflow:
-    """A LangGraph graph, built or compiled, with a name, a description and the limits of its runs."""
+    """A LangGraph graph, built or compiled, with a name, a description and the limits of its runs.
+
+    `spec`: what `load_workflow` loads it by once more, also from another working directory; "" for one that was made in Python.
+    """
 
     graph: "StateGraph[Any, Any, Any, Any] | CompiledStateGraph[Any, Any, Any, Any]"
     name: str = ""
@@ -48,6 +51,7 @@ class Workflow:
     controls: "Controls" = field(default_factory=_controls)
     path: Path | None = None
     notes: tuple[str, ...] = ()
+    spec: str = ""
 
     def __post_init__(self) -> None:
         if not _is_graph(self.graph):
@@ -121,7 +125,15 @@ def load_workflow(spec: str, *, folder: Path | None = None, limit: float = IMPOR
         description=description,
         path=path,
         notes=(*workflow.notes, *file_notes(place), *checked),
+        spec=_spec(spec, place),
     )
+
+
+def _spec(spec: str, place: Place) -> str:
+    """`spec` as it holds in every folder: a file by its whole path; a name and a dotted module are looked up from the run's folder."""
+    if place.path is None or not spec.partition(":")[0].endswith(".py"):
+        return spec
+    return f"{place.path}:{place.attribute}" if place.attribute else str(place.path)
 
 
 def _offered(module: ModuleType, place: Place) -> Any:

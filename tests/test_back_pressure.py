@@ -145,7 +145,7 @@ async def test_a_run_waits_for_its_reader_before_it_takes_another_step() -> None
 
 
 async def test_a_reader_that_never_reads_can_still_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.runner.GRACE", 0.05)
+    monkeypatch.setattr("orchestrator.driving.GRACE", 0.05)
 
     began: list[int] = []
 

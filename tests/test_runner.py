@@ -280,7 +280,7 @@ async def test_a_loop_without_an_end_is_a_limit_that_was_reached() -> None:
 
 
 async def test_a_run_that_is_stopped_ends_what_is_in_flight_and_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.runner.GRACE", 0.05)
+    monkeypatch.setattr("orchestrator.driving.GRACE", 0.05)
     stop = asyncio.Event()
 
     async def square(state: dict[str, int]) -> dict[str, list[int]]:
@@ -432,7 +432,7 @@ async def test_what_finished_beside_a_step_that_fails_is_kept() -> None:
 
 
 async def test_a_call_that_hangs_does_not_keep_a_stopped_run_from_its_report(documents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.runner.GRACE", 1.0)
+    monkeypatch.setattr("orchestrator.driving.GRACE", 1.0)
     script, stop = agents_script(plan={"questions": ["Who designed the journal?", "When was Ada Byron born?"]}), asyncio.Event()
 
     async def answer(request: dict[str, Any]) -> Any:

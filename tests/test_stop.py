@@ -25,8 +25,8 @@ ROOT = Path(__file__).parent.parent
 # The process as users start it, with another grace and another hard limit, so that no test waits for ten seconds.
 QUICK = """
 import sys
-import orchestrator.runner, orchestrator.stopping
-orchestrator.runner.GRACE, orchestrator.stopping.HARD_LIMIT = {grace}, {hard}
+import orchestrator.driving, orchestrator.stopping
+orchestrator.driving.GRACE, orchestrator.stopping.HARD_LIMIT = {grace}, {hard}
 from orchestrator.cli import main
 raise SystemExit(main())
 """

@@ -64,7 +64,8 @@ def create_attempt(researcher: Agent, verifier: Agent) -> Agent:
     graph.add_edge(START, "researcher")
     graph.add_edge("researcher", "verifier")
     graph.add_edge("verifier", END)
-    return graph.compile(name="attempt")
+    # What happens in an attempt is in the run's journal; an agent of a user's own may keep its steps.
+    return graph.compile(name="attempt", checkpointer=False if researcher.checkpointer is verifier.checkpointer is False else None)
 
 
 @dataclass

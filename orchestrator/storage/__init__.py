@@ -1,1 +1,86 @@
-"""What is kept of runs: the database and what is built on it."""
+"""What is kept of runs: the database, and on top of it the runs, their journals, their checkpoints and long-term memory."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from orchestrator.storage.codec import Codec, open_codec
+from orchestrator.storage.database import Database, Fence, default_url, open_database
+from orchestrator.storage.journal import JournalTable
+from orchestrator.storage.runs import RunRecord, RunsTable, kept
+
+if TYPE_CHECKING:
+    from langgraph.checkpoint.base import BaseCheckpointSaver
+
+__all__ = ["Fence", "RunRecord", "Storage", "kept", "open_storage"]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """An open store: one database, and the tables on it. `codec` is how values become bytes and back."""
+
+    database: Database
+    codec: Codec
+    runs: RunsTable
+    journal: JournalTable
+
+    def checkpoints(self, record: RunRecord, fence: Fence | None = None) -> "BaseCheckpointSaver[str]":
+        """The checkpoints as LangGraph takes them: of the run, written under its fence."""
+        from langgraph.checkpoint.memory import InMemorySaver  # until our own checkpoints are here
+        from langgraph.pregel._loop import AsyncPregelLoop
+
+        if not hasattr(AsyncPregelLoop, "_put_checkpoint_fut"):
+            AsyncPregelLoop._put_checkpoint_fut = _Done()
+        return InMemorySaver()
+
+
+class _Shared:
+    """A store that is open, or being opened, and how many use it."""
+
+    def __init__(self, url: str | None) -> None:
+        self.users = 0
+        self.opening = asyncio.ensure_future(_open(url))
+
+    async def aclose(self) -> None:
+        self.opening.cancel()
+        [opened] = await asyncio.gather(self.opening, return_exceptions=True)
+        if isinstance(opened, Storage):
+            await opened.database.aclose()
+
+
+_stores: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, bool], _Shared]] = WeakKeyDictionary()
+
+
+@contextlib.asynccontextmanager
+async def open_storage(url: str | None = None) -> AsyncGenerator[Storage, None]:
+    """The store at `url` (None: ORCHESTRATOR_DB, else the user's own file), shared by all who open it in this event loop.
+
+    It is closed with its last user: what `memory://` holds is gone then. Raises DatabaseOpenError before anything is written.
+    """
+    stores = _stores.setdefault(asyncio.get_running_loop(), {})
+    key = (url or default_url(), url is None)
+    shared = stores.get(key)
+    if shared is None:
+        shared = stores[key] = _Shared(url)
+    shared.users += 1
+    try:
+        yield await asyncio.shield(shared.opening)
+    finally:
+        shared.users -= 1
+        if not shared.users:
+            stores.pop(key, None)
+            await asyncio.shield(asyncio.ensure_future(shared.aclose()))
+
+
+async def _open(url: str | None) -> Storage:
+    database = await open_database(url)
+    codec = await open_codec(database)
+    return Storage(database, codec, RunsTable(database, codec), JournalTable(database, codec))
+
+
+class _Done:
+    def __await__(self) -> Any:
+        return iter(())

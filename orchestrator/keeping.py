@@ -1,0 +1,139 @@
+"""An attempt of a run in the store: its row, its claim, its heartbeat, its journal and its checkpoints, for as long as it lasts."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+from langgraph.graph.state import CompiledStateGraph
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from orchestrator.delivery import Delivery
+from orchestrator.driving import Attempt
+from orchestrator.errors import OrchestratorError, said
+from orchestrator.events import Event
+from orchestrator.journal import Journal, JournalMode
+from orchestrator.outcome import Result
+from orchestrator.storage import Fence, RunRecord, Storage, kept
+
+__all__ = ["attempt_events", "checkpointed", "create_run", "folded", "record_of"]
+
+
+def record_of(attempt: Attempt, *, thread: str | None = None, batch: str | None = None) -> RunRecord:
+    """The row of a new run: all that is needed to go on with it in another process."""
+    workflow = attempt.workflow
+    return RunRecord(
+        run_id=attempt.run_id,
+        workflow=workflow.name,
+        spec=workflow.spec,
+        folder=str(Path.cwd()),
+        input=_plain(attempt.values),
+        models=attempt.models.specs,
+        controls=attempt.controls.model_dump(mode="json"),
+        fingerprint=attempt.fingerprint,
+        boundary=attempt.boundary,
+        thread=thread,
+        batch=batch,
+    )
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any] | None:
+    """The input as JSON holds it; None where it does not: then the run goes on from its checkpoints, and cannot begin once more."""
+    try:
+        plain: dict[str, Any] = to_jsonable_python(values)
+    except PydanticSerializationError:
+        return None
+    return plain
+
+
+async def create_run(storage: Storage, attempt: Attempt, record: RunRecord) -> tuple[RunRecord, Fence]:
+    """Store a new run, claimed by this process; raises InputError where its id is taken, StorageError."""
+    fence = await storage.runs.create(record)
+    stored = await storage.runs.get(record.run_id)
+    if stored is None:
+        raise OrchestratorError(f"run {record.run_id!r} went from the store as it began", remedy="run it again")
+    attempt.thread = stored.thread_id
+    attempt.given = attempt.values
+    return stored, fence
+
+
+def checkpointed(graph: CompiledStateGraph[Any, Any, Any, Any], saver: Any) -> CompiledStateGraph[Any, Any, Any, Any]:
+    """The graph with the store's checkpoints, whatever it was compiled with: a run has one place where it is kept."""
+    other = copy(graph)
+    other.checkpointer = saver
+    return other
+
+
+async def attempt_events(
+    attempt: Attempt,
+    storage: Storage,
+    record: RunRecord,
+    fence: Fence,
+    *,
+    mode: JournalMode = "record",
+    sources: Sequence[int] = (),
+) -> AsyncGenerator[Event, None]:
+    """Drive an attempt of a run that this process has claimed and yield its events; the last is `result`, and the row has it by then."""
+    delivery = Delivery()
+    driving = asyncio.create_task(_kept(attempt, storage, record, fence, mode, sources, delivery), name=f"run {attempt.run_id}")
+    driving.add_done_callback(lambda _: delivery.end())
+    try:
+        async for event in delivery:
+            yield event
+        yield Event("result", (await driving).model_dump())
+    finally:
+        if not driving.done():
+            driving.cancel()
+            await _over(driving)
+
+
+async def _kept(
+    attempt: Attempt, storage: Storage, record: RunRecord, fence: Fence, mode: JournalMode, sources: Sequence[int], delivery: Delivery
+) -> Result:
+    """Drive the attempt while its run's heart beats, and store what it came to."""
+    async with kept(storage.runs, fence, attempt.progress):
+        try:
+            attempt.graph = checkpointed(attempt.graph, storage.checkpoints(record, fence))
+            journal = await Journal.open(storage.journal, record.number, fence, mode=mode, sources=sources)
+            await attempt.record_in(journal)
+            try:
+                result = await attempt.drive(delivery)
+            finally:
+                await journal.aclose()
+            questions = [question.model_dump(mode="json") for question in result.questions]
+            await storage.runs.beat(fence, **attempt.progress())
+            await storage.runs.finish(fence, result.status, error=result.error, result=result.model_dump(mode="json"), questions=questions)
+        except Exception as error:
+            with contextlib.suppress(OrchestratorError):  # what is raised says what is wrong
+                await storage.runs.finish(fence, "failed", error=said(error))
+            raise
+        except asyncio.CancelledError:
+            with contextlib.suppress(OrchestratorError):
+                await storage.runs.finish(fence, "cancelled", error="whoever started it went away")
+            raise
+    return result
+
+
+async def folded(events: AsyncGenerator[Event, None]) -> Result:
+    """The result that a run's events end with."""
+    last = None
+    async with contextlib.aclosing(events):
+        async for event in events:
+            last = event
+    if last is None or last.kind != "result":
+        raise OrchestratorError("the run ended without a result")
+    return Result.model_validate(last.fields)
+
+
+async def _over(task: "asyncio.Task[Any]") -> None:
+    """Wait for the end of a task that was cancelled, however often whoever waits is cancelled meanwhile."""
+    again: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            again = error
+    if again is not None:
+        raise again
