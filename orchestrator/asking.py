@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -9,14 +10,31 @@ from pydantic import BaseModel, ConfigDict
 
 from orchestrator.errors import InputError
 from orchestrator.schemas import misfit
-from orchestrator.text import one_line
+from orchestrator.text import counted, one_line, printable
 
-__all__ = ["Question", "find", "names", "question", "question_of", "validate"]
+__all__ = [
+    "Question",
+    "accepted",
+    "allows",
+    "find",
+    "lines",
+    "names",
+    "plan_question",
+    "question",
+    "question_of",
+    "read_answers",
+    "still_open",
+    "tools_question",
+    "validate",
+]
 
 Kind = Literal["clarify", "plan", "tools", "custom"]
 
 _NAME = 4  # hexadecimal digits of an id that its name shows, more where two pending questions begin alike
 _LONGEST = 20_000  # characters of an answer in words
+_SHOWN = 1_000  # characters of one text in a question's detail
+_ALLOWED = "always "  # stands before the name of a tool, among the answers: no id has a space
+_NAMED = re.compile(r"q-[0-9a-fA-F]+|[0-9a-f]{32}")
 _MOST = 200  # questions of an edited plan
 _WORDS = {"y": "yes", "yes": "yes", "true": "yes", "n": "no", "no": "no", "false": "no", "always": "always", "a": "always"}
 _TAKES = {
@@ -66,11 +84,11 @@ def question(
     default: str | None = None,
     answer_schema: dict[str, Any] | None = None,
 ) -> Question:
-    """A question with its id; `branch` is the task whose branch asks it."""
+    """A question with its id, for the branch of a task. Long texts in `detail` are cut, and the id is that of the whole."""
     asked = json.dumps([branch, kind, text, detail, list(choices)], sort_keys=True, default=str, ensure_ascii=False)
-    digest = hashlib.sha256(asked.encode(errors="surrogatepass")).hexdigest()[:32]
+    detail = _shortened(_json(detail))
     return Question(
-        id=digest,
+        id=hashlib.sha256(asked.encode(errors="surrogatepass")).hexdigest()[:32],
         kind=kind,
         text=text,
         detail=detail,
@@ -79,6 +97,19 @@ def question(
         default=default,
         answer_schema=answer_schema,
     )
+
+
+def plan_question(questions: Sequence[str], *, number: int) -> Question:
+    """Whether the questions of a round are to be researched."""
+    said = f"Research {counted(len(questions), 'question')}?" if number == 1 else f"Research {counted(len(questions), 'more question')}?"
+    return question("plan", said, detail=list(questions), choices=("yes", "no"))
+
+
+def tools_question(calls: Sequence[tuple[str, Mapping[str, Any]]], *, branch: str | None) -> Question:
+    """Whether these calls (name of the tool, arguments) may be made."""
+    said = "Make this tool call?" if len(calls) == 1 else f"Make these {len(calls)} tool calls?"
+    detail = [{"tool": name, "arguments": dict(arguments)} for name, arguments in calls]
+    return question("tools", said, detail=detail, choices=("yes", "no", "always"), branch=branch)
 
 
 def question_of(id: str, value: Any, answer_schema: dict[str, Any] | None = None) -> Question:
@@ -106,6 +137,98 @@ def _is_said(value: Mapping[Any, Any], key: str) -> bool:
 def _json(value: Any) -> Any:
     """A value as JSON holds it; what JSON has no word for, as text."""
     return json.loads(json.dumps(value, default=lambda odd: odd.model_dump(mode="json") if isinstance(odd, BaseModel) else str(odd)))
+
+
+def _shortened(value: Any) -> Any:
+    """JSON for a person to read: what is cut of a long text is counted."""
+    if isinstance(value, str) and len(value) > _SHOWN:
+        return f"{value[:_SHOWN]}… ({len(value) - _SHOWN:,} more characters)"
+    if isinstance(value, Mapping):
+        return {str(key): _shortened(item) for key, item in value.items()}
+    return [_shortened(item) for item in value] if isinstance(value, list) else value
+
+
+def accepted(asked: Question, value: Any) -> dict[str, Any]:
+    """What a run keeps of a valid answer: the value by the question's id, and each tool that was allowed for good."""
+    tools = _tools(asked) if asked.kind == "tools" and value == "always" else ()
+    return {asked.id: value, **{_ALLOWED + tool: "always" for tool in tools}}
+
+
+def allows(answers: Mapping[str, Any], tool: str) -> bool:
+    """Whether a person said `always` of this tool."""
+    return _ALLOWED + tool in answers
+
+
+def still_open(questions: Iterable[Question], answers: Mapping[str, Any]) -> list[Question]:
+    """Those without an answer; calls of tools that were meanwhile allowed for good need none."""
+    return [
+        asked
+        for asked in questions
+        if asked.id not in answers and not (asked.kind == "tools" and all(allows(answers, tool) for tool in _tools(asked)))
+    ]
+
+
+def _tools(asked: Question) -> list[str]:
+    return list(dict.fromkeys(str(call["tool"]) for call in asked.detail or ()))
+
+
+def read_answers(questions: Sequence[Question], given: Sequence[str]) -> dict[str, Any]:
+    """The words of `--answer TEXT` or `--answer NAME=TEXT` as what a run keeps; all are checked before anything is kept.
+
+    Raises InputError: for a bare answer where several questions are pending, for a name that none has, for an answer that does not fit.
+    """
+    answers: dict[str, Any] = {}
+    seen: set[str] = set()
+    for word in given:
+        asked, text = _addressed(questions, word)
+        if asked.id in seen:
+            raise InputError(f"question {names(questions)[asked.id]} is answered twice", remedy="give one answer to each")
+        seen.add(asked.id)
+        answers |= accepted(asked, validate(asked, text))
+    return answers
+
+
+def _addressed(questions: Sequence[Question], word: str) -> tuple[Question, str]:
+    """The question that an answer of the command line is for, and its text."""
+    name, equals, text = word.partition("=")
+    if equals and _NAMED.fullmatch(name.strip()):
+        return find(questions, name), text
+    if len(questions) == 1:
+        return questions[0], word
+    if not questions:
+        raise InputError("the run asks nothing", remedy="leave --answer out")
+    pending = "; ".join(f"{name}: {one_line(asked.text, 80)}" for asked, name in zip(questions, names(questions).values(), strict=True))
+    what = f"{len(questions)} questions are pending, and the answer does not say which it is for"
+    raise InputError(what, where=pending, remedy="write --answer NAME=TEXT, once for each")
+
+
+def lines(asked: Question, name: str) -> list[str]:
+    """A question for a person to read: its name, whose it is, what it asks and the detail; without what a terminal would obey."""
+    whose = f" ({one_line(asked.branch, 20)})" if asked.branch else ""
+    said = printable(asked.text)[:_LONGEST].splitlines() or [""]
+    head = [f"{name}{whose}: {said[0]}", *(f"  {line}" for line in said[1:])]
+    choices = (
+        [f"  {number}. {one_line(choice, 200)}" for number, choice in enumerate(asked.choices, start=1)] if asked.kind == "clarify" else []
+    )
+    return [*head, *(f"  {line}" for line in _details(asked)), *choices]
+
+
+def _details(asked: Question) -> list[str]:
+    if asked.detail is None:
+        return []
+    if asked.kind == "plan":
+        return [f"{number}. {one_line(text, 2_000)}" for number, text in enumerate(asked.detail, start=1)]
+    if asked.kind == "tools":
+        return [line for call in asked.detail for line in _call_lines(call)]
+    return printable(json.dumps(asked.detail, ensure_ascii=False, indent=2))[:_LONGEST].splitlines()
+
+
+def _call_lines(call: Mapping[str, Any]) -> list[str]:
+    shown = [
+        (one_line(key, 60), value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        for key, value in call["arguments"].items()
+    ]
+    return [one_line(call["tool"], 80), *(f"  {key}: {one_line(value, _SHOWN + 40)}" for key, value in shown)]
 
 
 def names(questions: Iterable[Question]) -> dict[str, str]:

@@ -18,20 +18,20 @@ from langchain_core.messages import BaseMessage, ToolCall, ToolMessage
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel
 
-from orchestrator.asking import Question, validate
+from orchestrator.asking import Question, allows, tools_question, validate
 from orchestrator.calling import call_tool
 from orchestrator.controls import Controls
 from orchestrator.documents import Library, open_library
 from orchestrator.errors import BudgetExceeded, DeadlineReached, InvalidAnswerError, LoopStopped, ModelCallError, said
-from orchestrator.events import tell
+from orchestrator.events import current_branch, tell
 from orchestrator.evidence import check_claim
 from orchestrator.flights import Flights, first_good
-from orchestrator.journal import Journal
 from orchestrator.joining import Join
+from orchestrator.journal import Journal
 from orchestrator.models import Answer, ask, choose_model, resolve_model
 from orchestrator.models.call import model_name
 from orchestrator.state import Check, Finding, Source
-from orchestrator.terms import Terms
+from orchestrator.terms import DENIED, Terms
 from orchestrator.text import data_block
 from orchestrator.tools import document_tools, fetch_tool
 from orchestrator.usage import Ledger
@@ -99,7 +99,13 @@ class RunContext:
     def terms(self) -> Terms:
         """What the run grants each of its calls."""
         deadline = self.controls.deadline
-        return Terms(controls=self.controls, name=self.name, journal=self.journal, ends=None if deadline is None else self.began + deadline)
+        return Terms(
+            controls=self.controls,
+            name=self.name,
+            journal=self.journal,
+            ends=None if deadline is None else self.began + deadline,
+            permit=self.permits if "tools" in self.controls.approve else None,
+        )
 
     @cached_property
     def join(self) -> Join:
@@ -182,9 +188,43 @@ class RunContext:
 
     async def call_tool(self, tool: BaseTool, call: ToolCall) -> ToolMessage:
         """What a tool answers to a model's call; its failure is an answer too. The same call in flight is made once."""
+        return (await self.call_tools([(tool, call)]))[0]
+
+    async def call_tools(self, calls: Sequence[tuple[BaseTool, ToolCall]]) -> list[ToolMessage]:
+        """What tools answer to the calls of one message, in order; where tools need a person's yes, one question asks for all of them."""
+        denied = self._denied([(tool, call["args"]) for tool, call in calls])
+        made = (self._refusal(tool, call["id"]) if at in denied else self._call(tool, call) for at, (tool, call) in enumerate(calls))
+        answers = await asyncio.gather(*made, return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return [answer for answer in answers if isinstance(answer, ToolMessage)]
+
+    async def _call(self, tool: BaseTool, call: ToolCall) -> ToolMessage:
         key = (id(tool), json.dumps(call["args"], sort_keys=True, default=str))
         message, shared = await self._flights.share(key, lambda: call_tool(tool, call, self.terms))
         return message.model_copy(update={"tool_call_id": call["id"]}) if shared else message
+
+    async def _refusal(self, tool: BaseTool, call_id: str | None) -> ToolMessage:
+        tell("log", level="warning", message=f"policy_denied {tool.name}: denied by the user")
+        return ToolMessage(DENIED, tool_call_id=call_id, name=tool.name, status="error")
+
+    def _denied(self, calls: Sequence[tuple[BaseTool, Mapping[str, Any]]]) -> set[int]:
+        """The places of the calls that a person denied; pauses the branch where nobody was asked yet."""
+        asked = {at: (tool.name, given) for at, (tool, given) in enumerate(calls) if self._needs_approval(tool)}
+        if not asked or self.consult_now(tools_question(list(asked.values()), branch=current_branch())) != "no":
+            return set()
+        return set(asked)
+
+    def _needs_approval(self, tool: BaseTool) -> bool:
+        """Whether a call of this tool waits for a yes: one that only reads does not, nor one that was allowed for good."""
+        if "tools" not in self.controls.approve or (tool.metadata or {}).get("read_only") is True:
+            return False
+        return not allows(self.answers or {}, tool.name)
+
+    def permits(self, tool: BaseTool, given: Mapping[str, Any]) -> bool:
+        """Whether a call that no agent of ours makes may be made; pauses its node where nobody was asked yet."""
+        return not self._denied([(tool, given)])
 
     async def consult(self, question: Question) -> Any:
         """What a person answers, as `asking.validate` gives it. Where nobody has answered yet this branch pauses, while others go on.
@@ -192,6 +232,10 @@ class RunContext:
         It raises GraphInterrupt then: let it pass. What was done before is done again once there is an answer, and its calls are
         answered from the run's journal. In a graph that is called by itself this is LangGraph's own `interrupt()`.
         """
+        return self.consult_now(question)
+
+    def consult_now(self, question: Question) -> Any:
+        """`consult` for code that cannot await."""
         from langgraph.errors import GraphInterrupt
         from langgraph.types import Interrupt, interrupt
 

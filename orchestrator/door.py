@@ -15,7 +15,7 @@ from functools import cache, wraps
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage, convert_to_messages
 from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.outputs import ChatGeneration
 from langchain_core.runnables import ensure_config
@@ -28,7 +28,7 @@ from orchestrator.events import current_branch, tell
 from orchestrator.models.call import Call as Asked
 from orchestrator.models.failures import failure, is_unbilled
 from orchestrator.models.sending import answer_size
-from orchestrator.terms import Terms, in_request, in_tool
+from orchestrator.terms import DENIED, Terms, in_request, in_tool
 from orchestrator.text import one_line
 from orchestrator.usage import Reservation, Rounds
 
@@ -63,102 +63,27 @@ async def guarding(terms: Terms) -> AsyncIterator[None]:
         await door.close()
 
 
-@dataclass(eq=False)
-class _Call:
-    """A model or tool call from its turn to its end; a call of ours holds nothing here."""
-
-    door: "_Door"
-    name: str
-    role: str
-    branch: str | None
-    is_tool: bool = False
-    input: str = ""
-    began: float = field(default_factory=time.monotonic)
-    asked: Asked | None = None
-    reservation: Reservation | None = None
-    ticket: Ticket | None = None
-    usage: UsageMetadata | None = None
-    written: int = 0  # UTF-8 bytes of the answer
-    error: str | None = None
-
-    def begun(self) -> None:
-        """Tell that it begins."""
-        if self.is_tool:
-            tell("tool_started", branch=self.branch, role=self.role or None, tool=self.name, input=one_line(self.input))
-        else:
-            tell("model_started", branch=self.branch, role=self.role, model=self.name)
-
-    def ended(self) -> None:
-        """Settle what it reserved, leave, and tell what it took."""
-        used = (self.usage["input_tokens"], self.usage["output_tokens"]) if self.usage else (0, 0)
-        if self.reservation:
-            self.reservation.settle(*used, size=self.written)
-        if self.ticket:
-            self.ticket.leave(tokens=sum(used) or None)
-        self._told(used)
-
-    def failed(self, error: BaseException) -> None:
-        """Give back what it holds; anything but an Exception is a call that was given up."""
-        self.give_back(error)
-        self.error = said(error) if isinstance(error, Exception) else "cancelled"
-        self._told((0, 0))
-
-    def give_back(self, error: BaseException | None = None) -> None:
-        """Give back what it holds."""
-        if self.reservation:
-            (self.reservation.failed if is_unbilled(error) else self.reservation.abandoned)()
-        if self.ticket and self.asked and isinstance(error, Exception):
-            refused = failure(error, self.asked, self.door.terms.controls)
-            if isinstance(refused, ThrottledError):
-                self.ticket.throttled(refused.retry_after, overloaded=refused.overloaded)
-        if self.ticket:
-            self.ticket.fail()
-
-    def _told(self, used: tuple[int, int]) -> None:
-        if self.is_tool:
-            tell("tool_finished", branch=self.branch, role=self.role or None, tool=self.name, error=self.error)
-            return
-        seconds = round(time.monotonic() - self.began, 3)
-        counts = {"input_tokens": used[0], "output_tokens": used[1]}
-        tell("model_finished", branch=self.branch, role=self.role, model=self.name, **counts, seconds=seconds, error=self.error)
-
-    def whole(self, generations: Sequence[Sequence[Any]]) -> None:
-        """Take in an answer that came at once."""
-        chats = (generation for row in generations for generation in row if isinstance(generation, ChatGeneration))
-        messages = [chat.message for chat in chats if isinstance(chat.message, AIMessage)]
-        self.usage = next((message.usage_metadata for message in messages if message.usage_metadata), None)
-        self.written = sum(map(answer_size, messages))
-
-    def piece(self, message: BaseMessage) -> None:
-        """Take in a piece of a streamed answer; agents of ours tell their own."""
-        if isinstance(message, AIMessage):
-            self.usage = add_usage(self.usage, message.usage_metadata) if message.usage_metadata else self.usage
-            self.written += answer_size(message)
-        if self.reservation and (text := str(message.text)):
-            self.door.on_loop(lambda: tell("token", branch=self.branch, role=self.role, text=text))
-
-
 class _Door:
     """The door of one run, on its event loop."""
 
     def __init__(self, terms: Terms) -> None:
         self.terms = terms
         self.over = False
-        self.under_way: dict[_Call, asyncio.Task[Any]] = {}  # on the run's loop
+        self.under_way: dict[Call, asyncio.Task[Any]] = {}  # on the run's loop
         self._loop = asyncio.get_running_loop()
         self._rounds = Rounds()
 
-    def model_call(self, model: BaseChatModel, metadata: Mapping[str, Any]) -> _Call:
+    def model_call(self, model: BaseChatModel, metadata: Mapping[str, Any]) -> Call:
         """A call of `model` that begins."""
         role = str(metadata.get("role") or metadata.get("langgraph_node") or "model")
         asked = Asked.of(model, role)
-        return _Call(self, asked.model, role, metadata.get("branch") or current_branch(), asked=asked)
+        return Call(self.terms, self.on_loop, asked.model, role, metadata.get("branch") or current_branch(), asked=asked)
 
-    def tool_call(self, tool: BaseTool, given: str | dict[str, Any], metadata: Mapping[str, Any]) -> _Call:
+    def tool_call(self, tool: BaseTool, given: str | dict[str, Any], metadata: Mapping[str, Any]) -> Call:
         """A call of `tool` that begins."""
         shown = given if isinstance(given, str) else str(tool._filter_injected_args(given))
         role = str(metadata.get("role") or metadata.get("langgraph_node") or "")
-        return _Call(self, tool.name, role, current_branch(), is_tool=True, input=shown)
+        return Call(self.terms, self.on_loop, tool.name, role, current_branch(), is_tool=True, input=shown)
 
     async def close(self) -> None:
         """Cancel the calls that the graph has left behind, and wait for their end; let no further one begin."""
@@ -169,7 +94,7 @@ class _Door:
         if left:
             await asyncio.wait(left, timeout=_LAST)
 
-    async def model_turn(self, call: _Call, size: int, answer: int, prompts: int, metadata: Mapping[str, Any]) -> None:
+    async def model_turn(self, call: Call, size: int, answer: int, prompts: int, metadata: Mapping[str, Any]) -> None:
         """Wait for room in the budgets and for the endpoint; raises LimitReached, ThrottledError."""
         terms = self.terms
         self._check()
@@ -194,7 +119,7 @@ class _Door:
         call.reservation.sent()
         call.began = time.monotonic()
 
-    async def tool_turn(self, call: _Call, tool: BaseTool, metadata: Mapping[str, Any]) -> None:
+    async def tool_turn(self, call: Call, tool: BaseTool, metadata: Mapping[str, Any]) -> None:
         """Wait for the tool's own limits; raises LimitReached."""
         limit = self.terms.controls.max_identical_tool_calls
         self._check()
@@ -211,7 +136,7 @@ class _Door:
             raise StopRequested("the run is over", remedy="await in a node what it starts")
         self.terms.check()
 
-    async def waits(self, call: _Call, turn: Coroutine[Any, Any, None]) -> None:
+    async def waits(self, call: Call, turn: Coroutine[Any, Any, None]) -> None:
         """Take a turn, from whatever loop."""
         if self.is_here():
             await turn
@@ -223,7 +148,7 @@ class _Door:
             self._soon(call.give_back)  # it may have had its turn at the same time
             raise
 
-    def blocks(self, call: _Call, turn: Coroutine[Any, Any, None]) -> None:
+    def blocks(self, call: Call, turn: Coroutine[Any, Any, None]) -> None:
         """Take a turn in a thread; on the run's event loop one that is free, or raise QueueFull."""
         if self.is_here():
             try:
@@ -262,7 +187,7 @@ class _Door:
 
 
 @contextmanager
-def _held(call: _Call) -> Iterator[None]:
+def _held(call: Call) -> Iterator[None]:
     """A call from its turn to its end, however it ends."""
     call.door.on_loop(call.begun)
     try:
@@ -275,7 +200,7 @@ def _held(call: _Call) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _admitted(call: _Call, turn: Turn | None) -> AsyncIterator[None]:
+async def _admitted(call: Call, turn: Turn | None) -> AsyncIterator[None]:
     door = call.door
     task = asyncio.current_task() if door.is_here() else None
     if task is not None:
@@ -290,7 +215,7 @@ async def _admitted(call: _Call, turn: Turn | None) -> AsyncIterator[None]:
 
 
 @contextmanager
-def _let_in(call: _Call, turn: Turn | None) -> Iterator[None]:
+def _let_in(call: Call, turn: Turn | None) -> Iterator[None]:
     if turn is not None:
         call.door.blocks(call, turn())
     with _held(call):
@@ -310,7 +235,7 @@ def _inside(model: BaseChatModel) -> Iterator[None]:
 
 def _model_call(
     model: BaseChatModel, prompts: Sequence[Sequence[BaseMessage]], metadata: Mapping[str, Any] | None, options: Mapping[str, Any]
-) -> tuple[_Call, Turn | None] | None:
+) -> tuple[Call, Turn | None] | None:
     """The call and, unless an agent of ours makes it, its turn; None outside of runs, and where another method of the model calls."""
     door = _door.get()
     if door is None or _calling.get() is model:
@@ -324,13 +249,30 @@ def _model_call(
     return call, lambda: door.model_turn(call, _size(prompts, options), answer, len(prompts), known)
 
 
-def _tool_call(tool: BaseTool, given: str | dict[str, Any], options: Mapping[str, Any]) -> tuple[_Call, Turn | None] | None:
+def _tool_call(tool: BaseTool, given: str | dict[str, Any], options: Mapping[str, Any]) -> tuple[Call, Turn | None] | None:
     door = _door.get()
     if door is None:
         return None
     metadata = options.get("metadata") or ensure_config(options.get("config")).get("metadata") or {}
     call = door.tool_call(tool, given, metadata)
     return call, None if in_tool.get() else lambda: door.tool_turn(call, tool, metadata)
+
+
+def _is_denied(tool: BaseTool, given: str | dict[str, Any], call: Call) -> bool:
+    """Whether a person said no to a call that no agent of ours makes; raises GraphInterrupt where a person was not asked yet."""
+    permit = call.door.terms.permit
+    if permit is None or in_tool.get():
+        return False
+    if permit(tool, {"input": given} if isinstance(given, str) else tool._filter_injected_args(given)):
+        return False
+    call.door.on_loop(lambda: tell("log", level="warning", message=f"policy_denied {tool.name}: denied by the user"))
+    return True
+
+
+def _refusal(tool: BaseTool, options: Mapping[str, Any]) -> Any:
+    """What stands in for a tool's answer, in the form that its caller expects."""
+    call_id = options.get("tool_call_id")
+    return ToolMessage(DENIED, tool_call_id=call_id, name=tool.name, status="error") if call_id else DENIED
 
 
 def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -364,7 +306,7 @@ def _generate(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _astream(original: Callable[..., Any]) -> Callable[..., Any]:
-    async def streamed(pieces: Any, model: BaseChatModel, call: _Call, turn: Turn | None) -> AsyncIterator[Any]:
+    async def streamed(pieces: Any, model: BaseChatModel, call: Call, turn: Turn | None) -> AsyncIterator[Any]:
         async with _admitted(call, turn), aclosing(pieces):
             while True:
                 with _inside(model):  # a step at a time: who reads the stream is not inside
@@ -385,7 +327,7 @@ def _astream(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _stream(original: Callable[..., Any]) -> Callable[..., Any]:
-    def streamed(pieces: Any, model: BaseChatModel, call: _Call, turn: Turn | None) -> Iterator[Any]:
+    def streamed(pieces: Any, model: BaseChatModel, call: Call, turn: Turn | None) -> Iterator[Any]:
         with _let_in(call, turn):
             try:
                 while True:
@@ -414,6 +356,8 @@ def _arun(original: Callable[..., Any]) -> Callable[..., Any]:
         begins = _tool_call(self, tool_input, options)
         if begins is None:
             return await original(self, tool_input, *args, **options)
+        if _is_denied(self, tool_input, begins[0]):
+            return _refusal(self, options)
         async with _admitted(*begins):
             output = await original(self, tool_input, *args, **options)
             begins[0].error = _told_error(output)
@@ -428,6 +372,8 @@ def _run(original: Callable[..., Any]) -> Callable[..., Any]:
         begins = _tool_call(self, tool_input, options)
         if begins is None:
             return original(self, tool_input, *args, **options)
+        if _is_denied(self, tool_input, begins[0]):
+            return _refusal(self, options)
         with _let_in(*begins):
             output = original(self, tool_input, *args, **options)
             begins[0].error = _told_error(output)
@@ -449,22 +395,3 @@ def _wrap_once() -> None:
         setattr(kind, name, wrap(getattr(kind, name)))
 
 
-def _messages(given: Any) -> Sequence[BaseMessage]:
-    if isinstance(given, str) or not hasattr(given, "to_messages"):
-        return convert_to_messages([given] if isinstance(given, str) else given)
-    return list(given.to_messages())
-
-
-def _size(prompts: Sequence[Sequence[BaseMessage]], options: Mapping[str, Any]) -> int:
-    """UTF-8 bytes of a request, about."""
-    texts = [str(options[key]) for key in ("tools", "functions", "response_format") if options.get(key)]
-    for message in (message for prompt in prompts for message in prompt):
-        texts.append(message.content if isinstance(message.content, str) else str(message.content))
-        if isinstance(message, AIMessage) and message.tool_calls:
-            texts.append(str(message.tool_calls))
-    return sum(_MESSAGE_BYTES + (len(text) if text.isascii() else len(text.encode(errors="replace"))) for text in texts)
-
-
-def _told_error(output: Any) -> str | None:
-    """What a tool's answer says went wrong."""
-    return one_line(output.content) if getattr(output, "status", "") == "error" else None

@@ -1,10 +1,11 @@
 """Terms: what a run grants its calls, and what they have used of it."""
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.admission import ADMISSION, Party
 from orchestrator.controls import Controls
@@ -13,10 +14,16 @@ from orchestrator.events import tell
 from orchestrator.journal import Journal
 from orchestrator.usage import Ledger, Pool
 
-__all__ = ["Retries", "Shared", "Terms", "in_request", "in_tool", "shared"]
+if TYPE_CHECKING:
+    from langchain_core.tools import BaseTool
+
+__all__ = ["DENIED", "Retries", "Shared", "Terms", "in_request", "in_tool", "shared"]
 
 _MOST = 5.0  # retries that an endpoint may cost a run at once
 _EARNED = 0.2  # of a retry, by each first request: a retry budget of 20 %, as in Google's "Handling Overload" (SRE book, chapter 21)
+
+DENIED = "Denied by the user: this call was not made, and will not be. Go on without it."
+"""What a model is told of a tool call that a person said no to."""
 
 in_request: ContextVar[bool] = ContextVar("in_request", default=False)
 """Whether an Exchange makes this request: it has passed admission and the ledger, so the door of the run only tells events."""
@@ -106,6 +113,7 @@ class Terms:
     stopped: bool = False  # somebody asked for it
     over: bool = False  # the graph has ended, and what its nodes left behind may still work
     journal: Journal | None = None
+    permit: "Callable[[BaseTool, Mapping[str, Any]], bool] | None" = None  # whether a person lets a foreign tool call be made
     room: Callable[[], Awaitable[None]] | None = None  # waits until whoever reads the run's events has caught up
     party: Party = field(init=False)
     ledger: Ledger = field(init=False)

@@ -48,8 +48,8 @@ def document_tools(library: "Library", *, boundary: str) -> "list[BaseTool]":
         return _blocks([around], boundary)
 
     return [
-        _tool(search_documents, "Search the documents. Answers with the passages that match best, each with its id."),
-        _tool(read_passage, "Read the text before and after a passage. Takes the id of a passage, such as d1.2."),
+        _tool(search_documents, "Search the documents. Answers with the passages that match best, each with its id.", read_only=True),
+        _tool(read_passage, "Read the text before and after a passage. Takes the id of a passage, such as d1.2.", read_only=True),
     ]
 
 
@@ -100,7 +100,7 @@ def _blocks(passages: "Sequence[Passage]", boundary: str) -> str:
     return "\n\n".join(blocks)
 
 
-def _tool(call: Callable[..., Awaitable[str]], description: str) -> "BaseTool":
+def _tool(call: Callable[..., Awaitable[str]], description: str, *, read_only: bool = False) -> "BaseTool":
     from langchain_core.tools import StructuredTool, ToolException
 
     # LangChain turns only its own exception into a ToolMessage with status "error".
@@ -118,6 +118,7 @@ def _tool(call: Callable[..., Awaitable[str]], description: str) -> "BaseTool":
         args_schema=schema,
         handle_tool_error=True,
         handle_validation_error=_unfit,
+        metadata={"read_only": True} if read_only else None,
     )
 
 
