@@ -8,15 +8,17 @@ import dis
 import functools
 import inspect
 import json
+import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from types import CodeType, FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from weakref import WeakKeyDictionary
 
 from orchestrator.checks import GraphView
-from orchestrator.sources import OTHER, is_own, own_sources, short_digest
+from orchestrator.sources import OTHER, is_own, own_sources, short_digest, stamp
 
 if TYPE_CHECKING:
     from orchestrator.workflow import Workflow
@@ -24,17 +26,34 @@ if TYPE_CHECKING:
 __all__ = ["changes", "fingerprint"]
 
 _PACKAGES = {"orchestrator": 2, "langgraph": 2}  # the leading numbers of a version that count: later ones only mend
+_SETS = dis.opmap["STORE_DEREF"]
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _DEPTH = 4  # functions that hold functions, before it is taken to go round
 
 
+_known: WeakKeyDictionary[Any, tuple[dict[str, tuple[int, int]], tuple[int, ...], str]] = WeakKeyDictionary()
+
+
 def fingerprint(workflow: "Workflow") -> str:
-    """What a run of `workflow` rests on, as JSON for `changes`; it holds names and digests, no values and no source."""
-    graphs: dict[str, Any] = {}
-    files: set[Path] = {workflow.path} if workflow.path else set()
-    for name, view in _views(workflow.graph):
-        graphs[name] = _graph(view, files)
-    code = own_sources(path for path in files if is_own(path))
-    return json.dumps({"versions": _versions(), "graphs": graphs, "code": code}, separators=(",", ":"), sort_keys=True)
+    """What a run of `workflow` rests on, as JSON for `changes`; it holds names and digests, no values and no source.
+
+    Read once for a graph, as long as its files stay as they are.
+    """
+    known, size = _known.get(workflow.graph), _size(workflow.graph)
+    if known is not None and known[1] == size and all(stamp(file) == then for file, then in known[0].items()):
+        return known[2]
+    files: set[str] = {str(workflow.path)} if workflow.path else set()
+    graphs = {name: _graph(view, files) for name, view in _views(workflow.graph)}
+    code, read = own_sources(path for path in files if is_own(path))
+    text = json.dumps({"versions": _versions(), "graphs": graphs, "code": code}, separators=(",", ":"), sort_keys=True)
+    _known[workflow.graph] = read, size, text
+    return text
+
+
+def _size(graph: Any) -> tuple[int, ...]:
+    """Different for a builder that got another node or edge."""
+    builder = GraphView(graph).builder
+    return len(builder.nodes), len(builder._all_edges), len(builder.channels), sum(map(len, builder.branches.values()))
 
 
 def changes(old: str, new: str) -> list[str]:
@@ -76,7 +95,7 @@ def _views(graph: Any, name: str = "", seen: tuple[int, ...] = ()) -> Iterator[t
             yield from _views(subgraph, f"{name}/{inside}" if name else inside, (*seen, id(view.builder)))
 
 
-def _graph(view: GraphView, files: set[Path]) -> dict[str, Any]:
+def _graph(view: GraphView, files: set[str]) -> dict[str, Any]:
     builder, graph = view.builder, view.graph
     return {
         "nodes": {name: _node(name, spec, view, files) for name, spec in builder.nodes.items() if not spec.is_error_handler},
@@ -96,7 +115,7 @@ def _graph(view: GraphView, files: set[Path]) -> dict[str, Any]:
     }
 
 
-def _node(name: str, spec: Any, view: GraphView, files: set[Path]) -> list[Any]:
+def _node(name: str, spec: Any, view: GraphView, files: set[str]) -> list[Any]:
     """What a node runs, and digests of what that holds; its policies."""
     policies = {key: bool(getattr(spec, key, None)) for key in ("retry_policy", "cache_policy", "error_handler_node", "defer", "timeout")}
     ends = sorted(map(str, spec.ends or ()))
@@ -108,7 +127,7 @@ def _targets(branch: Any) -> dict[str, str] | None:
     return {str(value): str(target) for value, target in sorted(branch.ends.items(), key=str)} if branch.ends else None
 
 
-def _channel(channel: Any, files: set[Path]) -> list[Any]:
+def _channel(channel: Any, files: set[str]) -> list[Any]:
     """The kind of a state key, its type, and its reducer."""
     kind = _type(getattr(channel, "typ", None) or getattr(channel, "ValueType", Any))
     reducer = getattr(channel, "operator", None)
@@ -116,32 +135,36 @@ def _channel(channel: Any, files: set[Path]) -> list[Any]:
 
 
 def _type(value: Any) -> str:
-    return value.__qualname__ if isinstance(value, type) and not getattr(value, "__args__", ()) else str(value).partition(" at 0x")[0]
+    if get_origin(value) is Annotated:
+        value = get_args(value)[0]
+    text = value.__qualname__ if isinstance(value, type) and not get_args(value) else str(value).replace("typing.", "")
+    return text if len(text) <= 80 and " at 0x" not in text else f"{text[:40]}… ({short_digest(_ADDRESS.sub('', text))})"
 
 
-def _schema(view: GraphView, schema: Any, files: set[Path]) -> list[Any] | None:
+def _schema(view: GraphView, schema: Any, files: set[str]) -> list[Any] | None:
     if schema is None:
         return None
     _note_file(getattr(sys.modules.get(getattr(schema, "__module__", "")), "__file__", None), files)
     return [getattr(schema, "__qualname__", str(schema)), sorted(view.builder.schemas.get(schema, ()))]
 
 
-def _note_file(name: str | None, files: set[Path]) -> bool:
+def _note_file(name: str | None, files: set[str]) -> bool:
     """Whether a function's file is there to be read; a file of the user's is noted."""
-    path = Path(name) if name else None
-    if path is None or not path.is_file():
+    if name in files:
+        return True
+    if not name or not os.path.isfile(name):
         return False
-    files.add(path)
+    files.add(name)
     return True
 
 
-def _held(value: Any, files: set[Path]) -> list[Any]:
+def _held(value: Any, files: set[str]) -> list[Any]:
     """The name of what is called, and a digest of each simple value that it holds: [name, {name: digest}]."""
     held: dict[str, str] = {}
     return [_described(value, files, held, ""), held]
 
 
-def _described(value: Any, files: set[Path], held: dict[str, str], prefix: str, depth: int = _DEPTH) -> str:
+def _described(value: Any, files: set[str], held: dict[str, str], prefix: str, depth: int = _DEPTH) -> str:
     """What is called, by name; `held` takes the simple values that it got from around it."""
     runnable = getattr(value, "func", None) or getattr(value, "afunc", None) if not isinstance(value, functools.partial) else None
     if runnable is not None:
@@ -162,20 +185,20 @@ def _described(value: Any, files: set[Path], held: dict[str, str], prefix: str, 
     return _instance(value, files, held, prefix, depth)
 
 
-def _instance(value: Any, files: set[Path], held: dict[str, str], prefix: str, depth: int) -> str:
+def _instance(value: Any, files: set[str], held: dict[str, str], prefix: str, depth: int) -> str:
     """An object that is called: its class, and its texts; numbers may be counters, which a run changes."""
     kind = type(value)
     call = inspect.getattr_static(kind, "__call__", None)
     if isinstance(call, FunctionType) and depth:
         _note_code(call, files, held, prefix)
-        if is_own(Path(call.__code__.co_filename)):
+        if is_own(call.__code__.co_filename):
             for name, item in getattr(value, "__dict__", {}).items():
                 if isinstance(item, str | bool | tuple):
                     _hold(name, item, files, held, prefix, depth)
     return kind.__qualname__
 
 
-def _hold(name: str, value: Any, files: set[Path], held: dict[str, str], prefix: str, depth: int) -> None:
+def _hold(name: str, value: Any, files: set[str], held: dict[str, str], prefix: str, depth: int) -> None:
     text = _simple(value)
     if text is None and depth and callable(value) and isinstance(value, FunctionType | functools.partial):
         text = _described(value, files, held, f"{prefix}{name}.", depth - 1)
@@ -197,9 +220,7 @@ def _simple(value: Any) -> str | None:
 def _captured(function: FunctionType) -> Iterator[tuple[str, Any]]:
     """What a function took from the functions around it, but for what it sets itself."""
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
-    if not cells:
-        return
-    written = {step.argval for step in dis.get_instructions(function.__code__) if step.opname == "STORE_DEREF"}
+    written = _written(function.__code__) if cells else ()
     for name, cell in cells.items():
         if name not in written:
             try:
@@ -208,7 +229,15 @@ def _captured(function: FunctionType) -> Iterator[tuple[str, Any]]:
                 continue
 
 
-def _note_code(function: FunctionType, files: set[Path], held: dict[str, str], prefix: str) -> None:
+@functools.lru_cache(maxsize=4096)
+def _written(code: CodeType) -> frozenset[str]:
+    """The names of the functions around it that a function sets: counters, which a run changes."""
+    if _SETS not in code.co_code[::2]:
+        return frozenset()
+    return frozenset(step.argval for step in dis.get_instructions(code) if step.opcode == _SETS)
+
+
+def _note_code(function: FunctionType, files: set[str], held: dict[str, str], prefix: str) -> None:
     """A function is compared by its file; one without, of a notebook say, by what it was compiled to."""
     if not _note_file(function.__code__.co_filename, files):
         held[f"{prefix}code"] = short_digest(f"{sys.version_info[:2]}", *_compiled(function.__code__))

@@ -6,38 +6,40 @@ count that a model may come to see: of a schema's class, of a tool, and all of a
 
 import ast
 import hashlib
+import os
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from orchestrator.places import SHIPPED
 
-__all__ = ["OTHER", "Source", "is_own", "own_sources", "short_digest"]
+__all__ = ["OTHER", "Source", "is_own", "own_sources", "short_digest", "stamp"]
 
 OTHER = "statements outside its functions"
 """What the statements of a module are called that define no name."""
 
-_ENGINE = Path(__file__).resolve().parent
-_SHIPPED = (SHIPPED, SHIPPED.parent / "agents")
+_ENGINE = os.path.dirname(os.path.realpath(__file__))
+_SHIPPED = (str(SHIPPED), str(SHIPPED.parent / "agents"))
 _INSTALLED = {"site-packages", "dist-packages"}
-_LIBRARY = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
+_LIBRARY = tuple(dict.fromkeys(os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")))
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_TOLD = {ast.Assign, ast.Call, ast.Import, ast.ImportFrom, ast.keyword}
 _NO_MEANING = {"ctx", "type_comment", "type_ignores", "kind"}
+_FIELDS: dict[type[ast.AST], tuple[str, ...]] = {}  # of each kind of node, those that mean something
 _PROSE = 40
 """Characters from which a text with spaces that a module computes, or reads from a file, counts as a prompt."""
 
 
 @dataclass
 class Source:
-    """What one file defines: a digest by label (`function 'research'`), and the dotted names that it imports."""
+    """What one file defines: a digest by label (`function 'research'`), and the modules that it imports, with their levels."""
 
     parts: dict[str, str] = field(default_factory=dict)
-    imports: list[tuple[str, int]] = field(default_factory=list)
+    imports: frozenset[tuple[str, int]] = frozenset()
     computed: list[str] = field(default_factory=list)  # module variables whose value is no literal
 
 
@@ -46,90 +48,86 @@ def short_digest(*texts: str) -> str:
     return hashlib.blake2b("\0".join(texts).encode("utf-8", "surrogatepass"), digest_size=5).hexdigest()
 
 
-def is_own(path: Path) -> bool:
+@lru_cache(maxsize=4096)
+def is_own(path: str) -> bool:
     """Whether a file is the user's, or one of the shipped agents and workflows: no library, and not the engine."""
-    if path.parent in _SHIPPED:
+    if os.path.dirname(path) in _SHIPPED:
         return True
-    if _INSTALLED & set(path.parts) or path.is_relative_to(_ENGINE):
+    if _INSTALLED & set(path.split(os.sep)) or not os.path.isabs(path):
         return False
-    return not any(path.is_relative_to(library) for library in _LIBRARY)
+    return not path.startswith((_ENGINE + os.sep, *(library + os.sep for library in _LIBRARY)))
 
 
-def own_sources(roots: Iterable[Path]) -> dict[str, dict[str, str]]:
-    """The digests of every definition in `roots` and in what they import, by the file as its importers name it."""
+def own_sources(roots: Iterable[str]) -> tuple[dict[str, dict[str, str]], dict[str, tuple[int, int]]]:
+    """The digests of every definition in `roots` and in what they import, by the file as its importers name it; each file's stamp."""
+    _is_file.cache_clear()
     found: dict[str, dict[str, str]] = {}
     ahead = [(_name_of(path), path) for path in sorted(set(roots))]
-    seen: set[Path] = set()
+    seen: set[str] = set()
     modules = _modules_by_file()
+    folders = tuple(dict.fromkeys(os.path.realpath(entry or ".") for entry in sys.path if not _INSTALLED & set(entry.split(os.sep))))
     while ahead:
         name, path = ahead.pop()
         source = None if path in seen else _read(path)
         seen.add(path)
         if source is not None:
-            found[name] = {**source.parts, **_prose(source, modules.get(str(path)))}
-            ahead += _imported(source, path, modules.get(str(path)))
-    return dict(sorted(found.items()))
+            found[name] = {**source.parts, **_prose(source, modules.get(path))}
+            ahead += [entry for entry in _imported(source, name, path, folders) if entry[1] not in seen]
+    return dict(sorted(found.items())), {path: stamp(path) for path in seen}
 
 
-def _name_of(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}" if path.parent in _SHIPPED else path.name
+def _name_of(path: str) -> str:
+    folder, name = os.path.split(path)
+    return f"{os.path.basename(folder)}/{name}" if folder in _SHIPPED else name
 
 
 def _modules_by_file() -> dict[str, ModuleType]:
-    files: dict[str, ModuleType] = {}
-    for module in [*sys.modules.values()]:
-        path = getattr(module, "__file__", None)
-        if isinstance(path, str):
-            files[path] = module
-    return files
+    return {module.__dict__.get("__file__") or "": module for module in [*sys.modules.values()] if isinstance(module, ModuleType)}
 
 
-def _imported(source: Source, path: Path, module: ModuleType | None) -> Iterator[tuple[str, Path]]:
+def _imported(source: Source, name: str, path: str, search: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """The own files that a file imports: (name, path)."""
-    for dotted, level in source.imports:
+    here = os.path.dirname(path)
+    for dotted, level in sorted(source.imports):
         if level:
-            package = (getattr(module, "__package__", None) or "").split(".") if module else []
-            above = package[: len(package) - level + 1]
-            folder = path.parents[level - 1]
-            yield from _files(dotted, [(folder, "/".join(above))])
-        elif path.parent in _SHIPPED:
-            yield from _files(dotted, [(SHIPPED.parent, "")])
-        elif dotted.partition(".")[0] not in sys.stdlib_module_names:
-            yield from _files(dotted, [(path.parent, ""), *((folder, "") for folder in _search_path())], dotted)
+            up = "../" * (level - 1)
+            yield from _files(dotted, os.path.normpath(os.path.join(here, up)), os.path.normpath(os.path.join(os.path.dirname(name), up)))
+        elif here in _SHIPPED:
+            yield from _files(dotted, os.path.dirname(here))
+        elif (folder := _home_of(dotted.partition(".")[0], (here, *search))) is not None:
+            yield from _files(dotted, folder)
 
 
-def _search_path() -> list[Path]:
-    return [Path(entry or ".").resolve() for entry in sys.path if not _INSTALLED & set(Path(entry).parts)]
+@lru_cache(maxsize=4096)
+def _is_file(path: str) -> bool:
+    """Asked for many times within one look at a workflow, at the start of which it is forgotten."""
+    return os.path.isfile(path)
 
 
-def _files(dotted: str, folders: list[tuple[Path, str]], loaded: str = "") -> Iterator[tuple[str, Path]]:
-    """The files of a dotted name and of the packages around it, in the first folder that has its first one."""
-    known = getattr(sys.modules.get(loaded.partition(".")[0]), "__file__", None) if loaded else None
-    if known is not None:
-        first = Path(known).resolve()
-        if not is_own(first):
-            return
-        folders = [(first.parent.parent if first.stem == "__init__" else first.parent, "")]
-    parts = dotted.split(".") if dotted else []
-    for folder, prefix in folders:
-        paths = [path for end in range(len(parts) + 1) if (path := _file_at(folder.joinpath(*parts[:end]), bool(end or prefix)))]
-        if paths:
-            yield from ((_named(path, folder, prefix), path) for path in paths if is_own(path))
-            return
-
-
-def _named(path: Path, folder: Path, prefix: str) -> str:
-    relative = path.relative_to(folder).as_posix()
-    return f"{prefix}/{relative}" if prefix else relative
-
-
-def _file_at(stem: Path, wanted: bool) -> Path | None:
-    if not wanted:
+def _home_of(package: str, search: tuple[str, ...]) -> str | None:
+    """The folder that a package or a module of the user's lies in, None where it is none of the user's."""
+    if package in sys.stdlib_module_names:
         return None
-    for path in (stem.with_name(f"{stem.name}.py"), stem / "__init__.py"):
-        if path.is_file():
-            return path.resolve()
-    return None
+    known = getattr(sys.modules.get(package), "__file__", None)
+    if isinstance(known, str):
+        folder = os.path.dirname(known)
+        return None if not is_own(known) else os.path.dirname(folder) if os.path.basename(known) == "__init__.py" else folder
+    return next((folder for folder in search if _is_there(os.path.join(folder, package))), None)
+
+
+def _is_there(stem: str) -> bool:
+    return os.path.isfile(f"{stem}.py") or os.path.isdir(stem)
+
+
+def _files(dotted: str, folder: str, above: str = "") -> Iterator[tuple[str, str]]:
+    """The own files of a dotted name and of the packages around it: (name, path)."""
+    names = dotted.split(".") if dotted else []
+    for end in range(len(names) + 1):
+        stem = "/".join(names[:end])
+        for ending in (f"{stem}.py", f"{stem}/__init__.py") if stem else ("__init__.py",) if above.strip(".") else ():
+            path = os.path.join(folder, ending)
+            if _is_file(path) and is_own(path):
+                yield os.path.normpath(os.path.join(above, ending)), path
 
 
 def _prose(source: Source, module: ModuleType | None) -> dict[str, str]:
@@ -146,26 +144,35 @@ def _is_prose(value: Any) -> bool:
     return isinstance(value, str) and len(value) >= _PROSE and " " in value
 
 
-def _read(path: Path) -> Source | None:
+def stamp(path: str) -> tuple[int, int]:
+    """When a file was last changed, in nanoseconds, and its size in bytes; (0, 0) for one that is not there."""
     try:
-        status = path.stat()
-        return _parsed(path, status.st_mtime_ns, status.st_size)
+        status = os.stat(path)
+    except OSError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
+
+
+def _read(path: str) -> Source | None:
+    try:
+        return _parsed(path, *stamp(path))
     except (OSError, SyntaxError, ValueError, RecursionError):
         return None
 
 
 @lru_cache(maxsize=1024)
-def _parsed(path: Path, changed: int, size: int) -> Source:
+def _parsed(path: str, changed: int, size: int) -> Source:
     """The file's digests, read once as long as it stays as it is."""
-    content = path.read_bytes()
-    tree = ast.parse(content)
+    with open(path, "rb") as file:
+        content = file.read()
     reader = _Reader(keep_docstrings=b"__doc__" in content)
-    source = Source(imports=reader.imports)
-    for statement in tree.body:
+    source = Source()
+    for statement in ast.parse(content).body:
         if not _is_inert(statement):
             reader.read(statement)
             if _is_computed(statement):
                 source.computed += _bound(statement)
+    source.imports = frozenset(reader.imports)
     source.parts = reader.digests()
     return source
 
@@ -174,6 +181,8 @@ def _is_inert(statement: ast.stmt) -> bool:
     """Whether importing the module as a workflow does not run the statement, or nothing comes of it."""
     if isinstance(statement, ast.Expr):
         return isinstance(statement.value, ast.Constant)
+    if isinstance(statement, ast.Assign):
+        return _bound(statement) == ["__all__"]
     if not isinstance(statement, ast.If) or statement.orelse:
         return False
     names = {node.id for node in ast.walk(statement.test) if isinstance(node, ast.Name)}
@@ -239,24 +248,24 @@ class _Reader:
 
     def dump(self, node: Any, out: list[str], label: str) -> None:
         """Append the texts of a syntax tree."""
-        if isinstance(node, list):
+        if isinstance(node, ast.AST):
+            self._dump_node(node, out, label)
+        elif isinstance(node, list):
             out.append("[")
             for item in node:
                 self.dump(item, out, label)
             out.append("]")
-        elif not isinstance(node, ast.AST):
-            out.append(repr(node))
         else:
-            self._dump_node(node, out, label)
+            out.append(repr(node))
 
     def _dump_node(self, node: ast.AST, out: list[str], label: str) -> None:
-        out.append(type(node).__name__)
-        self._note_tools(node)
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            self.note_import(node)
-        for name in node._fields:
+        kind = type(node)
+        out.append(kind.__name__)
+        if kind in _TOLD:
+            self._note(node)
+        for name in _FIELDS.get(kind) or _fields(kind):
             value = getattr(node, name, None)
-            if value is None or value == [] or name in _NO_MEANING:
+            if value is None or value == []:
                 continue
             if name == "body" and isinstance(value, list):
                 value = self._body(node, value, label)
@@ -272,8 +281,10 @@ class _Reader:
             self.offered |= {node.name} if decorated else set()
         return [item for item in body if not isinstance(item, ast.Pass) and not _is_text(item)]
 
-    def _note_tools(self, node: ast.AST) -> None:
-        if isinstance(node, ast.Call):
+    def _note(self, node: ast.AST) -> None:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            self.note_import(node)
+        elif isinstance(node, ast.Call):
             called = getattr(node.func, "id", getattr(node.func, "attr", ""))
             if "tool" in called.lower() or called == "from_function":
                 self.offered |= _names([*node.args, *node.keywords])
@@ -281,6 +292,10 @@ class _Reader:
             isinstance(node, ast.Assign) and any("tool" in name.lower() for name in _bound(node))
         ):
             self.offered |= _names([node.value])
+
+
+def _fields(kind: type[ast.AST]) -> tuple[str, ...]:
+    return _FIELDS.setdefault(kind, tuple(name for name in kind._fields if name not in _NO_MEANING))
 
 
 def _is_text(statement: ast.stmt) -> bool:
