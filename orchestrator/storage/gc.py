@@ -26,6 +26,8 @@ MAX_SIZE = 10**9
 """Bytes that the store may have."""
 
 _AT_ONCE = 25  # runs erased in one transaction
+_TEXTS = 500  # the same of texts
+_CHECKPOINTS = ("checkpoints", "values_", "writes")
 _A_DAY = 1000  # runs that one background clean-up erases
 _LIVE = "status IN ('running', 'interrupted')"
 _LOCK = Statement("LOCK TABLE texts, uses IN SHARE ROW EXCLUSIVE MODE")
@@ -76,6 +78,7 @@ async def collect(
         return _forecast(len(doomed), len(rest), total, before, max_size)
     for start in range(0, len(doomed), _AT_ONCE):
         await _erase(database, doomed[start : start + _AT_ONCE])
+    await _texts_erased(database)
     room = len(rest) if most is None else most - len(doomed)
     erased = len(doomed) + (await _to_size(database, rest[::-1][:room], max_size) if max_size is not None else 0)
     if erased:
@@ -100,6 +103,7 @@ async def erase(database: Database, run_ids: Sequence[str]) -> int:
         part = run_ids[start : start + _AT_ONCE]
         heads = await _select(database, f"run_id IN ({', '.join('?' * len(part))})", *part)
         erased += await _erase(database, heads)
+    await _texts_erased(database)
     return erased
 
 
@@ -147,6 +151,7 @@ async def _to_size(database: Database, oldest: Sequence[_Head], max_size: float)
         needed = (1 - max_size / size) * (len(oldest) - erased) / 2
         part = oldest[erased : erased + max(1, min(_AT_ONCE, int(needed)))]
         await _erase(database, part)
+        await _texts_erased(database)
         erased += len(part)
     return erased
 
@@ -165,52 +170,46 @@ async def _sweep(database: Database) -> None:
     """Erases what is marked, by this process or by one that died over it."""
     select = "SELECT number, run_id, generation, thread FROM runs WHERE status = 'deleting' ORDER BY number LIMIT ?"
     while rows := (await database.run(Statement(select, (_AT_ONCE,))))[0]:
-        numbers = tuple(row[0] for row in rows)
-        own = [
-            thread for _, run_id, generation, conversation in rows if conversation is None for thread in _own_threads(run_id, generation)
-        ]
-        shared = [(number, conversation) for number, _, _, conversation in rows if conversation is not None]
+        own = [thread for _, run_id, generation, name in rows if name is None for thread in _threads_of(run_id, generation)]
+        shared = sorted({name for _, _, _, name in rows if name is not None})
         ahead = [ONE_AT_A_TIME] if shared else []
-        ahead += [_LOCK] if database.url.startswith("postgres") else []
-        await database.run(*ahead, *_handed_on(shared), *_threads_erased(own), *_conversations_erased(shared), *_rows_erased(numbers))
+        await database.run(*ahead, *_threads_erased(own), *_conversations_erased(shared), *_rows_erased([row[0] for row in rows]))
 
 
-def _own_threads(run_id: str, generation: int) -> list[str]:
+def _threads_of(run_id: str, generation: int) -> list[str]:
     return [run_id, *(f"{run_id}:{number}" for number in range(1, generation + 1))]
 
 
-_LEFT = "SELECT max(number) FROM runs WHERE thread = ? AND status <> 'deleting'"
-_CHECKPOINTS = ("checkpoints", "values_", "writes")
-
-
-def _handed_on(shared: Sequence[tuple[int, str]]) -> list[Statement]:
-    """The texts that a conversation's checkpoints may refer to belong to its newest run from now on."""
-    move = f"INSERT INTO uses(run, hash) SELECT ({_LEFT}), hash FROM uses WHERE run = ? AND ({_LEFT}) IS NOT NULL ON CONFLICT DO NOTHING"  # noqa: S608
-    return [Statement(move, (name, number, name)) for number, name in shared]
-
-
 def _threads_erased(threads: Sequence[str]) -> list[Statement]:
-    return [Statement(f"DELETE FROM {table} WHERE thread = ?", (thread,)) for thread in threads for table in _CHECKPOINTS]  # noqa: S608 - ours
+    """LangGraph's threads, and what they say of the texts that their checkpoints refer to."""
+    from orchestrator.storage.checkpoints import thread_number
+
+    deletes = [Statement(f"DELETE FROM {table} WHERE thread = ?", (thread,)) for thread in threads for table in _CHECKPOINTS]  # noqa: S608
+    return [*deletes, *(Statement("DELETE FROM uses WHERE run = ?", (thread_number(thread),)) for thread in threads)]
 
 
-def _conversations_erased(shared: Sequence[tuple[int, str]]) -> list[Statement]:
-    """Of the conversations that no run is left of."""
-    names = sorted({name for _, name in shared})
-    unless = f"AND ({_LEFT}) IS NULL"
-    return [
-        Statement(f"DELETE FROM {table} WHERE thread = ? {unless}", (f"thread:{name}", name))  # noqa: S608 - tables of ours
-        for name in names
-        for table in _CHECKPOINTS
-    ]
+def _conversations_erased(names: Sequence[str]) -> list[Statement]:
+    """The threads of conversations that no run is left of."""
+    left = " AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.thread = ? AND runs.status <> 'deleting')"
+    erased = [(delete, name) for name in names for delete in _threads_erased([f"thread:{name}"])]
+    return [Statement(delete.sql + left, (*delete.values, name)) for delete, name in erased]
 
 
 def _rows_erased(numbers: Sequence[int]) -> list[Statement]:
-    runs = ", ".join("?" * len(numbers))
-    used = f"SELECT hash FROM uses WHERE run IN ({runs})"  # noqa: S608 - question marks
-    others = f"SELECT 1 FROM uses WHERE uses.hash = texts.hash AND uses.run NOT IN ({runs})"  # noqa: S608 - question marks
+    runs = f"IN ({', '.join('?' * len(numbers))})"
     return [
-        Statement(f"DELETE FROM texts WHERE hash IN ({used}) AND NOT EXISTS ({others})", (*numbers, *numbers)),  # noqa: S608
-        Statement(f"DELETE FROM uses WHERE run IN ({runs})", tuple(numbers)),  # noqa: S608 - question marks
-        Statement(f"DELETE FROM journal WHERE run IN ({runs})", tuple(numbers)),  # noqa: S608 - question marks
-        Statement(f"DELETE FROM runs WHERE number IN ({runs}) AND status = 'deleting'", tuple(numbers)),  # noqa: S608 - question marks
+        Statement(f"DELETE FROM uses WHERE run {runs}", tuple(numbers)),  # noqa: S608 - question marks
+        Statement(f"DELETE FROM journal WHERE run {runs}", tuple(numbers)),  # noqa: S608 - question marks
+        Statement(f"DELETE FROM runs WHERE number {runs} AND status = 'deleting'", tuple(numbers)),  # noqa: S608 - question marks
     ]
+
+
+async def _texts_erased(database: Database) -> None:
+    """Erases the texts that nothing refers to. In Postgres nobody stores one meanwhile: what is there is not stored again, and would go."""
+    unused = "NOT EXISTS (SELECT 1 FROM uses WHERE uses.hash = texts.hash)"
+    select = Statement(f"SELECT hash FROM texts WHERE {unused} LIMIT {_TEXTS}")  # noqa: S608 - of ours
+    ahead = [_LOCK] if database.url.startswith("postgres") else []
+    while rows := (await database.run(select))[0]:
+        marks = ", ".join("?" * len(rows))
+        delete = f"DELETE FROM texts WHERE hash IN ({marks}) AND {unused}"  # noqa: S608 - question marks
+        await database.run(*ahead, Statement(delete, tuple(bytes(row[0]) for row in rows)))
