@@ -43,6 +43,11 @@ class Pool:
             if role in self._controls.role_budgets:
                 self.role_account(role).add(_amounts(used))
 
+    def used_up(self) -> bool:
+        """Whether nothing is left of a limit of all."""
+        limits = zip(self.account.used, self.account.limits, strict=True)
+        return any(limit is not None and used >= limit for used, limit in limits)
+
     def leave(self, ledger: "Ledger") -> None:
         """A run is over: nothing is kept for it any more."""
         self.ledgers.discard(ledger)

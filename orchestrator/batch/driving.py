@@ -1,0 +1,330 @@
+"""A batch at work: so many runs at once under one set of limits, each input's result written once, however often the process is killed."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator.batch.reading import Inputs, Item, Survey, bad_lines
+from orchestrator.batch.writing import Output, add_usage, failed_result, result_line
+from orchestrator.choices import ModelSpec, check_controls, choose_models, merged_controls
+from orchestrator.controls import Controls
+from orchestrator.errors import InputError, LostRunError, OrchestratorError, StorageError
+from orchestrator.keeping import attempt_events, create_run, folded, record_of
+from orchestrator.runner import Graph, checked_workflow, prepare
+from orchestrator.storage import RunRecord, Storage, open_storage
+from orchestrator.terms import Shared
+from orchestrator.workflow import Workflow
+
+__all__ = ["RUNS", "Batch", "BatchView", "Held", "open_batch", "run_batch"]
+
+RUNS = 8
+"""Runs at once, where nothing else is asked for."""
+
+_NAME = "the batch"
+_OF_THE_BATCH = (f"the budget of {_NAME} has no room", "the budget of role ")
+_AT_ONCE = 64  # inputs that are read ahead
+_FINAL = ("complete", "partial", "failed", "limited")
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An input that has no result yet: it waits for a person, the batch's budget was used up, it was stopped, or others work on it."""
+
+    line: int
+    id: str | int
+    run_id: str
+    why: Literal["interrupted", "limited", "cancelled", "running"]
+    said: str = ""
+
+
+@dataclass
+class BatchView:
+    """How far a batch is: `done` of `total` inputs have their result, `before` of them had it when this process began.
+
+    `used` is the usage of all results, those of earlier processes too. `limited`: the batch's budget is used up.
+    """
+
+    batch: str
+    workflow: str
+    output: str
+    total: int = 0
+    before: int = 0
+    stored: int = 0  # results that were in the store already, and lacked their line
+    statuses: dict[str, int] = field(default_factory=dict)
+    used: dict[str, Any] = field(default_factory=dict)
+    held: list[Held] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    limited: bool = False
+    under_way: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def done(self) -> int:
+        """Inputs that have their result."""
+        return sum(self.statuses.values())
+
+    @property
+    def seconds(self) -> float:
+        """Since this process began."""
+        return time.monotonic() - self.began
+
+    @property
+    def exit_code(self) -> int:
+        """4 where the budget ended it, 5 where inputs wait for a person, 1 where all failed, 3 where some are not complete, else 0."""
+        waiting = {held.why for held in self.held}
+        if self.limited and self.done < self.total:
+            return 4
+        if "interrupted" in waiting:
+            return 5
+        if self.done and self.statuses.get("failed", 0) == self.total:
+            return 1
+        return 0 if self.statuses.get("complete", 0) == self.total else 3
+
+
+class Batch:
+    """The runs of a file of inputs. `stop`: once it is set no further input is begun, and what is under way ends as a run does."""
+
+    def __init__(
+        self, workflow: Workflow, inputs: Inputs, output: Output, *, controls: Controls, model: ModelSpec | None, runs: int, db: str | None
+    ) -> None:
+        self.stop = asyncio.Event()
+        self.view = BatchView(output.batch, workflow.name, str(output.path))
+        self._workflow, self._inputs, self._output = workflow, inputs, output
+        self._controls, self._model, self._runs, self._db = controls, model, runs, db
+        self._shared = Shared.of(controls, _NAME)
+        self._ahead: deque[Item] = deque()
+        self._items: Iterator[Item] = iter(())
+        self._turn, self._alone = asyncio.Lock(), asyncio.Lock()
+
+    def look(self, *, strict: bool) -> None:
+        """Check all the inputs, and what is there of their results; nothing is written. Raises InputError."""
+        try:
+            self._output.look()
+            survey = self._inputs.survey(self._output.written)
+            if strict and survey.bad:
+                raise bad_lines(survey, self._inputs.name)
+        except BaseException:
+            self._output.close()
+            raise
+        self._begin_view(survey)
+        self._shared.pool.count(self._output.used)
+
+    async def results(self) -> AsyncGenerator[dict[str, Any], None]:
+        """Each result once its line is written, in the order in which they come. Raises OutputError, StorageError, InputError."""
+        found: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(self._runs)
+        try:
+            await asyncio.to_thread(self._output.begin)
+            self._items = self._inputs.items()
+            async with open_storage(self._db) as storage:
+                working = [asyncio.create_task(self._work(storage, found), name=f"batch worker {n}") for n in range(self._runs)]
+                ending = asyncio.create_task(_ended(working, found), name="end of the batch")
+                try:
+                    while (line := await found.get()) is not None:
+                        yield line
+                    for task in working:
+                        task.result()
+                finally:
+                    await _cancel([*working, ending])
+        finally:
+            await asyncio.to_thread(self._output.close)
+
+    async def _work(self, storage: Storage, found: "asyncio.Queue[dict[str, Any] | None]") -> None:
+        """One input after the other, until there is none or the batch is to stop."""
+        try:
+            while (item := await self._next()) is not None:
+                self.view.under_way += 1
+                try:
+                    line = await self._line(item, storage)
+                finally:
+                    self.view.under_way -= 1
+                if line is not None:
+                    await found.put(line)
+        except BaseException:
+            self.stop.set()  # what others have under way is kept, and goes on at the next start
+            raise
+
+    async def _next(self) -> Item | None:
+        async with self._turn:
+            while not self._ahead and not self._over():
+                self._ahead.extend(await asyncio.to_thread(self._read_ahead))
+                if not self._ahead:
+                    return None
+            return None if self._over() else self._ahead.popleft()
+
+    def _over(self) -> bool:
+        if not self.view.limited and self._shared.pool.used_up():
+            self.view.limited = True
+        return self.stop.is_set() or self.view.limited
+
+    def _read_ahead(self) -> list[Item]:
+        """The next inputs that have no result; few where they are large."""
+        items, size = list[Item](), 0
+        for item in self._items:
+            if item.run_id not in self._output.written:
+                items.append(item)
+                size += len(str(item.values))
+            if len(items) >= _AT_ONCE or size > 1_000_000:
+                break
+        return items
+
+    async def _line(self, item: Item, storage: Storage) -> dict[str, Any] | None:
+        """The line of an input, written; None where there is no result yet."""
+        if item.error:
+            result: dict[str, Any] | Held = failed_result(self._workflow.name, item.error)
+        else:
+            result = await self._result(item, storage)
+        if isinstance(result, Held):
+            self.view.held.append(result)
+            return None
+        line = result_line(item, result)
+        await asyncio.to_thread(self._output.write, line)
+        self._count(line)
+        return line
+
+    async def _result(self, item: Item, storage: Storage) -> dict[str, Any] | Held:
+        """What the run of an input comes to: begun, gone on with, or found in the store."""
+        record = await storage.runs.get(item.run_id)
+        if record is not None and (found := self._stored(item, record)) is not None:
+            return found
+        suspect = record is not None and record.status == "crashed" and record.crashes > 0
+        # An input that ended the whole process before is tried again by itself, so that what it takes with it is not blamed for it.
+        with self._shared.run() as own:
+            try:
+                async with self._alone if suspect else contextlib.nullcontext():
+                    result = await (self._begun(item, storage) if record is None else self._resumed(record))
+            except LostRunError as error:
+                return Held(item.line, item.id, item.run_id, "running", str(error))
+            except StorageError:
+                raise
+            except OrchestratorError as error:
+                return failed_result(self._workflow.name, str(error))
+            refused = any(terms.ledger.refused for terms in own.terms)
+        if result["status"] == "limited" and refused:
+            self.view.limited = True
+        return self._kept(item, result)
+
+    def _stored(self, item: Item, record: RunRecord) -> dict[str, Any] | Held | None:
+        """What the store knows of a run that need not go on; None for one that does."""
+        if record.status == "running":
+            where = record.owner.said(record.since) if record.owner else ""
+            return Held(item.line, item.id, item.run_id, "running", where)
+        if record.status == "interrupted":
+            self._shared.pool.count(record.usage or {})
+            return self._kept(item, record.result or {"status": "interrupted", "error": record.error})
+        if record.status not in _FINAL or _is_of_the_batch(record.status, record.error):
+            return None
+        result = record.result or failed_result(self._workflow.name, record.error or "the run failed")
+        self._shared.pool.count(result["usage"])
+        self.view.stored += 1
+        return {**result}
+
+    def _kept(self, item: Item, result: Mapping[str, Any]) -> dict[str, Any] | Held:
+        """A result that is final, or that there is none yet."""
+        status, error = result["status"], str(result.get("error") or "")
+        if status in ("interrupted", "cancelled") or _is_of_the_batch(status, error):
+            return Held(item.line, item.id, item.run_id, status, error)
+        return dict(result)
+
+    async def _begun(self, item: Item, storage: Storage) -> dict[str, Any]:
+        attempt = await asyncio.to_thread(
+            prepare, self._workflow, item.values or {}, model=self._model, controls=self._controls, run_id=item.run_id
+        )
+        attempt.stop = self.stop
+        record, fence = await create_run(storage, attempt, record_of(attempt, batch=self.view.batch))
+        return (await folded(attempt_events(attempt, storage, record, fence))).model_dump(mode="json")
+
+    async def _resumed(self, record: RunRecord) -> dict[str, Any]:
+        from orchestrator.resuming import resume
+
+        result = await resume(record.run_id, db=self._db, model=self._model, controls=self._controls, stop=self.stop)
+        return result.model_dump(mode="json")
+
+    def _begin_view(self, survey: Survey) -> None:
+        view = self.view
+        view.total, view.before, view.statuses = survey.total, survey.there, {**survey.statuses}
+        view.used = json.loads(json.dumps(self._output.used))
+
+    def _count(self, line: Mapping[str, Any]) -> None:
+        view, status = self.view, line["status"]
+        view.statuses[status] = view.statuses.get(status, 0) + 1
+        add_usage(view.used, line["usage"])
+        if status != "complete" and len(view.failures) < 10:
+            view.failures.append(f"line {line['line']}{_named(line)}: {status}: {line['error']}")
+
+
+def _named(line: Mapping[str, Any]) -> str:
+    return "" if line["id"] == line["line"] else f", id {line['id']}"
+
+
+def _is_of_the_batch(status: str, error: str | None) -> bool:
+    """Whether a run ended for a budget of the whole batch: it goes on where there is more of it."""
+    return status == "limited" and any(said in (error or "") for said in _OF_THE_BATCH)
+
+
+async def _ended(working: "list[asyncio.Task[None]]", found: "asyncio.Queue[dict[str, Any] | None]") -> None:
+    await asyncio.wait(working)
+    await found.put(None)
+
+
+async def _cancel(tasks: "list[asyncio.Task[None]]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def open_batch(
+    workflow: str | Workflow | Graph,
+    inputs: Path | str,
+    output: Path | str,
+    *,
+    common: Mapping[str, Any] | None = None,
+    runs: int = RUNS,
+    model: ModelSpec | None = None,
+    controls: Mapping[str, Any] | Controls | None = None,
+    db: str | None = None,
+    strict: bool = False,
+    append: bool = False,
+) -> Batch:
+    """A batch whose inputs were checked, and whose output is this process's own from now on. Blocks; raises InputError.
+
+    `common`: fields of every input that does not give its own. `runs` at once; `controls` hold over all of them, but for `deadline`,
+    the clocks and what is said of branches, which are each run's.
+    """
+    if not 1 <= runs <= 1000:
+        raise InputError(f"runs is a whole number from 1 to 1,000, not {runs}")
+    loaded = checked_workflow(workflow)
+    limits = merged_controls(loaded, controls)
+    given = set(controls.model_fields_set if isinstance(controls, Controls) else controls or ())
+    limits = limits if "ask" in given else limits.merged({"ask": "never"})
+    check_controls(limits, choose_models(model, loaded), loaded)
+    named = (loaded.name, str(loaded.path or ""), str(Path(inputs).resolve()), str(Path(output).resolve()))
+    batch = f"batch-{hashlib.sha256(json.dumps(named).encode()).hexdigest()[:10]}"
+    items = Inputs(inputs, loaded, batch, common)
+    results = Output(Path(output), batch, append=append)
+    if Path(inputs).exists() and items.same_file(results.path):
+        raise InputError("the output is the file of the inputs", where=str(output), remedy="name another --output")
+    opened = Batch(loaded, items, results, controls=limits, model=model, runs=runs, db=db)
+    opened.look(strict=strict)
+    return opened
+
+
+async def run_batch(
+    workflow: str | Workflow | Graph, inputs: Path | str, output: Path | str, *, stop: asyncio.Event | None = None, **options: Any
+) -> AsyncGenerator[dict[str, Any], None]:
+    """Run a workflow on every line of `inputs` and append the results to `output`; yields each as its line is written.
+
+    Started again it does what is missing and nothing else. `options` are those of `open_batch`. Raises InputError before anything
+    started, OutputError and StorageError where what is done can no longer be kept.
+    """
+    batch = await asyncio.to_thread(open_batch, workflow, inputs, output, **options)
+    batch.stop = stop or batch.stop
+    async with contextlib.aclosing(batch.results()) as lines:
+        async for line in lines:
+            yield line
