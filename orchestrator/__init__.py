@@ -1,7 +1,11 @@
 """Multi-agent orchestration on LangGraph: importing this package is cheap, its names load what they need."""
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# Read by LangGraph when it is imported: without it a row of a checkpoint may name any function to call.
+os.environ.setdefault("LANGGRAPH_STRICT_MSGPACK", "true")
 
 if TYPE_CHECKING:
     from orchestrator.controls import Budget as Budget
