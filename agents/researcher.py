@@ -1,6 +1,5 @@
 """The researcher: a question in, findings with quotes out. A tool loop over documents and, where allowed, the web."""
 
-import asyncio
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -154,18 +153,16 @@ async def _call_tools(state: ResearcherState, context: RunContext, own: Sequence
     for call in calls:
         first.setdefault(_key(call), call["id"])
 
-    async def answer(call: ToolCall) -> ToolMessage:
+    def refused(call: ToolCall) -> ToolMessage | None:
         if _key(call) in answered or first[_key(call)] != call["id"]:
             return ToolMessage(_REPEATED, tool_call_id=call["id"], name=call["name"])
         if call["name"] not in named:
             return ToolMessage(f"There is no tool {call['name']!r}.", tool_call_id=call["id"], name=call["name"], status="error")
-        return await context.call_tool(named[call["name"]], call)
+        return None
 
-    answers = await asyncio.gather(*map(answer, calls), return_exceptions=True)
-    for outcome in answers:
-        if isinstance(outcome, BaseException):
-            raise outcome
-    return {"messages": answers}
+    answers = [refused(call) for call in calls]
+    made = iter(await context.call_tools([(named[call["name"]], call) for call, no in zip(calls, answers, strict=True) if no is None]))
+    return {"messages": [next(made) if no is None else no for no in answers]}
 
 
 def _key(call: ToolCall) -> str:

@@ -29,6 +29,7 @@ OrchestratorError            what happened, where, what to do; `exit_code` 1
     ├── LoopStopped             an agent went round without an end
     ├── QueueFull               too many calls wait for their turn at an endpoint
     └── StopRequested           somebody asked the run to stop: it begins no new call
+        └── Declined                a person said no to what the run was about to do
 """
 
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ __all__ = [
     "CallTimeoutError",
     "DatabaseOpenError",
     "DeadlineReached",
+    "Declined",
     "DocumentsError",
     "EmptyAnswerError",
     "FetchRefusedError",
@@ -226,6 +228,10 @@ class QueueFull(LimitReached):
 
 class StopRequested(LimitReached):
     """Somebody asked the run to stop: what is in flight ends, and no new call is begun."""
+
+
+class Declined(StopRequested):
+    """A person said no to what the run was about to do."""
 
 
 def said(error: BaseException) -> str:

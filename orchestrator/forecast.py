@@ -160,6 +160,8 @@ class _Walk:
         branch = place.branch or (function is not None and names(function, {"in_branch"}))
         graphs = [graph for graph in view.subgraphs.get(node, ()) if id(graph.builder) not in place.within]
         asks = told.number("asks")
+        if asks is not None and self.controls.ask != "never":
+            asks += told.number("clarifies") or 0
         chain = 0
         if asks is None and not graphs and not _harmless(function):
             chain = self._untold(told, name, fans, place.times, times)

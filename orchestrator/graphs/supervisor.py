@@ -10,8 +10,9 @@ from langgraph.types import Send
 from pydantic import BaseModel, Field, field_validator
 from typing_extensions import TypedDict
 
+from orchestrator.asking import plan_question
 from orchestrator.context import RunContext, kinds_asked
-from orchestrator.errors import GraphError, InputError, said
+from orchestrator.errors import Declined, GraphError, InputError, said
 from orchestrator.events import in_branch, tell
 from orchestrator.graphs.branches import RESEARCH_SHARE, Agent, BranchInput, create_attempt, run_branch, status_of
 from orchestrator.graphs.questions import new_tasks
@@ -84,7 +85,7 @@ def union(earlier: list[str], later: list[str]) -> list[str]:
 class SupervisorState(SupervisorOutput):
     """The supervisor's own state: `tasks` are the tasks of this round, `asked` the kinds of model that were asked so far.
 
-    `started`: branches in all rounds so far. `over`: no further round is to begin.
+    `started`: branches in all rounds so far. `over`: no further round is to begin. `clarification`: what the user was asked and answered.
     """
 
     question: str
@@ -94,6 +95,7 @@ class SupervisorState(SupervisorOutput):
     round: int
     started: int
     over: bool
+    clarification: str
     branches: Annotated[list[BranchResult], merge_branches]
     failures: Annotated[list[Failure], extend]
     asked: Annotated[list[str], union]
@@ -155,22 +157,38 @@ async def _plan(planner: Agent, state: SupervisorState, context: RunContext) -> 
     documents = state.get("documents") or SupervisorInput.model_fields["documents"].default
     await context.library(documents)  # before the first model call: documents that cannot be read cost nothing
     asked = {"question": state["question"], "findings": distinct_findings(branches), "open_questions": _open_questions(branches)}
+    if state.get("clarification"):
+        asked["clarification"] = state["clarification"]
     try:
         async with context.within(RESEARCH_SHARE):
-            questions = (await planner.ainvoke(asked, context=context))["questions"]
+            planned = await planner.ainvoke(asked, context=context)
     except (GraphBubbleUp, InputError):
         raise
     except Exception as error:
         if not branches:
             raise
         return {"tasks": [], "round": number, "failures": [Failure(role="planner", status=status_of(error), error=said(error))]}
-    if not branches:
-        questions = questions or [state["question"]]
-    started = state.get("started", 0)
-    tasks, skipped, merged = new_tasks(questions, branches, started, context.controls.max_branches)
+    questions = planned["questions"] or ([] if branches else [state["question"]])
+    started, most = state.get("started", 0), context.controls.max_branches
+    tasks, skipped, merged = new_tasks(questions, branches, started, most)
+    if tasks and "plan" in context.controls.approve:
+        tasks, skipped, merged = new_tasks(await _approved(tasks, number, context), branches, started, most)
     tell("plan", tasks=[task.model_dump() for task in tasks], round=number, merged=merged)
     context.join.begin([task.id for task in tasks], branches)
-    return {"tasks": tasks, "round": number, "branches": skipped, "started": started + len(tasks), "documents": documents}
+    told = {"clarification": planned["clarification"]} if planned.get("clarification") else {}
+    return {"tasks": tasks, "round": number, "branches": skipped, "started": started + len(tasks), "documents": documents, **told}
+
+
+async def _approved(tasks: Sequence[Task], number: int, context: RunContext) -> list[str]:
+    """The questions of a round as a person wants them; pauses the run until there is an answer.
+
+    Without a yes a first round is not begun: Declined. In a later one nothing further is asked, and what was found is reported.
+    """
+    questions = [task.question for task in tasks]
+    answer = await context.consult(plan_question(questions, number=number))
+    if answer == "no" and number == 1:
+        raise Declined("the plan was declined", remedy="resume the run to be asked again, or run it with another question")
+    return {"yes": questions, "no": []}[answer] if isinstance(answer, str) else list(answer)
 
 
 def fan_out(state: SupervisorState) -> list[Send] | str:

@@ -24,19 +24,26 @@ from orchestrator.errors import ModelSpecError
 from orchestrator.models.offline_draft import draft
 from orchestrator.models.offline_findings import findings
 from orchestrator.models.offline_judge import judgement
-from orchestrator.models.offline_plan import plan
+from orchestrator.models.offline_plan import clarification, plan
 from orchestrator.models.offline_prompt import Prompt, read_prompt
 
 __all__ = ["OfflineModel"]
 
-_ANSWERS: Mapping[str, Callable[[Prompt], dict[str, Any]]] = {"Plan": plan, "Findings": findings, "Judgement": judgement, "Draft": draft}
+_ANSWERS: Mapping[str, Callable[[Prompt], dict[str, Any]]] = {
+    "Plan": plan,
+    "PlanOrQuestion": plan,
+    "Clarification": clarification,
+    "Findings": findings,
+    "Judgement": judgement,
+    "Draft": draft,
+}
 _SEARCH = "search_documents"
 _REMEDY = "name a language model: --model openai:NAME, or another provider:model"
 _PIECE = 64  # characters of a streamed chunk
 
 
 class OfflineModel(BaseChatModel):
-    """Answers the schemas `Plan`, `Findings`, `Judgement` and `Draft` without a model; ModelSpecError for any other schema."""
+    """Answers the schemas of the shipped agents without a model; ModelSpecError for any other schema."""
 
     model_name: str = "offline"
 

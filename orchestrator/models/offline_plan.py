@@ -6,7 +6,7 @@ from typing import Any
 
 from orchestrator.models.offline_prompt import Prompt
 
-__all__ = ["plan"]
+__all__ = ["clarification", "plan"]
 
 _MOST_PARTS = 3
 _ASKING = r"(?:who|whom|whose|what|when|where|why|how|which)"
@@ -34,8 +34,15 @@ def plan(prompt: Prompt) -> dict[str, Any]:
     question = " ".join(prompt.question.split())
     if not question or prompt.findings or prompt.open_questions:
         return {"questions": []}
+    if prompt.clarified:  # the answer's words add to the search
+        return {"questions": [f"{prompt.question} {prompt.clarified}", prompt.question]}
     parts = [part for part in dict.fromkeys(_parts(question)) if part.rstrip("?") != question.rstrip("?")]
     return {"questions": [prompt.question, *parts[:_MOST_PARTS]]}
+
+
+def clarification(prompt: Prompt) -> dict[str, Any]:
+    """The arguments of `Clarification`: by rule nothing tells whether a question is ambiguous, so it is always the same one."""
+    return {"ask": "Which names, places, times or terms should the answer be about in particular?", "choices": []}
 
 
 def _parts(question: str) -> Iterator[str]:

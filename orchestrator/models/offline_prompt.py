@@ -11,6 +11,7 @@ __all__ = ["Block", "Prompt", "read_prompt"]
 
 _BOUNDARY = re.compile(r"tag ends in -([0-9A-Za-z]+)")
 _ATTRIBUTE = re.compile(r'([\w-]+)="([^"]*)"')
+_CLARIFIED = re.compile(r"<clarification>\n.*\nThe user answered: (.*?)\n</clarification>", re.DOTALL)
 _QUESTION = re.compile(r"<question>\n(.*?)\n</question>", re.DOTALL)
 
 
@@ -26,9 +27,10 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The blocks of a conversation, in order; `searched` says that a tool has answered."""
+    """The blocks of a conversation, in order. `searched`: a tool has answered. `clarified`: what the user answered to a question."""
 
     question: str = ""
+    clarified: str = ""
     claim: str = ""
     passages: tuple[Block, ...] = ()
     quotes: tuple[Block, ...] = ()
@@ -48,8 +50,10 @@ def read_prompt(messages: Sequence[BaseMessage]) -> Prompt:
             blocks[tag].append(_block(words, body))
         said = pattern.sub("", said)  # what is left is ours: a question in a block is text
     question = _QUESTION.search(said)
+    clarified = _CLARIFIED.search(said)
     return Prompt(
         question=unescape(question[1]).strip() if question else "",
+        clarified=unescape(clarified[1]).strip() if clarified else "",
         claim=blocks["claim"][0].text.strip() if blocks["claim"] else "",
         passages=_once(blocks["passage"]),
         quotes=tuple(blocks["quote"]),
