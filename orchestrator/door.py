@@ -8,38 +8,35 @@ import asyncio
 import concurrent.futures
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from functools import cache, wraps
-from typing import Any
+from typing import Any, TypeVar
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, ToolMessage, convert_to_messages
-from langchain_core.messages.ai import UsageMetadata, add_usage
-from langchain_core.outputs import ChatGeneration
+from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.runnables import ensure_config
 from langchain_core.tools import BaseTool
 
-from orchestrator.admission import ADMISSION, Ticket
+from orchestrator.admission import ADMISSION
 from orchestrator.calling import turn_of
-from orchestrator.errors import LoopStopped, OrchestratorError, QueueFull, StopRequested, ThrottledError, said
+from orchestrator.calls import Call, messages_of, model_request, size_of, told_error, tool_request
+from orchestrator.errors import LoopStopped, OrchestratorError, QueueFull, StopRequested
 from orchestrator.events import current_branch, tell
 from orchestrator.models.call import Call as Asked
-from orchestrator.models.failures import failure, is_unbilled
-from orchestrator.models.sending import answer_size
+from orchestrator.models.recorded import kept_output, kept_result, output_of, piece_of, result_of
 from orchestrator.terms import DENIED, Terms, in_request, in_tool
-from orchestrator.text import one_line
-from orchestrator.usage import Reservation, Rounds
+from orchestrator.usage import Rounds
 
 __all__ = ["guarding"]
 
 _POLL = 0.25  # seconds between two looks, in a thread that waits for its turn, at whether the run is over
 _LAST = 1.0  # second that what is cancelled at the end has, where it does not heed that
-_MESSAGE_BYTES = 16  # of a message, around its text
 _ANSWER_LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")  # as models of different providers name it
 
+T = TypeVar("T")
 Turn = Callable[[], Coroutine[Any, Any, None]]  # made where it is taken: a stream that nobody reads takes none
+_Begins = tuple["_Door", Call, Turn | None]  # a call, and the turn that it takes unless it is one of ours
 
 _door: ContextVar["_Door | None"] = ContextVar("door", default=None)
 _calling: ContextVar[Any] = ContextVar("calling", default=None)  # the model whose call this is: one method of it may use another
@@ -77,13 +74,14 @@ class _Door:
         """A call of `model` that begins."""
         role = str(metadata.get("role") or metadata.get("langgraph_node") or "model")
         asked = Asked.of(model, role)
-        return Call(self.terms, self.on_loop, asked.model, role, metadata.get("branch") or current_branch(), asked=asked)
+        branch = metadata.get("branch") or current_branch()
+        return Call(self.terms, self.on_loop, asked.model, role, branch, asked=asked, metadata=metadata)
 
     def tool_call(self, tool: BaseTool, given: str | dict[str, Any], metadata: Mapping[str, Any]) -> Call:
         """A call of `tool` that begins."""
         shown = given if isinstance(given, str) else str(tool._filter_injected_args(given))
         role = str(metadata.get("role") or metadata.get("langgraph_node") or "")
-        return Call(self.terms, self.on_loop, tool.name, role, current_branch(), is_tool=True, input=shown)
+        return Call(self.terms, self.on_loop, tool.name, role, current_branch(), is_tool=True, input=shown, metadata=metadata)
 
     async def close(self) -> None:
         """Cancel the calls that the graph has left behind, and wait for their end; let no further one begin."""
@@ -94,7 +92,7 @@ class _Door:
         if left:
             await asyncio.wait(left, timeout=_LAST)
 
-    async def model_turn(self, call: Call, size: int, answer: int, prompts: int, metadata: Mapping[str, Any]) -> None:
+    async def model_turn(self, call: Call, size: int, answer: int, prompts: int) -> None:
         """Wait for room in the budgets and for the endpoint; raises LimitReached, ThrottledError."""
         terms = self.terms
         self._check()
@@ -102,10 +100,7 @@ class _Door:
             raise OrchestratorError(
                 "a model was given several prompts in one call", remedy="call abatch(): each prompt then waits its turn"
             )
-        limit = terms.controls.max_agent_calls
-        if self._rounds.count("", metadata) > limit:
-            remedy = "raise max_agent_calls (--max-agent-calls)"
-            raise LoopStopped(f"an agent made {limit} model calls, which is its limit", where=f"node {call.role!r}", remedy=remedy)
+        self._count(call)
         if terms.room is not None:
             await terms.room()
         try:
@@ -119,17 +114,59 @@ class _Door:
         call.reservation.sent()
         call.began = time.monotonic()
 
-    async def tool_turn(self, call: Call, tool: BaseTool, metadata: Mapping[str, Any]) -> None:
+    async def tool_turn(self, call: Call, tool: BaseTool) -> None:
         """Wait for the tool's own limits; raises LimitReached."""
-        limit = self.terms.controls.max_identical_tool_calls
         self._check()
-        if self._rounds.count(f"{call.name} {hash(call.input)}", metadata) > limit:
-            raise LoopStopped(
-                f"the tool {call.name!r} was called {limit} times with the same arguments, which is the limit",
-                where=f"node {call.role!r}",
-                remedy="raise max_identical_tool_calls (--max-identical-tool-calls)",
-            )
+        self._count(call)
         call.ticket = await turn_of(tool, self.terms)
+
+    def _count(self, call: Call) -> None:
+        """Count a round of an agent; raises LoopStopped."""
+        controls, where = self.terms.controls, f"node {call.role!r}"
+        if not call.is_tool and self._rounds.count("", call.metadata) > controls.max_agent_calls:
+            what = f"an agent made {controls.max_agent_calls} model calls, which is its limit"
+            raise LoopStopped(what, where=where, remedy="raise max_agent_calls (--max-agent-calls)")
+        limit = controls.max_identical_tool_calls
+        if call.is_tool and self._rounds.count(f"{call.name} {hash(call.input)}", call.metadata) > limit:
+            what = f"the tool {call.name!r} was called {limit} times with the same arguments, which is the limit"
+            raise LoopStopped(what, where=where, remedy="raise max_identical_tool_calls (--max-identical-tool-calls)")
+
+    async def recalled(self, call: Call) -> Any:
+        """The answer that an earlier attempt of the run was given, from whatever loop; None where there is none. Raises LoopStopped."""
+        return await self._there(self._recall(call)) if call.request else None
+
+    def recalled_here(self, call: Call) -> Any:
+        """`recalled` for a thread. A sync call on the event loop itself cannot wait for the journal: it is made again."""
+        return self._awaited(self._recall(call)) if call.request and not self.is_here() else None
+
+    async def _recall(self, call: Call) -> Any:
+        answer = await call.recall()
+        if answer is not None:
+            self._count(call)
+        return answer
+
+    async def keep(self, call: Call, answer: Callable[[], Any]) -> None:
+        """Keep an answer: durable when it returns, from whatever loop. Raises StorageError."""
+        if call.request:
+            await self._there(call.keep(answer))
+
+    def keep_here(self, call: Call, answer: Callable[[], Any]) -> None:
+        """`keep` for a thread. A sync call on the event loop itself cannot wait: its answer is durable soon."""
+        if call.request and not self.is_here():
+            self._awaited(call.keep(answer))
+        elif call.request and (durable := call.kept(answer)):
+            durable.add_done_callback(asyncio.Future.exception)  # seen: the next call fails with it
+
+    async def _there(self, work: Coroutine[Any, Any, T]) -> T:
+        return await (work if self.is_here() else asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop)))
+
+    def _awaited(self, work: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        while not future.done():
+            if self._loop.is_closed():
+                raise StopRequested("the run is over", where="a sync call that waited for the journal")
+            concurrent.futures.wait([future], _POLL)
+        return future.result()
 
     def _check(self) -> None:
         if self.over:
@@ -189,19 +226,18 @@ class _Door:
 @contextmanager
 def _held(call: Call) -> Iterator[None]:
     """A call from its turn to its end, however it ends."""
-    call.door.on_loop(call.begun)
+    call.on_loop(call.begun)
     try:
         yield
     except BaseException as error:
         ended = error  # Python forgets `error` with the clause
-        call.door.on_loop(lambda: call.failed(ended))
+        call.on_loop(lambda: call.failed(ended))
         raise
-    call.door.on_loop(call.ended)
+    call.on_loop(call.ended)
 
 
 @asynccontextmanager
-async def _admitted(call: Call, turn: Turn | None) -> AsyncIterator[None]:
-    door = call.door
+async def _admitted(door: _Door, call: Call, turn: Turn | None) -> AsyncIterator[None]:
     task = asyncio.current_task() if door.is_here() else None
     if task is not None:
         door.under_way[call] = task
@@ -215,9 +251,9 @@ async def _admitted(call: Call, turn: Turn | None) -> AsyncIterator[None]:
 
 
 @contextmanager
-def _let_in(call: Call, turn: Turn | None) -> Iterator[None]:
+def _let_in(door: _Door, call: Call, turn: Turn | None) -> Iterator[None]:
     if turn is not None:
-        call.door.blocks(call, turn())
+        door.blocks(call, turn())
     with _held(call):
         yield
 
@@ -235,7 +271,7 @@ def _inside(model: BaseChatModel) -> Iterator[None]:
 
 def _model_call(
     model: BaseChatModel, prompts: Sequence[Sequence[BaseMessage]], metadata: Mapping[str, Any] | None, options: Mapping[str, Any]
-) -> tuple[Call, Turn | None] | None:
+) -> _Begins | None:
     """The call and, unless an agent of ours makes it, its turn; None outside of runs, and where another method of the model calls."""
     door = _door.get()
     if door is None or _calling.get() is model:
@@ -243,29 +279,35 @@ def _model_call(
     known = metadata or ensure_config().get("metadata") or {}
     call = door.model_call(model, known)
     if in_request.get():
-        return call, None
+        return door, call, None
+    if door.terms.journal is not None and len(prompts) == 1:
+        call.request = model_request(call, prompts[0], options)
     limits = (options.get(name) or getattr(model, name, None) for name in _ANSWER_LIMITS)
     answer = next((limit for limit in limits if isinstance(limit, int)), door.terms.controls.max_answer_tokens)
-    return call, lambda: door.model_turn(call, _size(prompts, options), answer, len(prompts), known)
+    return door, call, lambda: door.model_turn(call, size_of(prompts, options), answer, len(prompts))
 
 
-def _tool_call(tool: BaseTool, given: str | dict[str, Any], options: Mapping[str, Any]) -> tuple[Call, Turn | None] | None:
+def _tool_call(tool: BaseTool, given: str | dict[str, Any], options: Mapping[str, Any]) -> _Begins | None:
     door = _door.get()
     if door is None:
         return None
     metadata = options.get("metadata") or ensure_config(options.get("config")).get("metadata") or {}
     call = door.tool_call(tool, given, metadata)
-    return call, None if in_tool.get() else lambda: door.tool_turn(call, tool, metadata)
+    if in_tool.get():
+        return door, call, None
+    if door.terms.journal is not None:
+        call.request = tool_request(tool, given, call.role)
+    return door, call, lambda: door.tool_turn(call, tool)
 
 
 def _is_denied(tool: BaseTool, given: str | dict[str, Any], call: Call) -> bool:
     """Whether a person said no to a call that no agent of ours makes; raises GraphInterrupt where a person was not asked yet."""
-    permit = call.door.terms.permit
+    permit = call.terms.permit
     if permit is None or in_tool.get():
         return False
     if permit(tool, {"input": given} if isinstance(given, str) else tool._filter_injected_args(given)):
         return False
-    call.door.on_loop(lambda: tell("log", level="warning", message=f"policy_denied {tool.name}: denied by the user"))
+    call.on_loop(lambda: tell("log", level="warning", message=f"policy_denied {tool.name}: denied by the user"))
     return True
 
 
@@ -281,11 +323,15 @@ def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
         begins = _model_call(self, messages, options.get("metadata"), options)
         if begins is None:
             return await original(self, messages, *args, **options)
+        door, call, _ = begins
+        if (answer := await door.recalled(call)) is not None:
+            return result_of(answer)
         async with _admitted(*begins):
             with _inside(self):
                 result = await original(self, messages, *args, **options)
-            begins[0].whole(result.generations)
-            return result
+            call.whole(result.generations)
+        await door.keep(call, lambda: kept_result(result))
+        return result
 
     return agenerate
 
@@ -296,30 +342,38 @@ def _generate(original: Callable[..., Any]) -> Callable[..., Any]:
         begins = _model_call(self, messages, options.get("metadata"), options)
         if begins is None:
             return original(self, messages, *args, **options)
+        door, call, _ = begins
+        if (answer := door.recalled_here(call)) is not None:
+            return result_of(answer)
         with _let_in(*begins):
             with _inside(self):
                 result = original(self, messages, *args, **options)
-            begins[0].whole(result.generations)
-            return result
+            call.whole(result.generations)
+        door.keep_here(call, lambda: kept_result(result))
+        return result
 
     return generate
 
 
 def _astream(original: Callable[..., Any]) -> Callable[..., Any]:
-    async def streamed(pieces: Any, model: BaseChatModel, call: Call, turn: Turn | None) -> AsyncIterator[Any]:
-        async with _admitted(call, turn), aclosing(pieces):
+    async def streamed(pieces: Any, model: BaseChatModel, door: _Door, call: Call, turn: Turn | None) -> AsyncIterator[Any]:
+        if (answer := await door.recalled(call)) is not None:
+            yield piece_of(answer)
+            return
+        async with _admitted(door, call, turn), aclosing(pieces):
             while True:
                 with _inside(model):  # a step at a time: who reads the stream is not inside
                     try:
                         piece = await anext(pieces)
                     except StopAsyncIteration:
-                        return
+                        break
                 call.piece(piece)
                 yield piece
+        await door.keep(call, call.streamed)
 
     @wraps(original)
     def astream(self: BaseChatModel, input: Any, config: Any = None, **options: Any) -> AsyncIterator[Any]:
-        begins = _model_call(self, [_messages(input)], ensure_config(config).get("metadata"), options)
+        begins = _model_call(self, [messages_of(input)], ensure_config(config).get("metadata"), options)
         pieces = original(self, input, config, **options)
         return pieces if begins is None else streamed(pieces, self, *begins)
 
@@ -327,23 +381,24 @@ def _astream(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _stream(original: Callable[..., Any]) -> Callable[..., Any]:
-    def streamed(pieces: Any, model: BaseChatModel, call: Call, turn: Turn | None) -> Iterator[Any]:
-        with _let_in(call, turn):
-            try:
-                while True:
-                    with _inside(model):
-                        try:
-                            piece = next(pieces)
-                        except StopIteration:
-                            return
-                    call.piece(piece)
-                    yield piece
-            finally:
-                pieces.close()
+    def streamed(pieces: Any, model: BaseChatModel, door: _Door, call: Call, turn: Turn | None) -> Iterator[Any]:
+        if (answer := door.recalled_here(call)) is not None:
+            yield piece_of(answer)
+            return
+        with _let_in(door, call, turn), closing(pieces):
+            while True:
+                with _inside(model):
+                    try:
+                        piece = next(pieces)
+                    except StopIteration:
+                        break
+                call.piece(piece)
+                yield piece
+        door.keep_here(call, call.streamed)
 
     @wraps(original)
     def stream(self: BaseChatModel, input: Any, config: Any = None, **options: Any) -> Iterator[Any]:
-        begins = _model_call(self, [_messages(input)], ensure_config(config).get("metadata"), options)
+        begins = _model_call(self, [messages_of(input)], ensure_config(config).get("metadata"), options)
         pieces = original(self, input, config, **options)
         return pieces if begins is None else streamed(pieces, self, *begins)
 
@@ -356,12 +411,16 @@ def _arun(original: Callable[..., Any]) -> Callable[..., Any]:
         begins = _tool_call(self, tool_input, options)
         if begins is None:
             return await original(self, tool_input, *args, **options)
-        if _is_denied(self, tool_input, begins[0]):
+        door, call, _ = begins
+        if _is_denied(self, tool_input, call):
             return _refusal(self, options)
+        if (answer := await door.recalled(call)) is not None:
+            return output_of(answer, options.get("tool_call_id"))
         async with _admitted(*begins):
             output = await original(self, tool_input, *args, **options)
-            begins[0].error = _told_error(output)
-            return output
+            call.error = told_error(output)
+        await door.keep(call, lambda: kept_output(output))
+        return output
 
     return arun
 
@@ -372,12 +431,16 @@ def _run(original: Callable[..., Any]) -> Callable[..., Any]:
         begins = _tool_call(self, tool_input, options)
         if begins is None:
             return original(self, tool_input, *args, **options)
-        if _is_denied(self, tool_input, begins[0]):
+        door, call, _ = begins
+        if _is_denied(self, tool_input, call):
             return _refusal(self, options)
+        if (answer := door.recalled_here(call)) is not None:
+            return output_of(answer, options.get("tool_call_id"))
         with _let_in(*begins):
             output = original(self, tool_input, *args, **options)
-            begins[0].error = _told_error(output)
-            return output
+            call.error = told_error(output)
+        door.keep_here(call, lambda: kept_output(output))
+        return output
 
     return run
 
@@ -393,5 +456,3 @@ def _wrap_once() -> None:
         (BaseTool, "run", _run),
     ):
         setattr(kind, name, wrap(getattr(kind, name)))
-
-

@@ -134,11 +134,15 @@ class Journal:
 
     async def record(self, request: Request, response: Any, *, usage: JournalUsage = NO_USAGE, seconds: float = 0.0) -> None:
         """Keep an answer, which took so long; durable when it returns. Raises StorageError, LostRunError."""
+        await self.keep(request, response, usage=usage, seconds=seconds)
+
+    def keep(self, request: Request, response: Any, *, usage: JournalUsage = NO_USAGE, seconds: float = 0.0) -> "asyncio.Future[None]":
+        """Begin to keep an answer; it is durable when what is returned is done. Raises StorageError."""
         if self._lost is not None:
             raise self._lost
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._put(self._entry(request, "ok", response, usage, seconds), durable)
-        await durable
+        return durable
 
     def abandon(
         self, request: Request, error: BaseException | None, *, state: str = "", usage: JournalUsage = NO_USAGE, seconds: float = 0.0

@@ -23,6 +23,7 @@ GROUPS = (
     ("journal",),
     ("terms", "fetch", "joining", "flights"),
     ("models", "tools", "calling"),
+    ("calls",),
     ("door",),
     ("context",),
     ("returns",),

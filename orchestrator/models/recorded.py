@@ -6,14 +6,28 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
+from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.outputs import ChatGeneration, LLMResult
 from pydantic import BaseModel
 
 from orchestrator import errors
 from orchestrator.errors import ModelCallError
 from orchestrator.journal import Recalled
 
-__all__ = ["answer_of", "error_of", "kept", "kept_answer", "schema_digest", "told"]
+__all__ = [
+    "answer_of",
+    "error_of",
+    "kept",
+    "kept_answer",
+    "kept_output",
+    "kept_result",
+    "output_of",
+    "piece_of",
+    "result_of",
+    "schema_digest",
+    "told",
+]
 
 _REASONS = ("finish_reason", "stop_reason", "done_reason", "stopReason", "status", "model_name", "model_provider")
 _LONGEST_REASON = 200  # characters: what is longer is no reason
@@ -62,6 +76,42 @@ def answer_of(fields: Mapping[str, Any]) -> AIMessage:
         additional_kwargs=dict(fields.get("extra", {})),
         id=fields.get("id"),
     )
+
+
+def kept_result(result: LLMResult) -> list[dict[str, Any]] | None:
+    """What a chat model generated, as plain data; None for what is no answer of a chat model."""
+    messages = [getattr(generation, "message", None) for row in result.generations for generation in row]
+    answers = [kept_answer(message) for message in messages if isinstance(message, AIMessage)]
+    return answers if answers and len(answers) == len(messages) else None
+
+
+def result_of(answers: Sequence[Mapping[str, Any]]) -> LLMResult:
+    """What `kept_result` made plain."""
+    return LLMResult(generations=[[ChatGeneration(message=answer_of(answer)) for answer in answers]])
+
+
+def piece_of(answers: Sequence[Mapping[str, Any]]) -> AIMessageChunk:
+    """A kept answer as a stream of one piece."""
+    message = answer_of(answers[0])
+    calls = [
+        tool_call_chunk(name=call["name"], args=json.dumps(call["args"], ensure_ascii=False), id=call["id"], index=index)
+        for index, call in enumerate(message.tool_calls)
+    ]
+    fields = {name: getattr(message, name) for name in ("content", "usage_metadata", "response_metadata", "additional_kwargs", "id")}
+    return AIMessageChunk(**fields, tool_call_chunks=calls, chunk_position="last")
+
+
+def kept_output(output: Any) -> dict[str, Any]:
+    """What a tool answered: a message as plain data, anything else as it is."""
+    if not isinstance(output, ToolMessage):
+        return {"value": output}
+    fields = {"content": kept(output.content), "status": output.status, "artifact": output.artifact, "name": output.name}
+    return {"message": {key: value for key, value in fields.items() if value is not None}, "id": output.tool_call_id}
+
+
+def output_of(answer: Mapping[str, Any], call_id: str | None = None) -> Any:
+    """What `kept_output` made plain, as the answer to the call `call_id`."""
+    return ToolMessage(**answer["message"], tool_call_id=call_id or answer["id"]) if "message" in answer else answer["value"]
 
 
 def error_of(recalled: Recalled) -> ModelCallError:
