@@ -134,6 +134,12 @@ class RunsTable:
         sets = "heartbeat = ?, updated = ?, planned = coalesce(?, planned), done = coalesce(?, done), usage = coalesce(?, usage)"
         await self.database.run(Statement(f"UPDATE runs SET {sets} WHERE run_id = ? AND owner = ?", values), fence=fence)  # noqa: S608 - ours
 
+    async def change(self, fence: Fence, *, generation: int, models: Any, controls: Any, fingerprint: str) -> None:
+        """Stores how the run goes on, where that is another way than it was started; raises LostRunError."""
+        values = (generation, _dumped(models), _dumped(controls), fingerprint, time.time(), *fence)
+        update = "UPDATE runs SET generation = ?, models = ?, controls = ?, fingerprint = ?, updated = ? WHERE run_id = ? AND owner = ?"
+        await self.database.run(Statement(update, values), fence=fence)
+
     async def finish(self, fence: Fence, status: str, *, error: str | None = None, result: Any = None, questions: Any = None) -> None:
         """Stores what the run came to; it may be claimed from then on. Raises LostRunError where another process has taken it."""
         packed = [self._packed(result), self._packed(questions)]
