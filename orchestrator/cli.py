@@ -4,7 +4,6 @@ import contextlib
 import gc
 import os
 import sys
-import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -44,6 +43,7 @@ from orchestrator.output import (
 )
 from orchestrator.stopping import Signals
 from orchestrator.text import one_line
+from orchestrator.verbs import RUN_VERBS
 
 if TYPE_CHECKING:
     import argparse
@@ -56,14 +56,12 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 PROG = "python -m orchestrator"
-CANCEL_WAIT = 12.0
-"""Seconds that `cancel` waits for a run to end."""
-
 LEAVING = 1.0
 """Seconds that threads which go on after the result have to end."""
 
 _USAGE = f"""usage: {PROG} WORKFLOW [INPUT] [--FIELD VALUE ...] [options]
-       {PROG} list | describe WORKFLOW | graph WORKFLOW | doctor | cancel RUN
+       {PROG} list | describe WORKFLOW | graph WORKFLOW | doctor
+       {PROG} runs | show RUN | cancel RUN | gc
 """
 _HELP = f"""{_USAGE}
 Run a workflow: a name that `list` shows, a dotted module, or path/to/file.py[:attribute].
@@ -74,7 +72,12 @@ Run a workflow: a name that `list` shows, a dotted module, or path/to/file.py[:a
   graph WORKFLOW [--mermaid]     its graph, drawn
   doctor [--json] [--documents PATH ...] [--model SPEC]
                                  check the installation, the model, storage and documents
+  runs [--status S] [--limit N] [--json]
+                                 the runs that are stored, the newest first
+  show RUN [--json]              what a run was asked, did and used, and what to do next
   cancel RUN                     stop a run from another shell; it reports what it found
+  gc [--older-than 30d] [--keep N] [--max-size 1GB] [--dry-run]
+                                 delete what ended long ago; every run does so once a day
   WORKFLOW --help                the fields and options of one workflow
 
 Exit codes: 0 complete, 1 failed, 2 bad input, 3 partial, 4 a limit was reached, 5 waiting for a person, 130/143 signal.
@@ -127,6 +130,10 @@ def _dispatch(words: list[str], signals: Signals) -> int:
     if place is None:
         return _without_workflow(words)
     first, rest = words[place], [*words[:place], *words[place + 1 :]]
+    if first == "batch":
+        from orchestrator.batch_command import run_command
+
+        return run_command(rest, signals)
     if first in _VERBS and ({"-h", "--help"} & set(rest)):
         write_text(_HELP)
         return 0
@@ -263,26 +270,12 @@ def _doctor(words: list[str]) -> int:
     return 1 if any(finding.state == "fail" for finding in findings) else 0
 
 
-def _cancel(words: list[str]) -> int:
-    found, run_id = _verb_options("cancel", words, argument="RUN")
-
-    from orchestrator.running import stop_run
-
-    began = time.monotonic()
-    if not stop_run(run_id, CANCEL_WAIT):
-        say(f"error: run {run_id} still runs {CANCEL_WAIT:g} s after it was asked to end", f"  do: {PROG} cancel {run_id} once more")
-        return 1
-    if not found.quiet:
-        say(f"run {run_id} has ended, {time.monotonic() - began:.1f} s after it was asked to; its own shell has its report")
-    return 0
-
-
 _VERBS: dict[str, Callable[[list[str]], int]] = {
     "list": _list,
     "describe": _describe,
     "graph": _graph,
     "doctor": _doctor,
-    "cancel": _cancel,
+    **RUN_VERBS,
 }
 
 

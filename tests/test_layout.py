@@ -35,10 +35,10 @@ GROUPS = (
     ("keeping",),
     ("runner",),
     ("resuming",),
-    ("batch", "tracing", "progress", "live", "output", "logs", "blocking", "running"),
+    ("batch", "tracing", "progress", "live", "output", "history", "logs", "blocking", "running"),
     ("doctor",),
     ("testing",),
-    ("cli", "batch_command", "options", "limits", "stopping"),
+    ("cli", "batch_command", "verbs", "options", "limits", "stopping"),
     ("__main__",),
 )
 RANK = {module: rank for rank, group in enumerate(GROUPS) for module in group}
@@ -109,8 +109,8 @@ def test_a_module_imports_only_from_the_left(path: Path) -> None:
     assert module in RANK, f"{module} has no place in the import rule"
     peers = (
         {"workflow", "places", "importing", "inputs", "drawing"},
-        {"progress", "live", "output"},
-        {"cli", "batch_command", "options", "limits", "stopping"},
+        {"progress", "live", "output", "history"},
+        {"cli", "batch_command", "verbs", "options", "limits", "stopping"},
     )
     family = next((peer for peer in peers if module in peer), {module})
     assert {used for used in engine_modules(path) if used not in family and RANK[used] >= RANK[module]} == set()

@@ -155,10 +155,16 @@ class RunsTable:
         return await self._found(run_id)
 
     async def list(
-        self, *, limit: int | None = 20, status: str | None = None, workflow: str | None = None, batch: str | None = None
+        self,
+        *,
+        limit: int | None = 20,
+        status: str | None = None,
+        workflow: str | None = None,
+        batch: str | None = None,
+        parent: str | None = None,
     ) -> _Records:
         """The newest runs first, without their input, result, questions and answers: those are None."""
-        wanted = {"status": "running" if status == "crashed" else status, "workflow": workflow, "batch": batch}
+        wanted = {"status": "running" if status == "crashed" else status, "workflow": workflow, "batch": batch, "parent": parent}
         given = {name: value for name, value in wanted.items() if value is not None}
         where = "".join(f" AND {name} = ?" for name in given)
         within = f" LIMIT {limit}" if limit is not None and status not in ("running", "crashed") else ""
@@ -178,6 +184,23 @@ class RunsTable:
             update = Statement("UPDATE runs SET answers = ?, updated = ? WHERE run_id = ? AND updated = ? RETURNING run_id", values)
             if (await self.database.run(*_texts(run_id, packed), update))[-1]:
                 return replace(found, answers=known)
+
+    async def cancel(self, run_id: str) -> RunRecord:
+        """Marks a run that nobody works for as cancelled, and gives it as it was found; one that goes on, or has ended, is left as it is.
+
+        Raises InputError for an unknown run.
+        """
+        while True:
+            found = await self.get(run_id)
+            if found is None:
+                raise await self.unknown(run_id)
+            if found.status not in ("interrupted", "crashed"):
+                return found
+            sets = "status = 'cancelled', error = ?, questions = NULL, updated = ?, owner = NULL"
+            values = ("cancelled by a person while nobody worked for it", time.time(), *_unchanged(found))
+            update = Statement(f"UPDATE runs SET {sets} WHERE {_UNCHANGED} RETURNING run_id", values)  # noqa: S608 - of ours
+            if (await self.database.run(update))[0]:
+                return found
 
     async def unknown(self, run_id: str) -> InputError:
         """The error for an id that no run has."""

@@ -1,0 +1,230 @@
+"""The verbs of the command line that look after runs: `runs`, `show`, `cancel`, `gc`."""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import time
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import InputError
+from orchestrator.events import RUN_ID
+from orchestrator.options import Parser, parse
+from orchestrator.output import say, terminal_width, write_json, write_text
+from orchestrator.text import counted, one_line
+
+if TYPE_CHECKING:
+    from orchestrator.storage import RunRecord, Storage
+
+__all__ = ["RUN_VERBS"]
+
+PROG = "python -m orchestrator"
+CANCEL_WAIT = 12.0
+"""Seconds that `cancel` waits for a run to end."""
+
+_LOOK = 0.1  # seconds between two looks at a run that is to end
+_STATUSES = ("running", "complete", "partial", "failed", "limited", "interrupted", "cancelled", "crashed")
+_SPANS = {"s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_SIZES = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
+_MEASURE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+
+
+def _runs(words: list[str]) -> int:
+    parser = _parser("runs")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--status", choices=_STATUSES)
+    parser.add_argument("--limit", type=_count, default=20, metavar="N")
+    found = _no_words(parser, words)
+
+    async def read() -> "list[RunRecord]":
+        async with _opened(found.db) as storage:
+            return await storage.runs.list(limit=found.limit, status=found.status)
+
+    from orchestrator.history import listed, runs_rows, runs_text
+
+    records = asyncio.run(read())
+    if found.json:
+        write_json([listed(record) for record in records])
+    elif not records:
+        say("there is no such run" if found.status else "there is no run yet")
+    else:
+        write_text(runs_text(runs_rows(records), terminal_width()))
+    return 0
+
+
+def _show(words: list[str]) -> int:
+    parser = _parser("show")
+    parser.add_argument("--json", action="store_true")
+    found, run_id = _one_run(parser, words)
+
+    from orchestrator.history import story, story_text
+
+    async def read() -> dict[str, Any]:
+        async with _opened(found.db) as storage:
+            record = await storage.runs.get(run_id)
+            if record is None:
+                raise await storage.runs.unknown(run_id)
+            return await story(storage, record, found.db)
+
+    told = asyncio.run(read())
+    if found.json:
+        write_json(told)
+    else:
+        write_text(story_text(told, terminal_width()))
+    return 0
+
+
+def _cancel(words: list[str]) -> int:
+    found, run_id = _one_run(_parser("cancel"), words)
+
+    async def cancel() -> int:
+        async with _opened(found.db) as storage:
+            record = await storage.runs.cancel(run_id)
+            if record.status == "running":
+                return await _stop(storage, record, quiet=found.quiet)
+            if record.status not in ("interrupted", "crashed"):
+                raise InputError(f"run {run_id!r} has ended: {record.status}", remedy=f"{PROG} show {run_id}")
+            if not found.quiet:
+                say(f"run {run_id} is cancelled; it was {record.status}")
+            return 0
+
+    return asyncio.run(cancel())
+
+
+async def _stop(storage: "Storage", record: "RunRecord", *, quiet: bool) -> int:
+    """Ask the process of a run to end, and wait until the run has: 0, or 1 where it has not after CANCEL_WAIT."""
+    began, run_id = time.monotonic(), record.run_id
+    _signal(record)
+    while time.monotonic() - began < CANCEL_WAIT:
+        now = await storage.runs.get(run_id)
+        if now is None or now.status != "running" or now.owner != record.owner:
+            if not quiet:
+                say(f"run {run_id} has ended, {time.monotonic() - began:.1f} s after it was asked to; its own shell has its report")
+            return 0
+        await asyncio.sleep(_LOOK)
+    say(f"error: run {run_id} still runs {CANCEL_WAIT:g} s after it was asked to end", f"  do: {PROG} cancel {run_id} once more")
+    return 1
+
+
+def _signal(record: "RunRecord") -> None:
+    """Send SIGTERM to the process of a run; raises InputError where it is not to be reached from here."""
+    owner = record.owner
+    if owner is None or not owner.here():
+        host = one_line(owner.host if owner else "?", 60)
+        raise InputError(
+            f"run {record.run_id!r} is on another machine",
+            where=owner.said(record.since) if owner else "",
+            remedy=f"cancel it on {host}",
+        )
+    try:
+        os.kill(owner.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return
+    except PermissionError:
+        said = owner.said(record.since)
+        raise InputError(f"run {record.run_id!r} is another user's", where=said, remedy="ask its user, or cancel it as root") from None
+
+
+def _gc(words: list[str]) -> int:
+    from orchestrator.storage.gc import MAX_SIZE, OLDER_THAN, collect
+
+    parser = _parser("gc")
+    parser.add_argument("--older-than", type=_span, default=OLDER_THAN, metavar="30d")
+    parser.add_argument("--keep", type=_count, metavar="N")
+    parser.add_argument("--max-size", type=_size, default=float(MAX_SIZE), metavar="1GB")
+    parser.add_argument("--dry-run", action="store_true")
+    found = _no_words(parser, words)
+
+    async def clean() -> None:
+        async with _opened(found.db) as storage:
+            freed = await collect(
+                storage.database, older_than=found.older_than, keep=found.keep, max_size=found.max_size, dry_run=found.dry_run
+            )
+        what = f"{freed.runs:,} of {counted(freed.of, 'run')}"
+        sizes = f"{_bytes(freed.before)} to {'about ' if found.dry_run else ''}{_bytes(freed.after)}"
+        if not found.quiet:
+            say(f"{'would delete' if found.dry_run else 'deleted'} {what}; the store goes from {sizes}")
+
+    asyncio.run(clean())
+    return 0
+
+
+def _parser(verb: str) -> Parser:
+    parser = Parser(f"{PROG} {verb}")
+    parser.add_argument("--db", metavar="URL")
+    for option in ("--debug", "--quiet"):
+        parser.add_argument(option, action="store_true")
+    return parser
+
+
+def _no_words(parser: Parser, words: list[str]) -> argparse.Namespace:
+    found, rest = parse(parser, words)
+    if rest:
+        raise InputError(f"{parser.prog.split()[-1]} takes no further words: {one_line(rest[0], 80)!r}", remedy=parser.prog)
+    return found
+
+
+def _one_run(parser: Parser, words: list[str]) -> tuple[argparse.Namespace, str]:
+    found, rest = parse(parser, words)
+    verb = parser.prog.split()[-1]
+    if len(rest) != 1:
+        raise InputError(f"{verb} takes one run, not {len(rest)}", remedy=f"{PROG} {verb} RUN; {PROG} runs lists them")
+    if not RUN_ID.fullmatch(rest[0]):
+        raise InputError(f"{one_line(rest[0], 80)!r} is not the id of a run", remedy=f"{PROG} runs lists them")
+    return found, rest[0]
+
+
+@contextlib.asynccontextmanager
+async def _opened(url: str | None) -> "AsyncGenerator[Storage, None]":
+    """The store; a file that is not there is not made, but for the user's own."""
+    from orchestrator.storage import open_storage
+
+    await asyncio.to_thread(_check_there, url)
+    async with open_storage(url) as storage:
+        yield storage
+
+
+def _check_there(url: str | None) -> None:
+    if url is None or not url.lower().startswith("sqlite:///"):
+        return
+    path = Path(url[len("sqlite:///") :]).expanduser()
+    if not path.exists():
+        raise InputError(f"there is no store at {one_line(path, 200)}", remedy="name the --db that the runs were started with")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 0 <= int(text) <= 10**9:
+        raise argparse.ArgumentTypeError(f"{one_line(text, 40)!r} is not a number from 0 to 1,000,000,000")
+    return int(text)
+
+
+def _span(text: str) -> float | None:
+    """Seconds of `30d`, `12h`; None of `none`."""
+    return _measured(text, _SPANS, "a time such as 30d, 12h or 90min, or none")
+
+
+def _size(text: str) -> float | None:
+    """Bytes of `1GB`, `500MB`; None of `none`."""
+    return _measured(text, _SIZES, "a size such as 1GB or 500MB, or none")
+
+
+def _measured(text: str, units: dict[str, float], what: str) -> float | None:
+    if text == "none":
+        return None
+    match = _MEASURE.fullmatch(text.strip())
+    if match is None or match[2].lower() not in units:
+        raise argparse.ArgumentTypeError(f"{one_line(text, 40)!r} is not {what}")
+    return float(match[1]) * units[match[2].lower()]
+
+
+def _bytes(size: float) -> str:
+    unit, factor = next(((unit, factor) for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if size >= factor), ("B", 1.0))
+    return f"{size / factor:.1f} {unit}" if factor > 1 else f"{int(size)} B"
+
+
+RUN_VERBS: dict[str, Callable[[list[str]], int]] = {"runs": _runs, "show": _show, "cancel": _cancel, "gc": _gc}
+"""Each verb with what it does to the words after it; the exit code comes back."""
