@@ -17,8 +17,10 @@ from orchestrator.choices import ModelSpec, check_controls, choose_models, merge
 from orchestrator.controls import Controls
 from orchestrator.errors import InputError, LostRunError, OrchestratorError, StorageError
 from orchestrator.keeping import attempt_events, create_run, folded, record_of
+from orchestrator.resuming import resume
 from orchestrator.runner import Graph, checked_workflow, prepare
 from orchestrator.storage import RunRecord, Storage, open_storage
+from orchestrator.storage.runs import CRASHES
 from orchestrator.terms import Shared
 from orchestrator.workflow import Workflow
 
@@ -27,6 +29,7 @@ __all__ = ["RUNS", "Batch", "BatchView", "Held", "open_batch", "run_batch"]
 RUNS = 8
 """Runs at once, where nothing else is asked for."""
 
+Changed = Literal["refuse", "accept", "restart"]
 _NAME = "the batch"
 _OF_THE_BATCH = (f"the budget of {_NAME} has no room", "the budget of role ")
 _AT_ONCE = 64  # inputs that are read ahead
@@ -35,12 +38,14 @@ _FINAL = ("complete", "partial", "failed", "limited")
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """An input that has no result yet: it waits for a person, the batch's budget was used up, it was stopped, or others work on it."""
+    """An input that has no result yet: it waits for a person, the batch's budget was used up, it was stopped, others work on it, or
+    what was begun cannot go on as it is.
+    """
 
     line: int
     id: str | int
     run_id: str
-    why: Literal["interrupted", "limited", "cancelled", "running"]
+    why: Literal["interrupted", "limited", "cancelled", "running", "refused"]
     said: str = ""
 
 
@@ -92,12 +97,22 @@ class Batch:
     """The runs of a file of inputs. `stop`: once it is set no further input is begun, and what is under way ends as a run does."""
 
     def __init__(
-        self, workflow: Workflow, inputs: Inputs, output: Output, *, controls: Controls, model: ModelSpec | None, runs: int, db: str | None
+        self,
+        workflow: Workflow,
+        inputs: Inputs,
+        output: Output,
+        *,
+        controls: Controls,
+        model: ModelSpec | None,
+        runs: int,
+        db: str | None,
+        changed: Changed,
     ) -> None:
         self.stop = asyncio.Event()
         self.view = BatchView(output.batch, workflow.name, str(output.path))
         self._workflow, self._inputs, self._output = workflow, inputs, output
         self._controls, self._model, self._runs, self._db = controls, model, runs, db
+        self._changed = changed
         self._shared = Shared.of(controls, _NAME)
         self._ahead: deque[Item] = deque()
         self._items: Iterator[Item] = iter(())
@@ -105,14 +120,13 @@ class Batch:
 
     def look(self, *, strict: bool) -> None:
         """Check all the inputs, and what is there of their results; nothing is written. Raises InputError."""
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._output.close)
             self._output.look()
             survey = self._inputs.survey(self._output.written)
             if strict and survey.bad:
                 raise bad_lines(survey, self._inputs.name)
-        except BaseException:
-            self._output.close()
-            raise
+            stack.pop_all()
         self._begin_view(survey)
         self._shared.pool.count(self._output.used)
 
@@ -204,7 +218,7 @@ class Batch:
             except StorageError:
                 raise
             except OrchestratorError as error:
-                return failed_result(self._workflow.name, str(error))
+                return await self._refused(item, storage, error)
             refused = any(terms.ledger.refused for terms in own.terms)
         if result["status"] == "limited" and refused:
             self.view.limited = True
@@ -218,12 +232,20 @@ class Batch:
         if record.status == "interrupted":
             self._shared.pool.count(record.usage or {})
             return self._kept(item, record.result or {"status": "interrupted", "error": record.error})
-        if record.status not in _FINAL or _is_of_the_batch(record.status, record.error):
+        broken = record.status == "failed" and record.result is None and record.crashes < CRASHES  # by what is no fault of the input
+        if record.status not in _FINAL or broken or _is_of_the_batch(record.status, record.error):
             return None
         result = record.result or failed_result(self._workflow.name, record.error or "the run failed")
         self._shared.pool.count(result["usage"])
         self.view.stored += 1
         return {**result}
+
+    async def _refused(self, item: Item, storage: Storage, error: OrchestratorError) -> dict[str, Any] | Held:
+        """What an error comes to that ended a run before it had a result: final where the run itself has failed."""
+        record = await storage.runs.get(item.run_id)
+        if record is None or record.status == "failed":
+            return failed_result(self._workflow.name, str(error))
+        return Held(item.line, item.id, item.run_id, "running" if record.status == "running" else "refused", str(error))
 
     def _kept(self, item: Item, result: Mapping[str, Any]) -> dict[str, Any] | Held:
         """A result that is final, or that there is none yet."""
@@ -241,9 +263,17 @@ class Batch:
         return (await folded(attempt_events(attempt, storage, record, fence))).model_dump(mode="json")
 
     async def _resumed(self, record: RunRecord) -> dict[str, Any]:
-        from orchestrator.resuming import resume
-
-        result = await resume(record.run_id, db=self._db, model=self._model, controls=self._controls, stop=self.stop)
+        result = await resume(
+            record.run_id,
+            db=self._db,
+            workflow=self._workflow,
+            model=self._model,
+            controls=self._controls,
+            accept_changes=self._changed == "accept",
+            restart=self._changed == "restart",
+            retry=record.status == "failed",
+            stop=self.stop,
+        )
         return result.model_dump(mode="json")
 
     def _begin_view(self, survey: Survey) -> None:
@@ -291,11 +321,12 @@ def open_batch(
     db: str | None = None,
     strict: bool = False,
     append: bool = False,
+    changed: Changed = "refuse",
 ) -> Batch:
     """A batch whose inputs were checked, and whose output is this process's own from now on. Blocks; raises InputError.
 
     `common`: fields of every input that does not give its own. `runs` at once; `controls` hold over all of them, but for `deadline`,
-    the clocks and what is said of branches, which are each run's.
+    the clocks and what is said of branches, which are each run's. `changed`: what becomes of a run that was begun with other code.
     """
     if not 1 <= runs <= 1000:
         raise InputError(f"runs is a whole number from 1 to 1,000, not {runs}")
@@ -310,7 +341,7 @@ def open_batch(
     results = Output(Path(output), batch, append=append)
     if Path(inputs).exists() and items.same_file(results.path):
         raise InputError("the output is the file of the inputs", where=str(output), remedy="name another --output")
-    opened = Batch(loaded, items, results, controls=limits, model=model, runs=runs, db=db)
+    opened = Batch(loaded, items, results, controls=limits, model=model, runs=runs, db=db, changed=changed)
     opened.look(strict=strict)
     return opened
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+import threading
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -38,6 +39,7 @@ class Output:
         self.batch = batch
         self._append = append
         self._secrets = set(secrets_of(os.environ).values())
+        self._writing = threading.Lock()
         self._handle = -1
         self._size = 0
         self._synced = 0.0
@@ -64,16 +66,18 @@ class Output:
             raise self._failed(error) from error
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append a result, whole or not at all. Raises OutputError."""
-        try:
-            self._check_same()
-            self._write(_encoded(line, self._secrets))
-            self.written[str(line["run_id"])] = str(line["status"])
-            if time.monotonic() >= self._synced + _SYNC_EVERY:
-                os.fsync(self._handle)
-                self._synced = time.monotonic()
-        except OSError as error:
-            raise self._failed(error) from error
+        """Append a result, whole or not at all; from any thread. Raises OutputError."""
+        content = _encoded(line, self._secrets)
+        with self._writing:
+            try:
+                self._check_same()
+                self._write(content)
+                self.written[str(line["run_id"])] = str(line["status"])
+                if time.monotonic() >= self._synced + _SYNC_EVERY:
+                    os.fsync(self._handle)
+                    self._synced = time.monotonic()
+            except OSError as error:
+                raise self._failed(error) from error
 
     def close(self) -> None:
         """Bring everything to the disk, and let others write the file; called again it does nothing. Raises OutputError."""
