@@ -1,15 +1,14 @@
 """The verbs of the command line that look after runs: `runs`, `show`, `cancel`, `gc`."""
 
 import argparse
-import asyncio
 import contextlib
 import os
 import re
 import signal
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.errors import InputError
 from orchestrator.events import RUN_ID
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from orchestrator.storage import RunRecord, Storage
 
 __all__ = ["RUN_VERBS"]
+
+T = TypeVar("T")
 
 PROG = "python -m orchestrator"
 CANCEL_WAIT = 12.0
@@ -46,7 +47,7 @@ def _runs(words: list[str]) -> int:
 
     from orchestrator.history import listed, runs_rows, runs_text
 
-    records = asyncio.run(read())
+    records = _wait(read())
     if found.json:
         write_json([listed(record) for record in records])
     elif not records:
@@ -70,7 +71,7 @@ def _show(words: list[str]) -> int:
                 raise await storage.runs.unknown(run_id)
             return await story(storage, record, found.db)
 
-    told = asyncio.run(read())
+    told = _wait(read())
     if found.json:
         write_json(told)
     else:
@@ -92,11 +93,13 @@ def _cancel(words: list[str]) -> int:
                 say(f"run {run_id} is cancelled; it was {record.status}")
             return 0
 
-    return asyncio.run(cancel())
+    return _wait(cancel())
 
 
 async def _stop(storage: "Storage", record: "RunRecord", *, quiet: bool) -> int:
     """Ask the process of a run to end, and wait until the run has: 0, or 1 where it has not after CANCEL_WAIT."""
+    import asyncio
+
     began, run_id = time.monotonic(), record.run_id
     _signal(record)
     while time.monotonic() - began < CANCEL_WAIT:
@@ -149,8 +152,14 @@ def _gc(words: list[str]) -> int:
         if not found.quiet:
             say(f"{'would delete' if found.dry_run else 'deleted'} {what}; the store goes from {sizes}")
 
-    asyncio.run(clean())
+    _wait(clean())
     return 0
+
+
+def _wait(work: Coroutine[Any, Any, T]) -> T:
+    import asyncio
+
+    return asyncio.run(work)
 
 
 def _parser(verb: str) -> Parser:
@@ -181,6 +190,8 @@ def _one_run(parser: Parser, words: list[str]) -> tuple[argparse.Namespace, str]
 @contextlib.asynccontextmanager
 async def _opened(url: str | None) -> "AsyncGenerator[Storage, None]":
     """The store; a file that is not there is not made, but for the user's own."""
+    import asyncio
+
     from orchestrator.storage import open_storage
 
     await asyncio.to_thread(_check_there, url)
