@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from orchestrator.events import Event as Event
     from orchestrator.graphs.supervisor import create_supervisor as create_supervisor
     from orchestrator.outcome import Result as Result
+    from orchestrator.resuming import resume as resume
     from orchestrator.runner import run as run
     from orchestrator.runner import stream as stream
     from orchestrator.workflow import Workflow as Workflow
@@ -30,6 +31,7 @@ __all__ = [
     "create_supervisor",
     "list_workflows",
     "load_workflow",
+    "resume",
     "run",
     "stream",
 ]
@@ -44,6 +46,7 @@ _HOMES = {
     "create_supervisor": "graphs.supervisor",
     "list_workflows": "workflow",
     "load_workflow": "workflow",
+    "resume": "resuming",
     "run": "runner",
     "stream": "runner",
 }

@@ -21,7 +21,7 @@ from langgraph.channels.base import BaseChannel
 from langgraph.errors import GraphDrained, GraphRecursionError, InvalidUpdateError
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import RunControl
-from langgraph.types import Interrupt, StreamMode
+from langgraph.types import Interrupt, StateSnapshot, StreamMode
 from pydantic import BaseModel
 
 from orchestrator.checks import unknown_targets
@@ -34,6 +34,7 @@ from orchestrator.errors import DeadlineReached, InputError, LimitReached, LostR
 from orchestrator.events import Event, listening, tell
 from orchestrator.journal import Journal
 from orchestrator.outcome import Result, Status, branches, outcome, questions_of
+from orchestrator.state import BranchResult, Task
 from orchestrator.workflow import Workflow
 
 __all__ = ["GRACE", "Attempt"]
@@ -65,11 +66,15 @@ class Attempt:
     thread: str = ""
     given: Any = None
     fingerprint: str = ""
+    number: int = 1  # of the run's attempts
+    answers: dict[str, Any] = field(default_factory=dict)  # of a person, by the question's id
     before: float = 0.0  # seconds of wall time that earlier attempts took, as far as they are known
     stop: asyncio.Event | None = None
     began: float = field(default_factory=time.monotonic)
+    known: tuple[list[Task], list[BranchResult]] = field(default_factory=lambda: ([], []))  # of earlier attempts
     state: dict[str, Any] = field(default_factory=dict)
     ahead: list[Mapping[str, Any]] = field(default_factory=list)  # what steps wrote since the state was last told
+    earlier: list[Mapping[str, Any]] = field(default_factory=list)  # what steps wrote in an earlier attempt, in the step that goes on
     interrupts: list[Interrupt] = field(default_factory=list)
     planned: set[str] = field(default_factory=set)  # branches, by their tasks' ids
     done: set[str] = field(default_factory=set)
@@ -77,13 +82,29 @@ class Attempt:
 
     def __post_init__(self) -> None:
         self.context = RunContext(
-            models=self.models.by_role, controls=self.controls, name=self.run_id, boundary=self.boundary, began=self.began
+            models=self.models.by_role,
+            controls=self.controls,
+            name=self.run_id,
+            boundary=self.boundary,
+            began=self.began,
+            answers=self.answers,
         )
 
     async def record_in(self, journal: Journal) -> None:
         """Keep every finished call in `journal`, and take what earlier attempts were answered and have used from it."""
         self.context.terms.journal = journal
         await self.context.ledger.restore((one.role, one.model, _branch_of(one.scope), one.usage) for one in journal.sums)
+
+    def restore(self, snapshot: StateSnapshot) -> None:
+        """Go on where the thread stands: its branches count as planned and done, and the round that is under way goes on."""
+        self.earlier = [task.result for task in snapshot.tasks if isinstance(task.result, Mapping)]
+        values = snapshot.values if isinstance(snapshot.values, Mapping) else {}
+        before, now = branches(values), [result for written in self.earlier for result in branches(written)]
+        tasks = [task for task in values.get("tasks") or () if isinstance(task, Task)]
+        self.known = [result.task for result in before if result.task not in tasks] + tasks, [*before, *now]
+        self.context.join.begin([task.id for task in tasks], before)
+        for result in now:
+            self.context.join.left(result)
 
     def progress(self) -> dict[str, int]:
         """How many branches were planned, and how many of them are done."""
@@ -149,7 +170,14 @@ class Attempt:
             reason=self.models.reason,
             notes=[*self.workflow.notes, *self.models.notes],
             limits=limits if self.controls.deadline is None else {**limits, "deadline": self.controls.deadline},
+            attempt=self.number,
         )
+        tasks, results = self.known
+        if tasks:
+            tell("plan", tasks=[task.model_dump() for task in tasks], round=1, merged=[])
+        for result in results:
+            told = result.model_dump(include={"status", "error", "gap", "attempts", "seconds"})
+            tell("branch_finished", branch=result.task.id, **told, findings=len(result.findings))
 
     @contextlib.asynccontextmanager
     async def _stoppable(self) -> AsyncGenerator[RunControl, None]:
@@ -206,7 +234,7 @@ class Attempt:
                     continue  # of a graph inside: what it comes to is told by the step that it is
                 if part["type"] == "values":
                     self.state = part["data"] if isinstance(part["data"], dict) else _fields(part["data"])
-                    self.ahead.clear()
+                    self.ahead, self.earlier = self.earlier, []
                     self.interrupts.extend(part["interrupts"])
                     await delivery.room()  # between two steps no node runs, so nothing piles up meanwhile
                 elif part["type"] == "tasks":

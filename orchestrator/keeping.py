@@ -95,7 +95,7 @@ async def _kept(
     """Drive the attempt while its run's heart beats, and store what it came to."""
     async with kept(storage.runs, fence, attempt.progress):
         try:
-            attempt.graph = checkpointed(attempt.graph, storage.checkpoints(record, fence))
+            attempt.graph = checkpointed(attempt.graph, storage.checkpoints(fence, attempt.graph))
             journal = await Journal.open(storage.journal, record.number, fence, mode=mode, sources=sources)
             await attempt.record_in(journal)
             try:

@@ -13,7 +13,7 @@ from orchestrator.storage.journal import JournalTable
 from orchestrator.storage.runs import RunRecord, RunsTable, kept
 
 if TYPE_CHECKING:
-    from langgraph.checkpoint.base import BaseCheckpointSaver
+    from orchestrator.storage.checkpoints import Checkpoints
 
 __all__ = ["Fence", "RunRecord", "Storage", "kept", "open_storage"]
 
@@ -27,14 +27,11 @@ class Storage:
     runs: RunsTable
     journal: JournalTable
 
-    def checkpoints(self, record: RunRecord, fence: Fence | None = None) -> "BaseCheckpointSaver[str]":
-        """The checkpoints as LangGraph takes them: of the run, written under its fence."""
-        from langgraph.checkpoint.memory import InMemorySaver  # until our own checkpoints are here
-        from langgraph.pregel._loop import AsyncPregelLoop
+    def checkpoints(self, fence: Fence | None = None, graph: Any = None) -> "Checkpoints":
+        """The checkpoints as LangGraph takes them: what is written carries `fence`, and the types of the compiled `graph` are known."""
+        from orchestrator.storage.checkpoints import Checkpoints
 
-        if not hasattr(AsyncPregelLoop, "_put_checkpoint_fut"):
-            AsyncPregelLoop._put_checkpoint_fut = _Done()
-        return InMemorySaver()
+        return Checkpoints(self.database, self.codec).of(fence, graph)
 
 
 class _Shared:
@@ -79,8 +76,3 @@ async def _open(url: str | None) -> Storage:
     database = await open_database(url)
     codec = await open_codec(database)
     return Storage(database, codec, RunsTable(database, codec), JournalTable(database, codec))
-
-
-class _Done:
-    def __await__(self) -> Any:
-        return iter(())

@@ -1,0 +1,274 @@
+"""Go on with a run that ended before it was done: in any process, from the last step that it finished, with every call that it paid for."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from langgraph.types import Command, StateSnapshot
+
+from orchestrator.asking import Question, accepted, find, read_answers, still_open, validate
+from orchestrator.choices import Models, ModelSpec, check_controls, choose_models, merged_controls
+from orchestrator.controls import Controls
+from orchestrator.driving import Attempt
+from orchestrator.errors import InputError, OrchestratorError, WorkflowLoadError
+from orchestrator.events import Event
+from orchestrator.fingerprint import changes, fingerprint
+from orchestrator.keeping import attempt_events, checkpointed, folded
+from orchestrator.outcome import Result, questions_of
+from orchestrator.runner import Graph, checked_workflow
+from orchestrator.storage import Fence, RunRecord, Storage, open_storage
+from orchestrator.storage.runs import CRASHES
+from orchestrator.workflow import Workflow, load_workflow
+
+__all__ = ["Answers", "resume", "stream_resume"]
+
+Answers = str | Sequence[str] | Mapping[str, Any]
+"""What a person says: to the one question that is pending, as `NAME=TEXT`, or by the name or id of each question."""
+
+_AGAIN = "python -m orchestrator resume"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wish:
+    """How a run is to go on, as it was asked for."""
+
+    workflow: str | Workflow | Graph | None = None
+    model: ModelSpec | None = None
+    controls: Mapping[str, Any] | Controls | None = None
+    answers: Answers | None = None
+    accept_changes: bool = False
+    restart: bool = False
+    retry: bool = False
+
+
+async def stream_resume(
+    run_id: str,
+    *,
+    db: str | None = None,
+    workflow: str | Workflow | Graph | None = None,
+    model: ModelSpec | None = None,
+    controls: Mapping[str, Any] | Controls | None = None,
+    answers: Answers | None = None,
+    accept_changes: bool = False,
+    restart: bool = False,
+    retry: bool = False,
+    stop: asyncio.Event | None = None,
+) -> AsyncGenerator[Event, None]:
+    """Go on with a run and yield its events; the last is `result`. Of a run that is done it is the stored one, and nothing is called.
+
+    What the run was started with holds; `model` (by role) and `controls` go over it, and budgets count what every attempt has used.
+    `workflow` is needed for one that was made in Python. `answers`: to the questions of an interrupted run. `accept_changes`: the code
+    may have changed since it was started; `restart`: begin once more from its input, as calls that it has made are not made again;
+    `retry`: also where it ended `partial` or `failed`. Raises InputError where there is no such run, where it is running, and where
+    it cannot go on as asked.
+    """
+    wish = _Wish(
+        workflow=workflow, model=model, controls=controls, answers=answers, accept_changes=accept_changes, restart=restart, retry=retry
+    )
+    async with open_storage(db) as storage:
+        found = await storage.runs.get(run_id)
+        if found is None:
+            raise await storage.runs.unknown(run_id)
+        if _is_done(found, wish):
+            yield Event("result", stored_result(found))
+            return
+        attempt = await asyncio.to_thread(_prepared, found, wish)
+        attempt.stop = stop
+        found, fence = await storage.runs.claim(run_id, retry=retry or restart)
+        try:
+            ready = await _ready(attempt, storage, found, fence, wish)
+        except BaseException:
+            await _released(storage, found, fence)
+            raise
+        if not ready:
+            await _released(storage, found, fence)
+            yield Event("result", stored_result(found))
+            return
+        async with contextlib.aclosing(attempt_events(attempt, storage, found, fence, mode="resume")) as events:
+            async for event in events:
+                yield event
+
+
+async def resume(
+    run_id: str,
+    *,
+    db: str | None = None,
+    workflow: str | Workflow | Graph | None = None,
+    model: ModelSpec | None = None,
+    controls: Mapping[str, Any] | Controls | None = None,
+    answers: Answers | None = None,
+    accept_changes: bool = False,
+    restart: bool = False,
+    retry: bool = False,
+    stop: asyncio.Event | None = None,
+) -> Result:
+    """Go on with a run to its end, or until `stop` is set; the arguments are those of `stream_resume`."""
+    return await folded(
+        stream_resume(
+            run_id,
+            db=db,
+            workflow=workflow,
+            model=model,
+            controls=controls,
+            answers=answers,
+            accept_changes=accept_changes,
+            restart=restart,
+            retry=retry,
+            stop=stop,
+        )
+    )
+
+
+def stored_result(record: RunRecord) -> dict[str, Any]:
+    """The result that a run ended with; of one that died too often, what is known of it."""
+    if record.result is not None:
+        return dict(record.result)
+    return Result(
+        run_id=record.run_id,
+        workflow=record.workflow,
+        status="failed",
+        output={},
+        branches=[],
+        usage=record.usage or {},
+        seconds=0.0,
+        model="",
+        error=record.error,
+    ).model_dump(mode="json")
+
+
+def _is_done(record: RunRecord, wish: _Wish) -> bool:
+    """Whether nothing is left to do of a run, as far as its row says: `_ready` looks at the graph of one that failed."""
+    if wish.restart:
+        return False
+    if record.status == "complete":
+        return True
+    if record.status == "interrupted":
+        waits = record.questions and not (wish.answers or wish.accept_changes or wish.model is not None or wish.controls)
+        return bool(waits) and bool(still_open(_questions(record), record.answers or {}))
+    return not wish.retry and (record.status == "partial" or (record.status == "failed" and record.crashes >= CRASHES))
+
+
+def _questions(record: RunRecord) -> list[Question]:
+    """What an interrupted run waits for."""
+    return [Question.model_validate(question) for question in record.questions or ()]
+
+
+def _prepared(record: RunRecord, wish: _Wish) -> Attempt:
+    """Everything of the next attempt that can be checked before the run is taken; raises InputError."""
+    folder = Path(record.folder)
+    workflow = _workflow(record, wish, folder)
+    now = fingerprint(workflow)
+    different = changes(record.fingerprint, now) if record.fingerprint else []
+    if different and not (wish.accept_changes or wish.restart):
+        raise InputError(
+            f"the code of run {record.run_id!r} has changed since it was started: {'; '.join(different)}",
+            remedy=f"{_AGAIN} {record.run_id} --accept-changes goes on with it, --restart begins once more",
+        )
+    _answered(record, wish.answers)
+    models = choose_models(_models(record, wish.model), workflow)
+    controls = merged_controls(replace(workflow, controls=Controls.model_validate(record.controls)), wish.controls)
+    check_controls(controls, models, workflow)
+    values = workflow.validate_input(record.input) if record.input is not None else {}
+    return Attempt(
+        workflow=workflow,
+        graph=workflow.compile(),
+        values=values,
+        models=models,
+        controls=controls,
+        run_id=record.run_id,
+        boundary=record.boundary,
+        fingerprint=now,
+        before=float((record.result or {}).get("seconds", 0.0)),
+    )
+
+
+def _workflow(record: RunRecord, wish: _Wish, folder: Path) -> Workflow:
+    if wish.workflow is not None:
+        return checked_workflow(wish.workflow)
+    if not record.spec:
+        raise InputError(
+            f"the workflow of run {record.run_id!r} was made in Python, so that no other process can make it",
+            remedy=f"resume it from Python: await resume({record.run_id!r}, workflow=...)",
+        )
+    try:
+        return load_workflow(record.spec, folder=folder)
+    except WorkflowLoadError as error:
+        raise InputError(error.what, where=error.where, remedy=error.remedy) from error
+
+
+def _models(record: RunRecord, given: ModelSpec | None) -> dict[str, Models]:
+    """The models of a run by role: those that it was started with, and those that are given now over them."""
+    stored: dict[str, list[str | None]] = record.models or {}
+    over: dict[str, Models] = dict(given) if isinstance(given, Mapping) else {} if given is None else {"": given}
+    for role, specs in stored.items():
+        if role not in over and None in specs:
+            which = f"the model of role {role!r}" if role else "the model"
+            raise InputError(
+                f"{which} of run {record.run_id!r} was made in Python, so that no other process can make it",
+                remedy=f"give it once more: model={{{role!r}: ...}}, or --model",
+            )
+    kept: dict[str, Models] = {role: [spec for spec in specs if spec is not None] for role, specs in stored.items() if role not in over}
+    return {**kept, **over}
+
+
+async def _ready(attempt: Attempt, storage: Storage, record: RunRecord, fence: Fence, wish: _Wish) -> bool:
+    """Set the attempt where the run is to go on, and write down how; whether there is anything left to do."""
+    if _is_done(record, wish):  # somebody else has done it since it was looked at
+        return False
+    given = _answered(record, wish.answers)
+    answers = dict((await storage.runs.answer(record.run_id, given)).answers or {}) if given else dict(record.answers or {})
+    attempt.answers.update(answers)
+    graph = checkpointed(attempt.graph, storage.checkpoints(fence, attempt.graph))
+    snapshot = await graph.aget_state({"configurable": {"thread_id": record.thread_id}})
+    ended = bool(snapshot.created_at) and not snapshot.tasks  # what is next says nothing: it may be empty before the end
+    if ended and record.status == "failed" and not (wish.retry or wish.restart):
+        return False
+    again = wish.restart or (ended and record.status != "crashed")
+    attempt.number = record.attempts + 1
+    generation = record.generation + again
+    attempt.thread = replace(record, generation=generation).thread_id
+    if again or not snapshot.created_at:
+        _begin(attempt, record)
+    else:
+        _continue(attempt, snapshot, answers)
+    controls = attempt.controls.model_dump(mode="json")
+    await storage.runs.change(fence, generation=generation, models=attempt.models.specs, controls=controls, fingerprint=attempt.fingerprint)
+    return True
+
+
+def _begin(attempt: Attempt, record: RunRecord) -> None:
+    if record.input is None:
+        raise InputError(f"run {record.run_id!r} cannot begin once more: its input is not kept", remedy="start a new run")
+    attempt.given = attempt.values
+
+
+def _continue(attempt: Attempt, snapshot: StateSnapshot, answers: Mapping[str, Any]) -> None:
+    """Go on with the tasks that the thread still has; answers to LangGraph's own interrupts go in with a Command."""
+    asked = questions_of(interrupt for task in snapshot.tasks for interrupt in task.interrupts)
+    native = {question.id: answers[question.id] for question in asked if question.native and question.id in answers}
+    attempt.given = Command(resume=native) if native else None
+    attempt.restore(snapshot)
+
+
+def _answered(record: RunRecord, given: Answers | None) -> dict[str, Any]:
+    """The answers that are given, as a run keeps them; raises InputError for one that does not fit, or fits nothing."""
+    if given is None:
+        return {}
+    pending = still_open(_questions(record), record.answers or {})
+    if not isinstance(given, Mapping):
+        return read_answers(pending, [given] if isinstance(given, str) else given)
+    answers: dict[str, Any] = {}
+    for name, answer in given.items():
+        question = find(pending, name)
+        answers |= accepted(question, validate(question, answer))
+    return answers
+
+
+async def _released(storage: Storage, found: RunRecord, fence: Fence) -> None:
+    """Give the run back as it was found; nobody works for it, so one whose process died counts as cancelled."""
+    status = "cancelled" if found.status == "crashed" else found.status
+    with contextlib.suppress(OrchestratorError):
+        await storage.runs.finish(fence, status, error=found.error, result=found.result, questions=found.questions)
