@@ -70,7 +70,7 @@ class Checkpoints(BaseCheckpointSaver[int]):
         self._codec = codec
         self._fence: Fence | None = None
         self._superseded = True  # whether the writes of checkpoints that have a successor are kept
-        self._kept: set[tuple[int, bytes]] = set()
+        self._kept: dict[str, set[bytes]] = {}  # the hashes of the texts that this view has stored, by thread
         self._loop = asyncio.get_running_loop()
 
     def of(self, fence: Fence | None = None, graph: Any = None) -> "Checkpoints":
@@ -80,7 +80,7 @@ class Checkpoints(BaseCheckpointSaver[int]):
         """
         view = copy.copy(self)
         view._fence = fence
-        view._kept = set()
+        view._kept = {}
         if graph is not None:
             view._codec = self._codec.allowing(types_of(graph))
             view._superseded = _has_delta(graph)
@@ -97,7 +97,7 @@ class Checkpoints(BaseCheckpointSaver[int]):
 
     def get_next_version(self, current: int | None, channel: None) -> int:
         """The next version of a channel: a count, then random bits, so that two forks of a thread never share one."""
-        return ((int(current or 0) >> _RANDOM_BITS) + 1) << _RANDOM_BITS | random.getrandbits(_RANDOM_BITS)  # noqa: S311 - no secret
+        return ((int(current or 0) >> _RANDOM_BITS) + 1) << _RANDOM_BITS | random.getrandbits(_RANDOM_BITS)
 
     async def aput(
         self, config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata, new_versions: ChannelVersions
@@ -105,7 +105,7 @@ class Checkpoints(BaseCheckpointSaver[int]):
         """Stores a checkpoint and the values that are new in it."""
         thread, ns, parent = _place(config)
         values = checkpoint["channel_values"]
-        packed = {name: self._packed(values[name], f"in the state's key {name!r}") for name in new_versions if name in values}
+        packed = {name: self._packed(thread, values[name], f"in the state's key {name!r}") for name in new_versions if name in values}
         told = get_checkpoint_metadata(config, metadata)
         head = self._codec.pack({name: item for name, item in checkpoint.items() if name not in ("channel_values", "id")})
         notes = self._codec.pack(told)
@@ -129,13 +129,13 @@ class Checkpoints(BaseCheckpointSaver[int]):
         thread, ns, checkpoint_id = _place(config)
         plain = [[channel, value] for channel, value in writes if channel not in WRITES_IDX_MAP]
         rows = [
-            (WRITES_IDX_MAP[channel], channel, self._packed(value, f"in {channel}"))
+            (WRITES_IDX_MAP[channel], channel, self._packed(thread, value, f"in {channel}"))
             for channel, value in writes
             if channel in WRITES_IDX_MAP
         ]
         if plain:
             names = ", ".join(dict.fromkeys(repr(channel) for channel, _ in plain))
-            rows.append((0, "", self._packed(plain, f"in what a step wrote to {names}")))
+            rows.append((0, "", self._packed(thread, plain, f"in what a step wrote to {names}")))
         insert = "INSERT INTO writes(thread, ns, id, task, idx, channel, content, path) VALUES(?, ?, ?, ?, ?, ?, ?, ?)"
         again = "channel = excluded.channel, content = excluded.content, path = excluded.path"
         statements = [
@@ -182,7 +182,7 @@ class Checkpoints(BaseCheckpointSaver[int]):
         deletes = [Statement(f"DELETE FROM {table} WHERE thread = ?", (thread_id,)) for table in _TABLES]  # noqa: S608 - names of ours
         uses = Statement("DELETE FROM uses WHERE run = ?", (thread_number(thread_id),))
         await self._database.run(*deletes, uses, fence=self._fence)
-        self._kept.clear()
+        self._kept.pop(thread_id, None)
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Deletes the checkpoints that these runs wrote, in whatever thread; a thread that has none left is gone."""
@@ -245,9 +245,9 @@ class Checkpoints(BaseCheckpointSaver[int]):
         if statements:
             await self._database.run(*statements, fence=self._fence)
 
-    def _packed(self, value: Any, where: str) -> Packed:
+    def _packed(self, thread: str, value: Any, where: str) -> Packed:
         try:
-            return self._codec.pack(value)
+            return self._codec.pack(value, self._kept.get(thread, ()))
         except StorageTypeError as error:
             raise StorageTypeError(error.what, where=where, remedy=error.remedy) from error
 
@@ -261,10 +261,9 @@ class Checkpoints(BaseCheckpointSaver[int]):
 
     async def _write(self, thread: str, packed: Iterable[Packed], statements: Sequence[Statement]) -> None:
         """Runs `statements` and stores the texts of what they store, in one transaction."""
-        number = thread_number(thread)
-        texts = {digest: text for part in packed for digest, text in part.texts.items() if (number, digest) not in self._kept}
-        await self._database.run(*keep_texts(texts, number), *statements, fence=self._fence)
-        self._kept.update((number, digest) for digest in texts)
+        texts = {digest: text for part in packed for digest, text in part.texts.items()}
+        await self._database.run(*keep_texts(texts, thread_number(thread)), *statements, fence=self._fence)
+        self._kept.setdefault(thread, set()).update(texts)
 
     async def _tuple(self, row: Row) -> CheckpointTuple:
         """The checkpoint of a row, with its values and pending writes."""

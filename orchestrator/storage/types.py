@@ -223,6 +223,7 @@ _MODEL = _Form(_model_plain, _model_built)
 _OURS_MODEL = _Form(
     lambda value: value.model_dump(), lambda kind, plain: kind.model_validate(plain)
 )  # smaller: its fields tell their types
+_SHALLOW = _Form(lambda value: dict(value.__dict__), _OURS_MODEL.built)
 _ENUM = _Form(lambda value: value.value, lambda kind, plain: kind(plain))
 _NAMED_TUPLE = _Form(lambda value: value._asdict(), lambda kind, plain: kind(**plain))
 _DATA = _Form(_data_plain, _data_built)
@@ -233,7 +234,9 @@ _OLD_MODEL = _Form(lambda value: value.dict(), lambda kind, plain: kind(**plain)
 @lru_cache(maxsize=1024)
 def _form(kind: type) -> _Form:
     if issubclass(kind, BaseModel):
-        return _OURS_MODEL if kind.__module__ == _OURS else _MODEL
+        if kind.__module__ != _OURS:
+            return _MODEL
+        return _SHALLOW if "findings" in kind.model_fields else _OURS_MODEL  # a finding is in a branch and in the report: stored once
     if issubclass(kind, Enum):
         return _ENUM
     if issubclass(kind, tuple) and hasattr(kind, "_asdict"):
