@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import functools
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -12,8 +13,9 @@ from weakref import WeakKeyDictionary
 
 from orchestrator.admission import ADMISSION, Party, Ticket
 from orchestrator.clocks import Clock, waiting
-from orchestrator.errors import InputError, LimitReached, ToolError, said
+from orchestrator.errors import InputError, LimitReached, StorageError, StorageTypeError, ToolError, said
 from orchestrator.events import tell
+from orchestrator.journal import Request
 from orchestrator.terms import in_tool
 from orchestrator.text import one_line, unfit_arguments
 
@@ -33,18 +35,42 @@ async def call_tool(tool: "BaseTool", call: "ToolCall", terms: "Terms") -> "Tool
     """The answer of a tool to a call; what goes wrong in it is an answer with status "error".
 
     Waiting for a thread, or for a limit that the tool declares in its metadata (`max_concurrency`, `requests_per_minute`), does not
-    count as time of the call. Raises LimitReached, and InputError for a limit that cannot be.
+    count as time of the call. What an earlier attempt of the run was answered is answered again, and a new answer is kept before it is
+    given. Raises LimitReached, InputError for a limit that cannot be, and StorageError.
     """
+    from orchestrator.models.recorded import kept, kept_output, output_of
+
+    _limits(tool)  # one that cannot be is no answer of the tool
+    if terms.journal is None:
+        return await _made(tool, call, terms)
+    request = Request(kind="tool", role="", model=tool.name, content=kept(call["args"]))
+    recalled = await terms.journal.recall(request)
+    if recalled is not None:
+        message: ToolMessage = output_of(recalled.response, call["id"])
+        return message
+    began = time.monotonic()
+    try:
+        message = await _made(tool, call, terms)
+    except BaseException as error:
+        terms.journal.abandon(request, error, seconds=time.monotonic() - began)
+        raise
+    try:
+        await terms.journal.record(request, kept_output(message), seconds=time.monotonic() - began)
+    except StorageTypeError as error:
+        terms.warn(f"an answer of the tool {tool.name!r} cannot be kept, so a run that is resumed calls it again: {error.what}")
+    return message
+
+
+async def _made(tool: "BaseTool", call: "ToolCall", terms: "Terms") -> "ToolMessage":
     from langchain_core.messages import ToolMessage
     from langgraph.errors import GraphBubbleUp
 
-    _limits(tool)  # one that cannot be is no answer of the tool
     token = in_tool.set(True)
     clock = Clock(terms.controls.call_timeout)
     try:
         async with _admitted(tool, terms), clock:
             answer = await _answer(tool, call)
-    except (GraphBubbleUp, LimitReached):
+    except (GraphBubbleUp, LimitReached, StorageError):
         raise
     except Exception as error:  # noqa: BLE001 - whatever a tool raises is told to the model that called it, which can go on
         if clock.expired and isinstance(error, TimeoutError):

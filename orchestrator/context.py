@@ -5,11 +5,12 @@ import json
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -27,9 +28,10 @@ from orchestrator.events import current_branch, tell
 from orchestrator.evidence import check_claim
 from orchestrator.flights import Flights, first_good
 from orchestrator.joining import Join
-from orchestrator.journal import Journal
+from orchestrator.journal import Journal, Request, rows_of_flight
 from orchestrator.models import Answer, ask, choose_model, resolve_model
 from orchestrator.models.call import model_name
+from orchestrator.models.recorded import request_of
 from orchestrator.state import Check, Finding, Source
 from orchestrator.terms import DENIED, Terms
 from orchestrator.text import data_block
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunContext", "kinds_asked"]
 
+R = TypeVar("R")
 T = TypeVar("T", bound=BaseModel)
 
 # Contexts that nobody made share what costs time, for as long as their event loop lives: they look at the documents again after this long.
@@ -160,9 +163,8 @@ class RunContext:
         models = [model] if model else await self._models_of(role)
         told = tuple((message.type, str(message.content), repr(getattr(message, "tool_calls", ""))) for message in messages)
         key = (role, schema, *map(id, models), *(tool.name for tool in tools), *told)
-        (answer, chat), shared = await self._flights.share(
-            key, lambda: self._ask(role, models, messages, schema, tools), own=(BudgetExceeded, LoopStopped)
-        )
+        asking = partial(self._ask, role, models, messages, schema, tools)
+        (answer, chat), shared = await self._share(key, asking, own=(BudgetExceeded, LoopStopped))
         _asked.get().add(chat._llm_type)
         if shared:
             tell("shared", role=role, model=model_name(chat))
@@ -176,15 +178,45 @@ class RunContext:
         async def asked(chat: BaseChatModel) -> tuple[Answer[T], BaseChatModel]:
             return await ask(chat, messages, schema, tools=tools, role=role, terms=self.terms), chat
 
-        ways = [partial(asked, chat) for chat in models]
-        if len(ways) > 1 and {role, "*"} & {*self.controls.race}:
-            return await first_good(ways, passing=ModelCallError)
-        for place, way in enumerate(ways[:-1]):
+        groups = [*models], list[BaseChatModel]()
+        if len(models) > 1 and self.terms.journal is not None:
+            answered = partial(self._was_answered, role, schema, tools, messages)
+            groups = [chat for chat in models if answered(chat)], [chat for chat in models if not answered(chat)]
+        order = [chat for group in groups for chat in group]
+        if len(order) > 1 and {role, "*"} & {*self.controls.race}:
+            *first, last = [group for group in groups if group]
+            for group in first:
+                with suppress(ModelCallError):
+                    return await first_good([partial(asked, chat) for chat in group], passing=ModelCallError)
+            return await first_good([partial(asked, chat) for chat in last], passing=ModelCallError)
+        for chat, following in pairwise(order):
             try:
-                return await way()
+                return await asked(chat)
             except ModelCallError as error:
-                tell("fallback", role=role, model=model_name(models[place]), next=model_name(models[place + 1]), error=said(error))
-        return await ways[-1]()
+                tell("fallback", role=role, model=model_name(chat), next=model_name(following), error=said(error))
+        return await asked(order[-1])
+
+    def _was_answered(
+        self, role: str, schema: type[T], tools: Sequence[BaseTool], messages: Sequence[BaseMessage], chat: BaseChatModel
+    ) -> bool:
+        """Whether an earlier attempt of the run has an answer of this model: then no other one is asked before."""
+        journal = self.terms.journal
+        return journal is not None and journal.recalls and journal.knows(request_of(model_name(chat), role, schema, tools, messages))
+
+    async def _share(
+        self, key: Hashable, make: Callable[[], Coroutine[Any, Any, R]], own: tuple[type[Exception], ...] = ()
+    ) -> tuple[R, bool]:
+        """Work that is made once for all who ask for it while it is in flight; who joined it finds its answers in the journal, too."""
+
+        async def begun() -> tuple[R, list[int]]:
+            rows: list[int] = []
+            rows_of_flight.set(rows)
+            return await make(), rows
+
+        (result, rows), shared = await self._flights.share(key, begun, own=own)
+        if shared and self.terms.journal is not None:
+            await self.terms.journal.share(rows)
+        return result, shared
 
     async def call_tool(self, tool: BaseTool, call: ToolCall) -> ToolMessage:
         """What a tool answers to a model's call; its failure is an answer too. The same call in flight is made once."""
@@ -202,7 +234,7 @@ class RunContext:
 
     async def _call(self, tool: BaseTool, call: ToolCall) -> ToolMessage:
         key = (id(tool), json.dumps(call["args"], sort_keys=True, default=str))
-        message, shared = await self._flights.share(key, lambda: call_tool(tool, call, self.terms))
+        message, shared = await self._share(key, lambda: call_tool(tool, call, self.terms))
         return message.model_copy(update={"tool_call_id": call["id"]}) if shared else message
 
     async def _refusal(self, tool: BaseTool, call_id: str | None) -> ToolMessage:
@@ -273,16 +305,29 @@ class RunContext:
         key = tuple(documents)
         opened, task = self._libraries.get(key, (0.0, None))
         if task is None or time.monotonic() - opened > self.library_seconds:
-            task = asyncio.ensure_future(_open(key))
+            task = asyncio.ensure_future(self._opened(key))
             self._libraries[key] = (time.monotonic(), task)
             self._tools.clear()  # they hold their library
         return await asyncio.shield(task)
+
+    async def _opened(self, documents: tuple[str, ...]) -> Library:
+        """The documents, with the pages that earlier attempts of the run have added to them: in the same order, so under the same ids."""
+        library = await _open(documents)
+        while self.terms.journal is not None and (page := await self.terms.journal.recall(_page(documents))):
+            library.add(**page.response)
+        return library
+
+    async def _keep_page(self, library: Library, page: Mapping[str, str]) -> None:
+        opened = [key for key, (_, task) in self._libraries.items() if task.done() and task.result() is library]
+        if self.terms.journal is not None and opened:
+            await self.terms.journal.record(_page(opened[0]), dict(page))
 
     def tools(self, library: Library, allow_hosts: Sequence[str] = ()) -> list[BaseTool]:
         """Search and read the documents; fetch a URL where hosts are allowed. Made once: a tool's schema costs 3 ms."""
         key = (id(library), *allow_hosts)
         if key not in self._tools:
-            fetching = [fetch_tool(library, allow_hosts=allow_hosts, boundary=self.boundary)] if allow_hosts else []
+            keep = partial(self._keep_page, library)
+            fetching = [fetch_tool(library, allow_hosts=allow_hosts, boundary=self.boundary, keep=keep)] if allow_hosts else []
             self._tools[key] = [*document_tools(library, boundary=self.boundary), *fetching]
         return self._tools[key]
 
@@ -311,6 +356,11 @@ class RunContext:
 
 _Runs = WeakKeyDictionary[Callable[[Any], None], RunContext]
 _defaults: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[RunContext, _Runs]] = WeakKeyDictionary()
+
+
+def _page(documents: tuple[str, ...]) -> Request:
+    """What the pages are known by that were added to the library of `documents`."""
+    return Request(kind="page", role="", model="fetch_url", content=list(documents), scope="run")
 
 
 def _environments_choice() -> Sequence[BaseChatModel]:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import time
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -30,7 +30,7 @@ class Request:
     `model` is the model's or the tool's name. `alone`: an answer that another scope was given is none to this one.
     """
 
-    kind: Literal["model", "tool", "page"]
+    kind: Literal["model", "tool", "page", "shared"]
     role: str
     model: str
     content: Any
@@ -95,7 +95,9 @@ class Journal:
         journal = cls(table, run, fence, mode)
         if mode != "record" or sources:
             for number in dict.fromkeys((run, *sources)):
-                journal._load(number, await table.rows(number))
+                rows = await table.rows(number)
+                joined = [row.seq for row in rows if row.kind == "shared"]
+                journal._load(number, rows, await table.responses(number, joined))
             journal.sums = await table.sums(run)
         return journal
 
@@ -143,6 +145,11 @@ class Journal:
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._put(self._entry(request, "ok", response, usage, seconds), durable)
         return durable
+
+    async def share(self, rows: Sequence[int]) -> None:
+        """Keep that the code around was given the answers of `rows`, which other code had asked for; durable when it returns."""
+        if rows:
+            await self.record(Request(kind="shared", role="", model="", content=None), list(rows))
 
     def abandon(
         self, request: Request, error: BaseException | None, *, state: str = "", usage: JournalUsage = NO_USAGE, seconds: float = 0.0
@@ -205,12 +212,15 @@ class Journal:
         finally:
             self._writing = None
 
-    def _load(self, run: int, rows: Sequence[JournalRow]) -> None:
+    def _load(self, run: int, rows: Sequence[JournalRow], shared: Mapping[int, Sequence[int]]) -> None:
         own = run == self._run
         self._next = rows[-1].seq + 1 if own and rows else self._next
+        known = {row.seq: row for row in rows}
         for row in rows:
-            if row.state == "ok" or (self.mode == "replay" and row.state == "failed"):
-                self._give(_Answer(run, row))
+            joined = [known[seq]._replace(scope=row.scope) for seq in shared.get(row.seq, ()) if seq in known]
+            for one in joined if row.kind == "shared" else [row]:
+                if one.state == "ok" or (self.mode == "replay" and one.state == "failed"):
+                    self._give(_Answer(run, one))
 
     def _give(self, answer: _Answer) -> None:
         self._own[answer.row.digest, answer.row.scope].append(answer)

@@ -5,7 +5,7 @@ the tool, so that it can go on with something else; an unexpected exception is n
 """
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import FetchRefusedError, ToolError
@@ -58,6 +58,7 @@ def fetch_tool(
     *,
     allow_hosts: Sequence[str],
     boundary: str,
+    keep: Callable[[Mapping[str, str]], Awaitable[None]] | None = None,
     resolve: "Resolve | None" = None,
     connect: "Connect | None" = None,
 ) -> "BaseTool":
@@ -79,7 +80,10 @@ def fetch_tool(
         except FetchRefusedError as error:
             tell("log", level="warning", message=f"policy_denied fetch_url: {error}")
             raise
+        is_new = await library.source(page.url) is None
         passages = library.add(page.url, page.title, page.text, page.sha256)
+        if keep is not None and is_new:
+            await keep({"uri": page.url, "title": page.title, "text": page.text, "sha256": page.sha256})
         note = "\n\nThe page is longer; the rest of it was left out." if page.cut else ""
         return _blocks(passages, boundary) + note
 

@@ -21,7 +21,7 @@ from orchestrator.models.answers import explain, read_answer, validated
 from orchestrator.models.ask import Answer
 from orchestrator.models.call import Call
 from orchestrator.models.failures import is_rejection
-from orchestrator.models.recorded import answer_of, error_of, schema_digest, told
+from orchestrator.models.recorded import answer_of, error_of, request_of
 from orchestrator.models.sending import Query, Sender, without_retries
 from orchestrator.terms import Terms
 
@@ -80,7 +80,7 @@ class Exchange(Generic[T]):
         """One answer, asked for in the way that worked last or in the first that the server takes."""
         key = self._key
         ways = (*(_WITH_TOOLS if self._tools else ()), *(_OPENAI_WAYS if self._call.openai_like else _OTHER_WAYS))
-        request = self._asked(messages) if self._terms.journal else None
+        request = request_of(self._call.model, self._call.role, self._schema, self._tools, messages) if self._terms.journal else None
         recalled = await self._recalled(request, ways) if request else None
         if recalled is not None:
             return recalled
@@ -97,12 +97,6 @@ class Exchange(Generic[T]):
             self._remember(key, way)
             return message
         raise AssertionError("the last way never continues")
-
-    def _asked(self, messages: Sequence[BaseMessage]) -> Request:
-        """What the journal knows a request by: the same whatever way it is asked in, as a new process begins with another."""
-        schema = [self._schema.__name__, schema_digest(self._schema)]
-        content = {"schema": schema, "tools": sorted(self._tool_names), "messages": told(messages)}
-        return Request(kind="model", role=self._call.role, model=self._call.model, content=content)
 
     async def _recalled(self, request: Request, ways: Sequence[Way]) -> AIMessage | None:
         """What an earlier attempt of the run was answered; in a replay its failure is raised."""

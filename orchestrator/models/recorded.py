@@ -9,11 +9,12 @@ from typing import Any
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.tools import BaseTool
 from pydantic import BaseModel
 
 from orchestrator import errors
 from orchestrator.errors import ModelCallError
-from orchestrator.journal import Recalled
+from orchestrator.journal import Recalled, Request
 
 __all__ = [
     "answer_of",
@@ -24,6 +25,7 @@ __all__ = [
     "kept_result",
     "output_of",
     "piece_of",
+    "request_of",
     "result_of",
     "schema_digest",
     "told",
@@ -44,6 +46,16 @@ def _told(message: BaseMessage) -> list[Any]:
     if isinstance(message, ToolMessage) and message.status == "error":
         return [message.type, kept(message.content), "error"]
     return [message.type, kept(message.content)]
+
+
+def request_of(model: str, role: str, schema: type[BaseModel], tools: Sequence[BaseTool], messages: Sequence[BaseMessage]) -> Request:
+    """What the journal knows a question by: the same whatever way it is asked in, as a new process begins with another."""
+    content = {
+        "schema": [schema.__name__, schema_digest(schema)],
+        "tools": sorted(tool.name for tool in tools),
+        "messages": told(messages),
+    }
+    return Request(kind="model", role=role, model=model, content=content)
 
 
 def kept_answer(message: AIMessage) -> dict[str, Any]:
