@@ -12,7 +12,7 @@ from langgraph.graph.state import CompiledStateGraph
 from typing_extensions import TypedDict
 
 from orchestrator.context import RunContext
-from orchestrator.errors import BranchTimeoutError, InputError, LimitReached, ModelCallError, StopRequested, said
+from orchestrator.errors import BranchTimeoutError, InputError, LimitReached, ModelCallError, StopRequested, StorageError, said
 from orchestrator.events import tell
 from orchestrator.joining import NotNeeded, RoundOver
 from orchestrator.state import BranchResult, BranchStatus, Failure, Finding, Source, Task
@@ -129,7 +129,7 @@ async def run_branch(attempt: Agent, sent: BranchInput, context: RunContext, max
             context.terms.check()
             tell("branch_started", question=task.question)
             await branch.run(attempt, context, max_repairs)
-    except (GraphBubbleUp, InputError):
+    except (GraphBubbleUp, InputError, StorageError):  # what is not kept was not done
         raise
     except Exception as error:  # noqa: BLE001 - here the failure of a branch becomes data, whosever code it was
         branch.end(error, context.join.kept(task.id))

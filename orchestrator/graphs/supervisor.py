@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from orchestrator.asking import plan_question
 from orchestrator.context import RunContext, kinds_asked
-from orchestrator.errors import Declined, GraphError, InputError, said
+from orchestrator.errors import Declined, GraphError, InputError, StorageError, said
 from orchestrator.events import in_branch, tell
 from orchestrator.graphs.branches import RESEARCH_SHARE, Agent, BranchInput, create_attempt, run_branch, status_of
 from orchestrator.graphs.questions import new_tasks
@@ -162,7 +162,7 @@ async def _plan(planner: Agent, state: SupervisorState, context: RunContext) -> 
     try:
         async with context.within(RESEARCH_SHARE):
             planned = await planner.ainvoke(asked, context=context)
-    except (GraphBubbleUp, InputError):
+    except (GraphBubbleUp, InputError, StorageError):
         raise
     except Exception as error:
         if not branches:
@@ -237,7 +237,7 @@ async def _write(writer: Agent, state: SupervisorState, context: RunContext) -> 
             with kinds_asked() as kinds:
                 async with context.within(_WRITING_SHARE):
                     answer = (await writer.ainvoke({"question": state["question"], "findings": findings}, context=context))["answer"]
-        except GraphBubbleUp:
+        except (GraphBubbleUp, StorageError):
             raise
         except Exception as error:  # noqa: BLE001 - the findings are paid for: they are reported without the writer
             failures.append(Failure(role="writer", status=status_of(error), error=said(error)))
