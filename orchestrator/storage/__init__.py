@@ -9,8 +9,9 @@ from weakref import WeakKeyDictionary
 
 from orchestrator.storage.codec import Codec, open_codec
 from orchestrator.storage.database import Database, Fence, default_url, open_database
+from orchestrator.storage.heartbeat import kept
 from orchestrator.storage.journal import JournalTable
-from orchestrator.storage.runs import RunRecord, RunsTable, kept
+from orchestrator.storage.runs import RunRecord, RunsTable
 
 if TYPE_CHECKING:
     from orchestrator.storage.checkpoints import Checkpoints

@@ -28,6 +28,19 @@ MAX_SIZE = 10**9
 _AT_ONCE = 25  # runs erased in one transaction
 _TEXTS = 500  # the same of texts
 _CHECKPOINTS = ("checkpoints", "values_", "writes")
+_ROW = 100  # bytes of a row beside its bulk
+_BULK = {
+    "runs": ("input", "result", "questions", "answers"),
+    "journal": ("request", "response"),
+    "texts": ("content",),
+    "uses": ("hash",),
+    "checkpoints": ("checkpoint", "metadata"),
+    "values_": ("content",),
+    "writes": ("content",),
+    "facts": ("value",),
+}
+_LOOK = 600.0  # seconds between two looks at whether a clean-up is due
+_looked: dict[str, float] = {}
 _A_DAY = 1000  # runs that one background clean-up erases
 _LIVE = "status IN ('running', 'interrupted')"
 _LOCK = Statement("LOCK TABLE texts, uses IN SHARE ROW EXCLUSIVE MODE")
@@ -66,7 +79,7 @@ async def collect(
     A run that goes on stays; one that is interrupted or crashed until it is UNFINISHED old. `most`: runs that are erased at most.
     Raises StorageError; what was erased until then is erased.
     """
-    before = await database.size()
+    before = await _size(database)
     if not dry_run:
         await _sweep(database)
     ended, old, total = await _heads(database)
@@ -83,14 +96,19 @@ async def collect(
     erased = len(doomed) + (await _to_size(database, rest[::-1][:room], max_size) if max_size is not None else 0)
     if erased:
         await database.shrink()
-    return Freed(erased, total, before, await database.size())
+    return Freed(erased, total, before, await _size(database))
 
 
 async def collect_daily(database: Database) -> None:
     """The clean-up with its defaults where none was made for a day, a bounded part at a time; what fails is told in the log alone."""
+    now = time.monotonic()
+    if database.url == "memory://" or now - _looked.get(database.url, -math.inf) < _LOOK:
+        return
+    _looked[database.url] = now
     try:
-        if database.url != "memory://" and await _due(database):
+        if await _taken(database, now=time.time()):
             freed = await collect(database, most=_A_DAY)
+            await database.run(Statement("UPDATE meta SET value = ? WHERE key = 'clean-up'", (str(time.time() + DAY - _LOOK),)))
             tell("log", level="debug", message=f"clean-up of the store: {freed.runs} of {freed.of} runs erased")
     except StorageError as error:
         tell("log", level="warning", message=f"the store was not cleaned up: {error}")
@@ -107,11 +125,20 @@ async def erase(database: Database, run_ids: Sequence[str]) -> int:
     return erased
 
 
-async def _due(database: Database) -> bool:
-    now = time.time()
+async def _taken(database: Database, now: float) -> bool:
+    """Whether a clean-up is due, and this process is to make it: another one may go on with it _LOOK seconds later, where this one ends."""
     begin = Statement("INSERT INTO meta(key, value) VALUES('clean-up', '0') ON CONFLICT(key) DO NOTHING")
     take = "UPDATE meta SET value = ? WHERE key = 'clean-up' AND CAST(value AS DOUBLE PRECISION) < ? RETURNING key"
-    return bool((await database.run(begin, Statement(take, (str(now), now - DAY))))[1])
+    return bool((await database.run(begin, Statement(take, (str(now), now - _LOOK))))[1])
+
+
+async def _size(database: Database) -> int:
+    """Bytes of what is stored. Postgres counts room that it keeps for later as well: there it is the sum of the values."""
+    if not database.url.startswith("postgres"):
+        return await database.size()
+    summed = {table: " + ".join(f"coalesce(length({name}), 0)" for name in names) for table, names in _BULK.items()}
+    parts = [f"(SELECT coalesce(sum({each} + {_ROW}), 0) FROM {table})" for table, each in summed.items()]  # noqa: S608 - names of ours
+    return int((await database.run(Statement(f"SELECT {' + '.join(parts)}")))[0][0][0])
 
 
 async def _heads(database: Database) -> tuple[list[_Head], list[_Head], int]:
@@ -147,7 +174,7 @@ def _forecast(doomed: int, rest: int, total: int, before: int, max_size: float |
 async def _to_size(database: Database, oldest: Sequence[_Head], max_size: float) -> int:
     """Erases until the store is small enough: half of what seems to be needed at a time, as runs are not of one size."""
     erased = 0
-    while erased < len(oldest) and (size := await database.size()) > max_size:
+    while erased < len(oldest) and (size := await _size(database)) > max_size:
         needed = (1 - max_size / size) * (len(oldest) - erased) / 2
         part = oldest[erased : erased + max(1, min(_AT_ONCE, int(needed)))]
         await _erase(database, part)

@@ -5,20 +5,17 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from orchestrator.errors import InputError, LostRunError, OrchestratorError, StorageError
+from orchestrator.errors import InputError, OrchestratorError
 from orchestrator.storage.codec import Codec, Packed, unpack_all
 from orchestrator.storage.database import Database, Fence, Row, Statement
 from orchestrator.storage.owner import Owner, drop, is_living, new_owner
 from orchestrator.text import nearest, one_line, secrets_of, without
 
-__all__ = ["BEAT", "CRASHES", "ONE_AT_A_TIME", "RunRecord", "RunsTable", "kept"]
-
-BEAT = 5.0
-"""Seconds between two heartbeats of a run."""
+__all__ = ["CRASHES", "ONE_AT_A_TIME", "RunRecord", "RunsTable"]
 
 CRASHES = 3
 """Attempts in a row that may die at the same place: after so many the run has failed."""
@@ -141,10 +138,16 @@ class RunsTable:
         await self.database.run(Statement(update, values), fence=fence)
 
     async def finish(self, fence: Fence, status: str, *, error: str | None = None, result: Any = None, questions: Any = None) -> None:
-        """Stores what the run came to; it may be claimed from then on. Raises LostRunError where another process has taken it."""
+        """Stores what the run came to; it may be claimed from then on. A result's `usage` is the run's.
+
+        Raises LostRunError where another process has taken it.
+        """
         packed = [self._packed(result), self._packed(questions)]
-        values = (status, _clean(error), *(part and part.blob for part in packed), time.time(), *fence)
-        update = "UPDATE runs SET status = ?, error = ?, result = ?, questions = ?, crashes = 0, updated = ? WHERE run_id = ? AND owner = ?"
+        usage = result.get("usage") if isinstance(result, Mapping) else None
+        used = None if usage is None else _dumped(usage)
+        values = (status, _clean(error), *(part and part.blob for part in packed), used, time.time(), *fence)
+        sets = "status = ?, error = ?, result = ?, questions = ?, usage = coalesce(?, usage), crashes = 0, updated = ?"
+        update = f"UPDATE runs SET {sets} WHERE run_id = ? AND owner = ?"  # noqa: S608 - of ours
         try:
             await self.database.run(*_texts(fence.run_id, *packed), Statement(update, values), fence=fence)
         finally:
@@ -364,39 +367,3 @@ def _running(found: RunRecord) -> InputError:
 
 def _dumped(value: Any) -> str:
     return _clean(json.dumps(value, ensure_ascii=False)) or ""
-
-
-@contextlib.asynccontextmanager
-async def kept(table: RunsTable, fence: Fence, progress: Callable[[], Mapping[str, Any]] = dict) -> AsyncGenerator[None, None]:
-    """Inside, the run's heart beats every BEAT seconds, with what `progress` gives for `beat`; `finish` belongs inside.
-
-    What is inside is cancelled, and LostRunError raised, where another process has taken the run.
-    """
-    lost: list[LostRunError] = []
-
-    async def beating(lease: asyncio.Timeout) -> None:
-        while True:
-            await asyncio.sleep(BEAT)
-            try:
-                await table.beat(fence, **progress())
-            except LostRunError as error:
-                lost.append(error)
-                lease.reschedule(asyncio.get_running_loop().time())
-                return
-            except StorageError:  # what the run itself writes tells of it
-                continue
-
-    try:
-        async with asyncio.timeout(None) as lease:
-            heart = asyncio.create_task(beating(lease), name=f"heartbeat of {fence.run_id}")
-            try:
-                yield
-            finally:
-                heart.cancel()
-                await asyncio.gather(heart, return_exceptions=True)
-    except TimeoutError:
-        if lost:
-            raise lost[0] from None
-        raise
-    finally:
-        drop(fence.owner)
