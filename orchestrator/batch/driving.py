@@ -15,6 +15,7 @@ from orchestrator.batch.reading import Inputs, Item, Survey, bad_lines
 from orchestrator.batch.writing import Output, add_usage, failed_result, result_line
 from orchestrator.choices import ModelSpec, check_controls, choose_models, merged_controls
 from orchestrator.controls import Controls
+from orchestrator.driving import Attempt
 from orchestrator.errors import InputError, LostRunError, OrchestratorError, StorageError
 from orchestrator.keeping import attempt_events, create_run, folded, record_of
 from orchestrator.resuming import resume
@@ -129,6 +130,10 @@ class Batch:
             stack.pop_all()
         self._begin_view(survey)
         self._shared.pool.count(self._output.used)
+
+    def close(self) -> None:
+        """Let others write the output: for a batch whose results nobody asked for."""
+        self._output.close()
 
     async def results(self) -> AsyncGenerator[dict[str, Any], None]:
         """Each result once its line is written, in the order in which they come. Raises OutputError, StorageError, InputError."""
@@ -255,12 +260,14 @@ class Batch:
         return dict(result)
 
     async def _begun(self, item: Item, storage: Storage) -> dict[str, Any]:
-        attempt = await asyncio.to_thread(
-            prepare, self._workflow, item.values or {}, model=self._model, controls=self._controls, run_id=item.run_id
-        )
-        attempt.stop = self.stop
-        record, fence = await create_run(storage, attempt, record_of(attempt, batch=self.view.batch))
+        attempt, new = await asyncio.to_thread(self._prepared, item)
+        record, fence = await create_run(storage, attempt, new)
         return (await folded(attempt_events(attempt, storage, record, fence))).model_dump(mode="json")
+
+    def _prepared(self, item: Item) -> tuple[Attempt, RunRecord]:
+        attempt = prepare(self._workflow, item.values or {}, model=self._model, controls=self._controls, run_id=item.run_id)
+        attempt.stop = self.stop
+        return attempt, record_of(attempt, batch=self.view.batch)
 
     async def _resumed(self, record: RunRecord) -> dict[str, Any]:
         result = await resume(
