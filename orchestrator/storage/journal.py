@@ -20,6 +20,10 @@ _SUMS = (
     " CAST(SUM(input_tokens) AS BIGINT), CAST(SUM(output_tokens) AS BIGINT)"
     " FROM journal WHERE run = ? AND kind = 'model' GROUP BY role, model, scope ORDER BY role, model, scope"
 )
+_COPY = (
+    f"INSERT INTO journal({_COLUMNS}) SELECT ?, seq, kind, scope, role, model, digest, state, request, response,"  # noqa: S608 - our own names
+    " 0, 0, 0, 0, began, seconds, error FROM journal WHERE run = ? AND state = 'ok' ON CONFLICT(run, seq) DO NOTHING"
+)
 _AT_ONCE = 200  # bodies that one statement asks for
 
 
@@ -119,6 +123,12 @@ class JournalTable:
             blobs.update((seq, bytes(blob)) for seq, blob in found)
         values = await unpack_all(self._database, self._codec, list(blobs.values()))
         return dict(zip(blobs, values, strict=True))
+
+    async def copy(self, source: int, target: int, fence: Fence) -> None:
+        """Give a new run the answers of another one; what they used stays with that one. Raises StorageError, LostRunError."""
+        rows = Statement(_COPY, (target, source))
+        uses = Statement("INSERT INTO uses(run, hash) SELECT ?, hash FROM uses WHERE run = ? ON CONFLICT DO NOTHING", (target, source))
+        await self._database.run(rows, uses, fence=fence)
 
     async def sums(self, run: int) -> list[Sum]:
         """What the run's model calls used, by role, model and scope."""
