@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -13,10 +13,13 @@ from orchestrator.schemas import misfit
 from orchestrator.text import counted, one_line, printable
 
 __all__ = [
+    "Person",
     "Question",
     "accepted",
     "allows",
+    "carried",
     "find",
+    "given_to",
     "lines",
     "names",
     "plan_question",
@@ -28,12 +31,16 @@ __all__ = [
     "validate",
 ]
 
+Person = Callable[[Sequence["Question"]], Awaitable[Mapping[str, Any]]]
+"""Who is asked while a run goes on: gives answers by the question's id, and none to what is left for later."""
+
 Kind = Literal["clarify", "plan", "tools", "custom"]
 
 _NAME = 4  # hexadecimal digits of an id that its name shows, more where two pending questions begin alike
 _LONGEST = 20_000  # characters of an answer in words
 _SHOWN = 1_000  # characters of one text in a question's detail
 _ALLOWED = "always "  # stands before the name of a tool, among the answers: no id has a space
+_DECLINED = "declined "
 _NAMED = re.compile(r"q-[0-9a-fA-F]+|[0-9a-f]{32}")
 _MOST = 200  # questions of an edited plan
 _WORDS = {"y": "yes", "yes": "yes", "true": "yes", "n": "no", "no": "no", "false": "no", "always": "always", "a": "always"}
@@ -149,9 +156,25 @@ def _shortened(value: Any) -> Any:
 
 
 def accepted(asked: Question, value: Any) -> dict[str, Any]:
-    """What a run keeps of a valid answer: the value by the question's id, and each tool that was allowed for good."""
+    """What a run keeps of a valid answer: the value by the question's id, and each tool that was allowed for good.
+
+    A plan that was declined ends the run, and is no answer for who resumes it: it has another key, which `carried` leaves out.
+    """
+    if asked.kind == "plan" and value == "no":
+        return {_DECLINED + asked.id: value}
     tools = _tools(asked) if asked.kind == "tools" and value == "always" else ()
     return {asked.id: value, **{_ALLOWED + tool: "always" for tool in tools}}
+
+
+def carried(answers: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the answers that a run has, those that hold when it is resumed."""
+    return {key: value for key, value in answers.items() if not key.startswith(_DECLINED)}
+
+
+def given_to(asked: Question, answers: Mapping[str, Any]) -> Any:
+    """The value of the answer to a question among those that a run has; None where there is none."""
+    kept = answers.get(asked.id, answers.get(_DECLINED + asked.id))
+    return None if kept is None else validate(asked, kept)
 
 
 def allows(answers: Mapping[str, Any], tool: str) -> bool:

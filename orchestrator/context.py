@@ -19,7 +19,7 @@ from langchain_core.messages import BaseMessage, ToolCall, ToolMessage
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel
 
-from orchestrator.asking import Question, allows, tools_question, validate
+from orchestrator.asking import Question, allows, given_to, tools_question, validate
 from orchestrator.calling import call_tool
 from orchestrator.controls import Controls
 from orchestrator.documents import Library, open_library
@@ -274,8 +274,9 @@ class RunContext:
         value = question.model_dump(mode="json")
         if self.answers is None:
             return validate(question, interrupt(value))
-        if question.id in self.answers:
-            return validate(question, self.answers[question.id])
+        answer = given_to(question, self.answers)
+        if answer is not None:
+            return answer
         # LangGraph's interrupt() has a new id at each resume inside a graph without a checkpointer: no answer would ever find it.
         raise GraphInterrupt((Interrupt(value=value, id=question.id),))
 

@@ -24,13 +24,14 @@ from langgraph.runtime import RunControl
 from langgraph.types import Interrupt, StateSnapshot, StreamMode
 from pydantic import BaseModel
 
+from orchestrator.asking import Person
 from orchestrator.checks import unknown_targets
 from orchestrator.choices import Choice, inner_graphs
 from orchestrator.context import RunContext
 from orchestrator.controls import Controls
 from orchestrator.delivery import Delivery
 from orchestrator.door import guarding
-from orchestrator.errors import DeadlineReached, InputError, LimitReached, LostRunError, OrchestratorError, StopRequested, said
+from orchestrator.errors import DeadlineReached, Declined, InputError, LimitReached, LostRunError, OrchestratorError, StopRequested, said
 from orchestrator.events import Event, listening, tell
 from orchestrator.journal import Journal
 from orchestrator.outcome import Result, Status, branches, outcome, questions_of
@@ -70,6 +71,8 @@ class Attempt:
     answers: dict[str, Any] = field(default_factory=dict)  # of a person, by the question's id
     before: float = 0.0  # seconds of wall time that earlier attempts took, as far as they are known
     stop: asyncio.Event | None = None
+    person: Person | None = None  # who answers while the run goes on
+    goes_on: bool = False  # after a question that this person answered: what was told of the run stays so
     began: float = field(default_factory=time.monotonic)
     known: tuple[list[Task], list[BranchResult]] = field(default_factory=lambda: ([], []))  # of earlier attempts
     state: dict[str, Any] = field(default_factory=dict)
@@ -118,16 +121,17 @@ class Attempt:
 
         def emit(event: Event) -> None:
             self._note(event)
-            delivery.put(event)
+            if not (self.goes_on and event.kind in ("run_started", "documents")):
+                delivery.put(event)
 
         with listening(emit), unknown_targets() as unknown:
             self._tell_start()
             try:
                 async with _connected(), contextlib.aclosing(self.context), guarding(self.context.terms):
                     ended = await self._ended(delivery)
-            except StopRequested:
+            except StopRequested as stopped:
                 self.context.stop()
-                ended = None
+                ended = ("cancelled", said(stopped)) if isinstance(stopped, Declined) else None
             if self.context.stopping:
                 return await self.result("cancelled", self._stopped(ended[1] if ended else None))
             if ended is None and unknown:
@@ -138,7 +142,7 @@ class Attempt:
     async def _ended(self, delivery: Delivery) -> tuple[Status, str | None] | None:
         """Follow the graph; the status and sentence of what ended it early, None where nothing did. Raises StopRequested, InputError."""
         try:
-            async with asyncio.timeout(self.controls.deadline) as clock, self._stoppable() as control:
+            async with asyncio.timeout(self._left()) as clock, self._stoppable() as control:
                 await self._follow(control, delivery)
         except (InputError, StopRequested, LostRunError):
             raise
@@ -160,6 +164,10 @@ class Attempt:
             tell("log", level="debug", message="the run failed", exception=error)
             return "failed", self._blamed(error)
         return None
+
+    def _left(self) -> float | None:
+        """Seconds until the deadline."""
+        return None if self.controls.deadline is None else self.began + self.controls.deadline - time.monotonic()
 
     def _tell_start(self) -> None:
         limits = self.controls.budget.model_dump(exclude_none=True)

@@ -10,6 +10,7 @@ from typing import Any
 from langgraph.graph.state import CompiledStateGraph
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from orchestrator.consulting import answered, tell_questions
 from orchestrator.delivery import Delivery
 from orchestrator.driving import Attempt
 from orchestrator.errors import OrchestratorError, said
@@ -93,17 +94,23 @@ async def _kept(
     attempt: Attempt, storage: Storage, record: RunRecord, fence: Fence, mode: JournalMode, sources: Sequence[int], delivery: Delivery
 ) -> Result:
     """Drive the attempt while its run's heart beats, and store what it came to."""
-    async with kept(storage.runs, fence, attempt.progress):
+    now = attempt  # a question that is answered while the run goes on begins another one
+    async with kept(storage.runs, fence, lambda: now.progress()):
         try:
-            attempt.graph = checkpointed(attempt.graph, storage.checkpoints(fence, attempt.graph))
-            journal = await Journal.open(storage.journal, record.number, fence, mode=mode, sources=sources)
-            await attempt.record_in(journal)
-            try:
-                result = await attempt.drive(delivery)
-            finally:
-                await journal.aclose()
+            now.graph = checkpointed(now.graph, storage.checkpoints(fence, now.graph))
+            while True:
+                async with contextlib.aclosing(
+                    await Journal.open(storage.journal, record.number, fence, mode=mode, sources=sources)
+                ) as journal:
+                    await now.record_in(journal)
+                    result = await now.drive(delivery)
+                tell_questions(result.questions, delivery)
+                following = await answered(now, result, storage.runs, delivery)
+                if following is None:
+                    break
+                now, mode = following, "resume"
             questions = [question.model_dump(mode="json") for question in result.questions]
-            await storage.runs.beat(fence, **attempt.progress())
+            await storage.runs.beat(fence, **now.progress())
             await storage.runs.finish(fence, result.status, error=result.error, result=result.model_dump(mode="json"), questions=questions)
         except Exception as error:
             with contextlib.suppress(OrchestratorError):  # what is raised says what is wrong

@@ -86,9 +86,13 @@ def outcome(state: Mapping[str, Any], interrupts: Sequence[Interrupt]) -> tuple[
     return "complete", None
 
 
+def _schema(interrupt: Interrupt) -> dict[str, Any] | None:
+    return dict(interrupt.response_schema) if isinstance(interrupt.response_schema, Mapping) else None
+
+
 def questions_of(interrupts: Iterable[Interrupt]) -> tuple[Question, ...]:
     """What a person is asked, each question once: LangGraph tells an interrupt of a graph inside twice."""
-    return tuple({interrupt.id: question_of(interrupt.id, interrupt.value) for interrupt in interrupts}.values())
+    return tuple({interrupt.id: question_of(interrupt.id, interrupt.value, _schema(interrupt)) for interrupt in interrupts}.values())
 
 
 def branches(state: Mapping[str, Any]) -> list[BranchResult]:

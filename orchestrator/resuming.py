@@ -7,23 +7,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from langgraph.types import Command, StateSnapshot
-
-from orchestrator.asking import Question, accepted, find, read_answers, still_open, validate
+from orchestrator.asking import Person, Question, accepted, carried, find, read_answers, still_open, validate
 from orchestrator.choices import Models, ModelSpec, check_controls, choose_models, merged_controls
+from orchestrator.consulting import continue_from
 from orchestrator.controls import Controls
 from orchestrator.driving import Attempt
 from orchestrator.errors import InputError, OrchestratorError, WorkflowLoadError
 from orchestrator.events import Event
 from orchestrator.fingerprint import changes, fingerprint
 from orchestrator.keeping import attempt_events, checkpointed, folded
-from orchestrator.outcome import Result, questions_of
+from orchestrator.outcome import Result
 from orchestrator.runner import Graph, checked_workflow
 from orchestrator.storage import Fence, RunRecord, Storage, open_storage
 from orchestrator.storage.runs import CRASHES
 from orchestrator.workflow import Workflow, load_workflow
 
-__all__ = ["Answers", "resume", "stream_resume"]
+__all__ = ["Answers", "Wish", "prepared", "resume", "stream_resume"]
 
 Answers = str | Sequence[str] | Mapping[str, Any]
 """What a person says: to the one question that is pending, as `NAME=TEXT`, or by the name or id of each question."""
@@ -32,7 +31,7 @@ _AGAIN = "python -m orchestrator resume"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Wish:
+class Wish:
     """How a run is to go on, as it was asked for."""
 
     workflow: str | Workflow | Graph | None = None
@@ -55,28 +54,31 @@ async def stream_resume(
     accept_changes: bool = False,
     restart: bool = False,
     retry: bool = False,
+    person: Person | None = None,
     stop: asyncio.Event | None = None,
 ) -> AsyncGenerator[Event, None]:
     """Go on with a run and yield its events; the last is `result`. Of a run that is done it is the stored one, and nothing is called.
 
     What the run was started with holds; `model` (by role) and `controls` go over it, and budgets count what every attempt has used.
-    `workflow` is needed for one that was made in Python. `answers`: to the questions of an interrupted run. `accept_changes`: the code
+    `workflow` is needed for one that was made in Python. `answers`: to the questions of an interrupted run; `person` is asked what is
+    asked from now on, as in `run`. `accept_changes`: the code
     may have changed since it was started; `restart`: begin once more from its input, as calls that it has made are not made again;
     `retry`: also where it ended `partial` or `failed`. Raises InputError where there is no such run, where it is running, and where
     it cannot go on as asked.
     """
-    wish = _Wish(
+    wish = Wish(
         workflow=workflow, model=model, controls=controls, answers=answers, accept_changes=accept_changes, restart=restart, retry=retry
     )
     async with open_storage(db) as storage:
         found = await storage.runs.get(run_id)
         if found is None:
             raise await storage.runs.unknown(run_id)
+        _answered(found, answers)  # what does not fit is refused before anything is taken
         if _is_done(found, wish):
             yield Event("result", stored_result(found))
             return
-        attempt = await asyncio.to_thread(_prepared, found, wish)
-        attempt.stop = stop
+        attempt = await asyncio.to_thread(prepared, found, wish)
+        attempt.stop, attempt.person = stop, person
         found, fence = await storage.runs.claim(run_id, retry=retry or restart)
         try:
             ready = await _ready(attempt, storage, found, fence, wish)
@@ -103,6 +105,7 @@ async def resume(
     accept_changes: bool = False,
     restart: bool = False,
     retry: bool = False,
+    person: Person | None = None,
     stop: asyncio.Event | None = None,
 ) -> Result:
     """Go on with a run to its end, or until `stop` is set; the arguments are those of `stream_resume`."""
@@ -117,6 +120,7 @@ async def resume(
             accept_changes=accept_changes,
             restart=restart,
             retry=retry,
+            person=person,
             stop=stop,
         )
     )
@@ -139,7 +143,7 @@ def stored_result(record: RunRecord) -> dict[str, Any]:
     ).model_dump(mode="json")
 
 
-def _is_done(record: RunRecord, wish: _Wish) -> bool:
+def _is_done(record: RunRecord, wish: Wish) -> bool:
     """Whether nothing is left to do of a run, as far as its row says: `_ready` looks at the graph of one that failed."""
     if wish.restart:
         return False
@@ -156,7 +160,7 @@ def _questions(record: RunRecord) -> list[Question]:
     return [Question.model_validate(question) for question in record.questions or ()]
 
 
-def _prepared(record: RunRecord, wish: _Wish) -> Attempt:
+def prepared(record: RunRecord, wish: Wish) -> Attempt:
     """Everything of the next attempt that can be checked before the run is taken; raises InputError."""
     folder = Path(record.folder)
     workflow = _workflow(record, wish, folder)
@@ -185,7 +189,7 @@ def _prepared(record: RunRecord, wish: _Wish) -> Attempt:
     )
 
 
-def _workflow(record: RunRecord, wish: _Wish, folder: Path) -> Workflow:
+def _workflow(record: RunRecord, wish: Wish, folder: Path) -> Workflow:
     if wish.workflow is not None:
         return checked_workflow(wish.workflow)
     if not record.spec:
@@ -214,13 +218,14 @@ def _models(record: RunRecord, given: ModelSpec | None) -> dict[str, Models]:
     return {**kept, **over}
 
 
-async def _ready(attempt: Attempt, storage: Storage, record: RunRecord, fence: Fence, wish: _Wish) -> bool:
+async def _ready(attempt: Attempt, storage: Storage, record: RunRecord, fence: Fence, wish: Wish) -> bool:
     """Set the attempt where the run is to go on, and write down how; whether there is anything left to do."""
     if _is_done(record, wish):  # somebody else has done it since it was looked at
         return False
     given = _answered(record, wish.answers)
-    answers = dict((await storage.runs.answer(record.run_id, given)).answers or {}) if given else dict(record.answers or {})
-    attempt.answers.update(answers)
+    if given:
+        await storage.runs.answer(record.run_id, given)
+    attempt.answers.update({**carried(record.answers or {}), **given})
     graph = checkpointed(attempt.graph, storage.checkpoints(fence, attempt.graph))
     snapshot = await graph.aget_state({"configurable": {"thread_id": record.thread_id}})
     ended = bool(snapshot.created_at) and not snapshot.tasks  # what is next says nothing: it may be empty before the end
@@ -233,7 +238,7 @@ async def _ready(attempt: Attempt, storage: Storage, record: RunRecord, fence: F
     if again or not snapshot.created_at:
         _begin(attempt, record)
     else:
-        _continue(attempt, snapshot, answers)
+        continue_from(attempt, snapshot)
     controls = attempt.controls.model_dump(mode="json")
     await storage.runs.change(fence, generation=generation, models=attempt.models.specs, controls=controls, fingerprint=attempt.fingerprint)
     return True
@@ -243,14 +248,6 @@ def _begin(attempt: Attempt, record: RunRecord) -> None:
     if record.input is None:
         raise InputError(f"run {record.run_id!r} cannot begin once more: its input is not kept", remedy="start a new run")
     attempt.given = attempt.values
-
-
-def _continue(attempt: Attempt, snapshot: StateSnapshot, answers: Mapping[str, Any]) -> None:
-    """Go on with the tasks that the thread still has; answers to LangGraph's own interrupts go in with a Command."""
-    asked = questions_of(interrupt for task in snapshot.tasks for interrupt in task.interrupts)
-    native = {question.id: answers[question.id] for question in asked if question.native and question.id in answers}
-    attempt.given = Command(resume=native) if native else None
-    attempt.restore(snapshot)
 
 
 def _answered(record: RunRecord, given: Answers | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from langgraph.graph import StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from pydantic import BaseModel
 
+from orchestrator.asking import Person
 from orchestrator.checks import check_graph
 from orchestrator.choices import ModelSpec, check_controls, choose_models, merged_controls
 from orchestrator.controls import Controls
@@ -35,17 +36,19 @@ async def stream(
     controls: Mapping[str, Any] | Controls | None = None,
     run_id: str | None = None,
     db: str | None = None,
+    person: Person | None = None,
     stop: asyncio.Event | None = None,
 ) -> AsyncGenerator[Event, None]:
     """Run a workflow and yield its events; the last is `result`, whose fields are the Result. Raises InputError before anything started.
 
     `model` is a spec or a chat model for every role, several of them (the first is asked, the next when it fails), or a mapping by
     role (`""`: every other role). `db` is the URL of the store that keeps the run (None: ORCHESTRATOR_DB, else the user's own file).
+    `person`, an async function, is given the questions of a run that waits, and gives answers by their ids: then the run goes on.
     Once `stop` is set no new model call begins, and after GRACE the rest is cancelled: the result is `cancelled`, with what was
     found. Closing the generator cancels the run at once. A reader that is slow makes the run wait.
     """
     attempt = await asyncio.to_thread(prepare, workflow, input, model=model, controls=controls, run_id=run_id)
-    attempt.stop = stop
+    attempt.stop, attempt.person = stop, person
     async with open_storage(db) as storage:
         record, fence = await create_run(storage, attempt, record_of(attempt))
         async with contextlib.aclosing(attempt_events(attempt, storage, record, fence)) as events:
@@ -61,13 +64,14 @@ async def run(
     controls: Mapping[str, Any] | Controls | None = None,
     run_id: str | None = None,
     db: str | None = None,
+    person: Person | None = None,
     stop: asyncio.Event | None = None,
 ) -> Result:
     """Run a workflow to its end, or until `stop` is set; `orchestrator.resume` goes on with what ended before it was done.
 
     Raises InputError before anything started; every later failure is the result's status and error.
     """
-    return await folded(stream(workflow, input, model=model, controls=controls, run_id=run_id, db=db, stop=stop))
+    return await folded(stream(workflow, input, model=model, controls=controls, run_id=run_id, db=db, person=person, stop=stop))
 
 
 def prepare(

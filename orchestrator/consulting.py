@@ -1,0 +1,84 @@
+"""A run that asks a person while it goes on: the questions are told and asked, and the next attempt has the answers."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from langgraph.types import Command, StateSnapshot
+
+from orchestrator.asking import Question, accepted, given_to, names, validate
+from orchestrator.delivery import Delivery
+from orchestrator.driving import Attempt
+from orchestrator.events import Event
+from orchestrator.outcome import Result, questions_of
+from orchestrator.storage.runs import RunsTable
+
+__all__ = ["answered", "continue_from", "given_by", "tell_questions"]
+
+
+def tell_questions(questions: Sequence[Question], delivery: Delivery) -> None:
+    """An event for each question of a run that waits."""
+    for asked, name in zip(questions, names(questions).values(), strict=True):
+        told = asked.model_dump(mode="json", include={"text", "detail", "choices"})
+        delivery.put(Event("question", {"name": name, "asks": asked.kind, **told, "takes": asked.takes}, branch=asked.branch))
+
+
+def given_by(questions: Iterable[Question], answers: Mapping[str, Any]) -> dict[str, Any]:
+    """The answers of a person, checked, as the run keeps them; raises InputError."""
+    kept: dict[str, Any] = {}
+    for asked in questions:
+        if asked.id in answers:
+            kept |= accepted(asked, validate(asked, answers[asked.id]))
+    return kept
+
+
+async def answered(attempt: Attempt, result: Result, runs: RunsTable, delivery: Delivery) -> Attempt | None:
+    """The attempt that goes on with the answers of the run's person; None where nobody is there, or everything is left for later.
+
+    The answers are stored before anything is done with them. Time that the person took is no time of the run. Raises InputError.
+    """
+    if attempt.person is None or not result.questions or (attempt.stop is not None and attempt.stop.is_set()):
+        return None
+    named = names(result.questions)
+    began = time.monotonic()
+    delivery.put(Event("asking", {"questions": list(named.values())}))
+    kept = given_by(result.questions, await attempt.person(result.questions))
+    waited = time.monotonic() - began
+    over = [named[asked.id] for asked in result.questions if given_to(asked, kept) is not None]
+    delivery.put(Event("answered", {"questions": over}))
+    if not kept:
+        return None
+    await runs.answer(attempt.run_id, kept)
+    following = _following(attempt, kept, waited)
+    continue_from(following, await attempt.graph.aget_state({"configurable": {"thread_id": attempt.thread}}))
+    return following
+
+
+def _following(attempt: Attempt, kept: Mapping[str, Any], waited: float) -> Attempt:
+    """The attempt after this one."""
+    return Attempt(
+        workflow=attempt.workflow,
+        graph=attempt.graph,
+        values=attempt.values,
+        models=attempt.models,
+        controls=attempt.controls,
+        run_id=attempt.run_id,
+        boundary=attempt.boundary,
+        thread=attempt.thread,
+        fingerprint=attempt.fingerprint,
+        number=attempt.number,
+        answers={**attempt.answers, **kept},
+        before=attempt.before,
+        stop=attempt.stop,
+        person=attempt.person,
+        goes_on=True,
+        began=attempt.began + waited,
+    )
+
+
+def continue_from(attempt: Attempt, snapshot: StateSnapshot) -> None:
+    """Go on with the tasks that the thread still has; answers to LangGraph's own interrupts go in with a Command."""
+    asked = questions_of(interrupt for task in snapshot.tasks for interrupt in task.interrupts)
+    native = {one.id: attempt.answers[one.id] for one in asked if one.native and one.id in attempt.answers}
+    attempt.given = Command(resume=native) if native else None
+    attempt.restore(snapshot)
