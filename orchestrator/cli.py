@@ -1,10 +1,9 @@
 """The command line: `python -m orchestrator`. Parsing and exit codes are here; every verb calls the module that does the work."""
 
-import contextlib
 import gc
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,16 +27,12 @@ from orchestrator.options import (
 )
 from orchestrator.output import (
     columns,
-    deliver,
-    deliver_json,
     describe_error,
     description_text,
-    is_terminal,
     open_streams,
     own_stdout,
     say,
     terminal_width,
-    write_event,
     write_json,
     write_text,
 )
@@ -50,18 +45,14 @@ if TYPE_CHECKING:
     import asyncio
 
     from orchestrator.controls import Controls
-    from orchestrator.progress import RunView
     from orchestrator.workflow import Workflow
 
 __all__ = ["main"]
 
 PROG = "python -m orchestrator"
-LEAVING = 1.0
-"""Seconds that threads which go on after the result have to end."""
-
 _USAGE = f"""usage: {PROG} WORKFLOW [INPUT] [--FIELD VALUE ...] [options]
        {PROG} list | describe WORKFLOW | graph WORKFLOW | doctor
-       {PROG} runs | show RUN | cancel RUN | gc
+       {PROG} runs | show RUN | resume RUN [--answer TEXT] | cancel RUN | gc
 """
 _HELP = f"""{_USAGE}
 Run a workflow: a name that `list` shows, a dotted module, or path/to/file.py[:attribute].
@@ -75,6 +66,8 @@ Run a workflow: a name that `list` shows, a dotted module, or path/to/file.py[:a
   runs [--status S] [--limit N] [--json]
                                  the runs that are stored, the newest first
   show RUN [--json]              what a run was asked, did and used, and what to do next
+  resume RUN [--answer TEXT] [options]
+                                 go on with a run that ended before it was done; `resume --help` lists its options
   cancel RUN                     stop a run from another shell; it reports what it found
   gc [--older-than 30d] [--keep N] [--max-size 1GB] [--dry-run]
                                  delete what ended long ago; every run does so once a day
@@ -134,6 +127,10 @@ def _dispatch(words: list[str], signals: Signals) -> int:
         from orchestrator.batch_command import run_command
 
         return run_command(rest, signals)
+    if first == "resume":
+        from orchestrator.resume_command import resume_command
+
+        return resume_command(rest, signals)
     if first in _VERBS and ({"-h", "--help"} & set(rest)):
         write_text(_HELP)
         return 0
@@ -346,103 +343,19 @@ def _forecast(request: _Request) -> int:
 
 
 def _start(request: _Request, signals: Signals) -> int:
-    """Run, deliver what came of it, and leave no longer than a moment after that."""
-    import asyncio
+    from orchestrator.following import Followed, follow_run
 
-    from orchestrator.logs import open_logs
-    from orchestrator.progress import RunView
-    from orchestrator.tracing import langsmith_tracing
+    def events(stop: "asyncio.Event") -> "AsyncGenerator[Event, None]":
+        from orchestrator.runner import stream
 
-    options, view = request.options, RunView()
-    logs = open_logs(
-        log_file=request.log_file, log_format=options.log_format, debug=options.debug, quiet=options.quiet, run_id=request.run_id
-    )
-    with _registered(request, signals), logs, langsmith_tracing():
-        with asyncio.Runner(debug=options.debug) as runner:
-            try:
-                result = runner.run(_drive(request, view, signals))
-                code = deliver(options, request.output, result)
-                if result["status"] == "cancelled" and signals.received:
-                    code = signals.exit_code
-            except InputError as error:
-                if view.workflow:  # found only once the run had begun, as documents of which none can be read
-                    deliver_json(options, request.run_id, view.ended(request.run_id, "failed", str(error)))
-                raise
-            leaving = signals.leave_after(LEAVING, code)
-        leaving.cancel()
-    signals.stop = None
-    return code
+        return stream(
+            request.workflow,
+            request.values,
+            model=request.model,
+            controls=request.controls,
+            run_id=request.run_id,
+            db=request.options.db,
+            stop=stop,
+        )
 
-
-@contextlib.contextmanager
-def _registered(request: _Request, signals: Signals) -> Iterator[None]:
-    """Inside, `cancel` finds the run; where that cannot be written down it runs all the same. Raises InputError for an id that runs."""
-    from orchestrator.running import registered
-
-    with contextlib.ExitStack() as stack:
-        try:
-            signals.leave = stack.enter_context(registered(request.run_id, request.workflow.name))
-        except OSError as error:
-            if not request.options.quiet:
-                say(f"note: the run cannot be cancelled from another shell: {error.strerror or error}")
-        yield
-
-
-async def _drive(request: _Request, view: "RunView", signals: Signals) -> Mapping[str, Any]:
-    """Follow the run to its result; raises InputError, and BrokenPipeError where nobody reads the events any more."""
-    import asyncio
-
-    from orchestrator.blocking import watching
-    from orchestrator.runner import stream
-
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-
-    def stopping() -> None:
-        stop.set()
-        if not request.options.quiet and view.result is None:
-            say(_stopping_line(max(0, view.calls - view.calls_done)))
-
-    def stop_soon() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the run is over, and the process about to end
-            loop.call_soon_threadsafe(stopping)
-
-    signals.stop = stop_soon
-    events = stream(request.workflow, request.values, model=request.model, controls=request.controls, run_id=request.run_id, stop=stop)
-    with watching() if request.options.debug else contextlib.nullcontext():
-        async with contextlib.aclosing(events):
-            await _follow(events, request, view, stop)
-    if view.result is None:
-        raise OrchestratorError("the run ended without a result")
-    return view.result
-
-
-def _stopping_line(calls: int) -> str:
-    from orchestrator.driving import GRACE
-
-    what = f"{calls:,} call{'' if calls == 1 else 's'} in flight may end" if calls else "the report is written"
-    return f"stopping: {what}, at most {GRACE:g} s; again to end at once"
-
-
-async def _follow(events: "AsyncGenerator[Event, None]", request: _Request, view: "RunView", stop: "asyncio.Event") -> None:
-    """Tell each event to whoever wants it: the view, the logs, stdout and stderr."""
-    import asyncio
-
-    from orchestrator.logs import log_event
-    from orchestrator.progress import open_progress
-
-    options, show = request.options, None
-    watched = sys.stderr is not None and sys.stderr.isatty()
-    with contextlib.ExitStack() as screen:
-        async for event in events:
-            if show is None:  # the first event comes when everything was found good
-                gc.freeze()
-                gc.enable()
-                live = False if options.events and is_terminal() else None
-                show = screen.enter_context(open_progress(quiet=options.quiet, live=live))
-            view.add(event)
-            log_event(event)
-            if options.events:
-                # Not here: a reader that is slow must not hold the event loop.
-                await asyncio.to_thread(write_event, event, request.run_id)
-            if watched or not stop.is_set() or event.kind == "result":  # in a log, what is stopped is told by its end alone
-                show(event)
+    return follow_run(Followed(request.run_id, request.options, request.output, request.log_file, events), signals)

@@ -96,7 +96,7 @@ class Attempt:
     async def record_in(self, journal: Journal) -> None:
         """Keep every finished call in `journal`, and take what earlier attempts were answered and have used from it."""
         self.context.terms.journal = journal
-        await self.context.ledger.restore((one.role, one.model, _branch_of(one.scope), one.usage) for one in journal.sums)
+        await self.context.ledger.restore(journal.restored())
 
     def restore(self, snapshot: StateSnapshot) -> None:
         """Go on where the thread stands: its branches count as planned and done, and the round that is under way goes on."""
@@ -314,11 +314,6 @@ async def _connected() -> AsyncGenerator[None, None]:
             from orchestrator.models.connection import close_connections
 
             await close_connections()
-
-
-def _branch_of(scope: str) -> str | None:
-    """The branch that a scope of the journal is."""
-    return scope.removeprefix("branch ") if scope.startswith("branch ") else None
 
 
 def _ends_itself(graph: CompiledStateGraph[Any, Any, Any, Any]) -> bool:

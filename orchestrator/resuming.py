@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ _AGAIN = "python -m orchestrator resume"
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """How a run is to go on, as it was asked for."""
+    """How a run is to go on, as it was asked for. `enter_folder`: the process may move to the folder that the run was started in."""
 
     workflow: str | Workflow | Graph | None = None
     model: ModelSpec | None = None
@@ -41,6 +42,7 @@ class Wish:
     accept_changes: bool = False
     restart: bool = False
     retry: bool = False
+    enter_folder: bool = False
 
 
 async def stream_resume(
@@ -54,6 +56,7 @@ async def stream_resume(
     accept_changes: bool = False,
     restart: bool = False,
     retry: bool = False,
+    enter_folder: bool = False,
     person: Person | None = None,
     stop: asyncio.Event | None = None,
 ) -> AsyncGenerator[Event, None]:
@@ -61,13 +64,20 @@ async def stream_resume(
 
     What the run was started with holds; `model` (by role) and `controls` go over it, and budgets count what every attempt has used.
     `workflow` is needed for one that was made in Python. `answers`: to the questions of an interrupted run; `person` is asked what is
-    asked from now on, as in `run`. `accept_changes`: the code
-    may have changed since it was started; `restart`: begin once more from its input, as calls that it has made are not made again;
-    `retry`: also where it ended `partial` or `failed`. Raises InputError where there is no such run, where it is running, and where
-    it cannot go on as asked.
+    asked from now on, as in `run`. `accept_changes`: the code may have changed since it was started; `restart`: begin once more from
+    its input, as calls that it has made are not made again; `retry`: also where it ended `partial` or `failed`. `enter_folder`: make
+    the folder that it was started in this process's own, as the command line does. Raises InputError where there is no such run,
+    where it is running, and where it cannot go on as asked.
     """
     wish = Wish(
-        workflow=workflow, model=model, controls=controls, answers=answers, accept_changes=accept_changes, restart=restart, retry=retry
+        workflow=workflow,
+        model=model,
+        controls=controls,
+        answers=answers,
+        accept_changes=accept_changes,
+        restart=restart,
+        retry=retry,
+        enter_folder=enter_folder,
     )
     async with open_storage(db) as storage:
         found = await storage.runs.get(run_id)
@@ -163,7 +173,12 @@ def _questions(record: RunRecord) -> list[Question]:
 def prepared(record: RunRecord, wish: Wish) -> Attempt:
     """Everything of the next attempt that can be checked before the run is taken; raises InputError."""
     folder = Path(record.folder)
+    if wish.enter_folder:
+        _enter(folder, record.run_id)
     workflow = _workflow(record, wish, folder)
+    if Path.cwd() != folder:
+        note = f"the run was started in {folder}: relative paths of its input mean others here, in {Path.cwd()}"
+        workflow = replace(workflow, notes=(*workflow.notes, note))
     now = fingerprint(workflow)
     different = changes(record.fingerprint, now) if record.fingerprint else []
     if different and not (wish.accept_changes or wish.restart):
@@ -187,6 +202,14 @@ def prepared(record: RunRecord, wish: Wish) -> Attempt:
         fingerprint=now,
         before=float((record.result or {}).get("seconds", 0.0)),
     )
+
+
+def _enter(folder: Path, run_id: str) -> None:
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        what = f"the folder that run {run_id!r} was started in cannot be entered: {error.strerror}"
+        raise InputError(what, where=str(folder), remedy="make it again, or start a new run") from error
 
 
 def _workflow(record: RunRecord, wish: Wish, folder: Path) -> Workflow:

@@ -1,0 +1,142 @@
+"""A run on the command line while it lasts: followed to its result, which is delivered, with the command that goes on with it."""
+
+import asyncio
+import contextlib
+import gc
+import shlex
+import sys
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import InputError, LostRunError, OrchestratorError, StorageError
+from orchestrator.events import Event
+from orchestrator.output import deliver, deliver_json, is_terminal, say, write_event
+from orchestrator.stopping import Signals
+
+if TYPE_CHECKING:
+    import argparse
+
+    from orchestrator.progress import RunView
+
+__all__ = ["Followed", "follow_run"]
+
+LEAVING = 1.0
+"""Seconds that threads which go on after the result have to end."""
+
+_SHORT = {"limited": "", "interrupted": "", "cancelled": "", "failed": " --retry", "partial": " --retry"}  # what `resume` needs to go on
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A run as the command line starts it, or goes on with it; everything that needs no run was checked.
+
+    `events` begins it, inside the event loop: given what stops the run.
+    """
+
+    run_id: str
+    options: "argparse.Namespace"
+    output: Path | None
+    log_file: Path | None
+    events: Callable[[asyncio.Event], AsyncGenerator[Event, None]]
+
+
+def follow_run(run: Followed, signals: Signals) -> int:
+    """Run, deliver what came of it, and leave no longer than a moment after that; the exit code. Raises InputError."""
+    from orchestrator.logs import open_logs
+    from orchestrator.progress import RunView
+    from orchestrator.tracing import langsmith_tracing
+
+    options, view = run.options, RunView()
+    logs = open_logs(log_file=run.log_file, log_format=options.log_format, debug=options.debug, quiet=options.quiet, run_id=run.run_id)
+    with logs, langsmith_tracing():
+        with asyncio.Runner(debug=options.debug) as runner:
+            try:
+                result = runner.run(_drive(run, view, signals))
+                code = deliver(options, run.output, result)
+                if result["status"] == "cancelled" and signals.received:
+                    code = signals.exit_code
+                _say_how_to_go_on(run, result["status"])
+            except InputError as error:
+                if view.workflow:  # found only once the run had begun, as documents of which none can be read
+                    deliver_json(options, run.run_id, view.ended(run.run_id, "failed", str(error)))
+                raise
+            except StorageError as error:
+                if view.workflow and not isinstance(error, LostRunError):
+                    raise OrchestratorError(error.what, where=error.where, remedy=f"{error.remedy}. {_command(run)}") from error
+                raise
+            leaving = signals.leave_after(LEAVING, code)
+        leaving.cancel()
+    signals.stop = None
+    return code
+
+
+def _command(run: Followed) -> str:
+    """What goes on with the run."""
+    db = run.options.db
+    from orchestrator.storage.database import url_shown
+
+    where = f" --db {shlex.quote(url_shown(db))}" if db else ""
+    return f"resume: python -m orchestrator resume {run.run_id}{where}"
+
+
+def _say_how_to_go_on(run: Followed, status: str) -> None:
+    """The last line of a run that is not complete; what was kept in memory alone is gone."""
+    if status in _SHORT and run.options.db != "memory://":
+        say(_command(run) + _SHORT[status])
+
+
+async def _drive(run: Followed, view: "RunView", signals: Signals) -> Mapping[str, Any]:
+    """Follow the run to its result; raises InputError, and BrokenPipeError where nobody reads the events any more."""
+    from orchestrator.blocking import watching
+
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def stopping() -> None:
+        stop.set()
+        if not run.options.quiet and view.result is None:
+            say(_stopping_line(max(0, view.calls - view.calls_done)))
+
+    def stop_soon() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the run is over, and the process about to end
+            loop.call_soon_threadsafe(stopping)
+
+    signals.stop = stop_soon
+    events = run.events(stop)
+    with watching() if run.options.debug else contextlib.nullcontext():
+        async with contextlib.aclosing(events):
+            await _follow(events, run, view, stop)
+    if view.result is None:
+        raise OrchestratorError("the run ended without a result")
+    return view.result
+
+
+def _stopping_line(calls: int) -> str:
+    from orchestrator.driving import GRACE
+
+    what = f"{calls:,} call{'' if calls == 1 else 's'} in flight may end" if calls else "the report is written"
+    return f"stopping: {what}, at most {GRACE:g} s; again to end at once"
+
+
+async def _follow(events: AsyncGenerator[Event, None], run: Followed, view: "RunView", stop: asyncio.Event) -> None:
+    """Tell each event to whoever wants it: the view, the logs, stdout and stderr."""
+    from orchestrator.logs import log_event
+    from orchestrator.progress import open_progress
+
+    options, show = run.options, None
+    watched = sys.stderr is not None and sys.stderr.isatty()
+    with contextlib.ExitStack() as screen:
+        async for event in events:
+            if show is None:  # the first event comes when everything was found good
+                gc.freeze()
+                gc.enable()
+                live = False if options.events and is_terminal() else None
+                show = screen.enter_context(open_progress(quiet=options.quiet, live=live))
+            view.add(event)
+            log_event(event)
+            if options.events:
+                # Not here: a reader that is slow must not hold the event loop.
+                await asyncio.to_thread(write_event, event, run.run_id)
+            if watched or not stop.is_set() or event.kind == "result":  # in a log, what is stopped is told by its end alone
+                show(event)

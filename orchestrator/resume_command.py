@@ -1,0 +1,90 @@
+"""`resume` on the command line: its options, and the run that goes on."""
+
+import asyncio
+import gc
+import os
+from collections.abc import AsyncGenerator, Sequence
+
+from orchestrator.errors import InputError
+from orchestrator.events import RUN_ID, Event
+from orchestrator.following import Followed, follow_run
+from orchestrator.limits import add_controls, environment_controls, option_controls, option_of
+from orchestrator.options import Parser, model_specs, parse, writable_file
+from orchestrator.output import write_text
+from orchestrator.stopping import Signals
+from orchestrator.text import one_line
+
+__all__ = ["resume_command"]
+
+PROG = "python -m orchestrator resume"
+
+_ABOUT = """Go on with a run that ended before it was done: killed, cancelled, at a limit, or waiting for an answer.
+What it was started with holds, and options that are given here go over it. Budgets count what all its attempts have used.
+A run that is done is not run again: its result is written once more.
+"""
+
+
+def resume_command(words: Sequence[str], signals: Signals) -> int:
+    """Read the options, go on with the run, and return its exit code; raises InputError."""
+    gc.disable()  # until the run starts, as for a new run
+    parser = _parser()
+    found, rest = parse(parser, words)
+    if found.help:
+        write_text(f"{_ABOUT}\n{parser.format_help()}")
+        return 0
+    run_id = _run_id(rest)
+    if found.json and found.events:
+        raise InputError("--json and --events exclude each other: each says what stdout holds", remedy="choose one")
+    files = {option: writable_file(option_of(option), getattr(found, option)) for option in ("output", "log_file")}
+    output, log_file = (None if path is None else path.absolute() for path in files.values())
+    environment_controls(os.environ)  # of which none holds here, but a misspelt one is refused as everywhere
+    model, controls = model_specs(found.model), option_controls(found)
+
+    def events(stop: asyncio.Event) -> AsyncGenerator[Event, None]:
+        from orchestrator.resuming import stream_resume
+
+        return stream_resume(
+            run_id,
+            db=found.db,
+            model=model,
+            controls=controls or None,
+            answers=found.answer or None,
+            accept_changes=found.accept_changes,
+            restart=found.restart,
+            retry=found.retry,
+            enter_folder=True,
+            stop=stop,
+        )
+
+    return follow_run(Followed(run_id, found, output, log_file, events), signals)
+
+
+def _run_id(rest: Sequence[str]) -> str:
+    if len(rest) != 1:
+        raise InputError(f"resume takes one run, not {len(rest)}", remedy=f"{PROG} RUN; python -m orchestrator runs lists them")
+    if not RUN_ID.fullmatch(rest[0]):
+        raise InputError(f"{one_line(rest[0], 80)!r} is not the id of a run", remedy="python -m orchestrator runs lists them")
+    return rest[0]
+
+
+def _parser() -> Parser:
+    parser = Parser(PROG, usage=f"{PROG} RUN [--answer TEXT] [options]")
+    group = parser.add_argument_group("options")
+    group.add_argument("--answer", action="append", default=[], metavar="[NAME=]TEXT", help="what a person says to a question; repeatable")
+    how = group.add_mutually_exclusive_group()
+    how.add_argument("--accept-changes", action="store_true", help="go on though the code has changed since the run was started")
+    how.add_argument("--restart", action="store_true", help="begin once more; calls that the run has made are not made again")
+    group.add_argument("--retry", action="store_true", help="also where the run ended partial or failed")
+    model = "offline, or provider:model; ROLE=SPEC for one role; repeatable; SPEC,SPEC: the second where the first fails"
+    group.add_argument("--model", action="append", default=[], metavar="SPEC[,SPEC]", help=model)
+    group.add_argument("--json", action="store_true", help="stdout holds one JSON object: the result")
+    group.add_argument("--events", action="store_true", help="stdout holds one JSON event a line; the last is the result")
+    group.add_argument("--output", metavar="FILE", help="write the report to FILE instead of stdout")
+    group.add_argument("--db", metavar="URL", help="where the run is kept: sqlite:///PATH or postgresql://USER@HOST/NAME")
+    group.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
+    group.add_argument("--debug", action="store_true", help="tracebacks, all logs, asyncio's debug mode, what blocks the event loop")
+    group.add_argument("--log-file", metavar="FILE", help="append logs to FILE instead of stderr")
+    group.add_argument("--log-format", choices=("console", "json"), default="console", help="how a log line looks (default: console)")
+    group.add_argument("-h", "--help", action="store_true", help="show this")
+    add_controls(parser)
+    return parser
