@@ -1,5 +1,6 @@
 """Batches: every bad file of inputs, every odd output, one line for each input, and what started again does."""
 
+import asyncio
 import json
 import os
 import stat
@@ -16,7 +17,7 @@ from orchestrator.errors import InputError, OutputError
 
 WORKFLOW = """
     '''Says it twice; tells a file how often it was asked.'''
-    import os
+    import asyncio
     from typing import TypedDict
     from langgraph.graph import StateGraph
 
@@ -30,9 +31,12 @@ WORKFLOW = """
     class State(Given, Said):
         pass
 
-    async def say(state: State) -> dict:
+    def note(text: str) -> None:
         with open("asked", "a") as file:
-            file.write(state["text"] + "\\n")
+            file.write(text + "\\n")
+
+    async def say(state: State) -> dict:
+        await asyncio.to_thread(note, state["text"])
         if state["text"] == "bad":
             raise RuntimeError("it is bad")
         return {"said": state["text"] * state["times"]}
@@ -127,8 +131,7 @@ def test_a_bad_line_is_its_own_result(folder: Path, line: bytes, error: str) -> 
     [failed] = [each for each in found if each["status"] == "failed"]
     assert error in failed["error"]
     assert {"run_id", "workflow", "output", "branches", "usage", "seconds", "model", "trace_url"} < failed.keys()
-    assert asked()[0] == "a"
-    assert "z" in asked()
+    assert {"a", "z"} <= {*asked()}
     before = Path("out.jsonl").read_bytes()
     assert batch() == 3  # it is done, and stays so
     assert Path("out.jsonl").read_bytes() == before
@@ -147,15 +150,15 @@ def test_strict_starts_nothing_where_a_line_is_bad(folder: Path, home: Path, cap
 def test_a_line_of_any_length_is_never_in_memory(folder: Path) -> None:
     with open("in.jsonl", "wb") as file:
         file.write(b'"a"\n"')
-        file.seek(1024**3, os.SEEK_CUR)
+        file.seek(256 * 1024**2, os.SEEK_CUR)
         file.write(b'"\n"b"\n')
     import resource
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert batch() == 3
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 120
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 60
     found = said()
-    assert "the line has 1,073,741,826 bytes, and 10 MB is the most" in found.pop(2)
+    assert "the line has 268,435,458 bytes, and 10 MB is the most" in found.pop(2)
     assert found == {1: "aa", 3: "bb"}
 
 
@@ -237,7 +240,7 @@ def test_inputs_that_change_between_two_starts(folder: Path, capsys: pytest.Capt
     capsys.readouterr()
     assert batch(inputs=texts("new", "c", "b", "a2", "b")) == 0
     assert sorted(asked()) == ["a", "a2", "b", "b", "c", "new"]
-    assert [line["output"]["said"] for line in lines()][3:] == ["newnew", "a2a2", "bb"]
+    assert sorted(line["output"]["said"] for line in lines()[3:]) == ["a2a2", "bb", "newnew"]
     assert "5 of 5 inputs done" in capsys.readouterr().err
 
 
@@ -297,13 +300,13 @@ def test_an_output_that_cannot_be_read_again(folder: Path, capsys: pytest.Captur
 
 async def test_two_at_once(folder: Path) -> None:
     Path("in.jsonl").write_text(texts("a"))
-    options: dict[str, Any] = {"common": {"times": 2}}
-    batch(inputs=texts("a"))
-    first = open_batch("twice.py", "in.jsonl", "out.jsonl", **options)
+    options: dict[str, Any] = {"common": {"times": "2"}}  # as the command line has it
+    await asyncio.to_thread(batch)
+    first = await asyncio.to_thread(open_batch, "twice.py", "in.jsonl", "out.jsonl", **options)
     with pytest.raises(InputError, match="another process is writing this output"):
-        open_batch("twice.py", "in.jsonl", "out.jsonl", **options)
+        await asyncio.to_thread(open_batch, "twice.py", "in.jsonl", "out.jsonl", **options)
     assert [line async for line in first.results()] == []
-    open_batch("twice.py", "in.jsonl", "out.jsonl", **options).close()
+    (await asyncio.to_thread(open_batch, "twice.py", "in.jsonl", "out.jsonl", **options)).close()
 
 
 @pytest.mark.parametrize("done", [os.unlink, lambda path: os.truncate(path, 3), lambda path: os.rename(path, "elsewhere")])

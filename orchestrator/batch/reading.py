@@ -75,13 +75,13 @@ def read_lines(file: BinaryIO) -> Iterator[Line]:
         if number == 1:
             _check_encoding(piece)
             piece = piece.removeprefix(_MARK)
-        digest, size, whole = hashlib.sha256(), len(piece), piece.endswith(b"\n") or len(piece) < MAX_LINE + 2
+        digest, size, whole = hashlib.blake2b(), len(piece), piece.endswith(b"\n") or len(piece) < MAX_LINE + 2
         if not whole:
             digest.update(piece)
             while not whole and (more := file.readline(_PIECE)):
                 digest.update(more)
                 size, whole = size + len(more), more.endswith(b"\n")
-            yield Line(number, None, size, digest.digest())
+            yield Line(number, None, size - whole, digest.digest())
             continue
         content = piece.removesuffix(b"\n").removesuffix(b"\r")
         if not content.strip():
