@@ -45,20 +45,52 @@ def open_live(stream: TextIO) -> Iterator[Callable[[Event], None]]:
     """A function that shows events in a live view on `stream`; the finished view stays on the screen."""
     console = Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=False)
     view = RunView()
-    # stdout is the output's alone; stderr goes through the console, so that log lines come above the view.
-    live = _Live(get_renderable=lambda: render(view, console), console=console, refresh_per_second=_REFRESHES, redirect_stdout=False)
+    drawn = _Drawn(view, console)
 
     def show(event: Event) -> None:
         view.add(event)
+        if event.kind == "asking":
+            drawn.stop()
+        elif event.kind not in ("answered", "result"):
+            drawn.start()
         if event.kind in ("run_started", "documents"):
             _print_lines(console, plain_lines(event))
         elif event.kind == "plan" and event.fields.get("merged"):
             _print_lines(console, [line for line in plain_lines(event) if line.startswith("  merged")])
 
-    with live:
+    drawn.start()
+    try:
         yield show
+    finally:
+        drawn.stop()
     if view.result is not None:
         _print_lines(console, summary(view.result, failures=len(view.branches) > _COMPACT))
+
+
+class _Drawn:
+    """The view on the screen, or none: while a person is asked, the one so far stays, and a new one comes below the answers."""
+
+    def __init__(self, view: RunView, console: Console) -> None:
+        self._view = view
+        self._console = console
+        self._live: _Live | None = None
+
+    def start(self) -> None:
+        if self._live is not None:
+            return
+        # stdout is the output's alone; stderr goes through the console, so that log lines come above the view.
+        self._live = _Live(
+            get_renderable=lambda: render(self._view, self._console),
+            console=self._console,
+            refresh_per_second=_REFRESHES,
+            redirect_stdout=False,
+        )
+        self._live.start()
+
+    def stop(self) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
 
 
 def _print_lines(console: Console, lines: list[str]) -> None:

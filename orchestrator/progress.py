@@ -198,6 +198,14 @@ def _fallback(view: RunView, event: Event) -> None:
         branch.doing = f"asking {one_line(event.fields.get('next', ''), 80)} instead"
 
 
+def _question(view: RunView, event: Event) -> None:
+    branch = view.branch(event)
+    if branch is not None:
+        branch.doing = "waiting for an answer"
+    else:
+        view.phase = "waiting for an answer"
+
+
 def _shared(view: RunView, event: Event) -> None:
     view.shared += 1
 
@@ -228,6 +236,7 @@ _FOLDS: dict[str, Callable[[RunView, Event], None]] = {
     "throttled": _throttled,
     "retry": _retry,
     "fallback": _fallback,
+    "question": _question,
     "shared": _shared,
     "dropped": _dropped,
     "result": _result,

@@ -17,12 +17,13 @@ HARD_LIMIT = 11.5
 class Signals:
     """The first SIGINT or SIGTERM calls `stop`, or ends what comes before a run; a second one ends the process at once.
 
-    `leave` is called before it does.
+    `leave` is called before it does. While a question stands on the terminal SIGINT calls `asking` alone: it is left for later.
     """
 
     def __init__(self) -> None:
         self.number = int(signal.SIGINT)
         self.stop: Callable[[], object] | None = None
+        self.asking: Callable[[], object] | None = None
         self.received = False
         self.leave: Callable[[], object] = lambda: None
         self._before: dict[int, Any] = {}
@@ -56,6 +57,10 @@ class Signals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received:
             self._leave_now(128 + number)
+        if self.asking is not None:
+            self.asking()
+            if number == signal.SIGINT:
+                return
         self.received, self.number = True, number
         if self.stop is None:
             raise KeyboardInterrupt
