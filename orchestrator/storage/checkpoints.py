@@ -5,7 +5,7 @@ import copy
 import hashlib
 import random
 from collections.abc import AsyncIterator, Collection, Coroutine, Generator, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.channels import DeltaChannel
@@ -22,9 +22,10 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.pregel._loop import PregelLoop
 
-from orchestrator.errors import StorageError, StorageTypeError
-from orchestrator.storage.codec import Codec, Packed, keep_texts, unpack_all
+from orchestrator.errors import StorageTypeError
+from orchestrator.storage.codec import Codec, Known, Packed, keep_texts, references_of, unpack_all
 from orchestrator.storage.database import Database, Fence, Row, Statement
+from orchestrator.storage.loops import wait_outside
 from orchestrator.storage.types import types_of
 
 __all__ = ["Checkpoints", "thread_number"]
@@ -50,7 +51,7 @@ class _Done:
 if not hasattr(PregelLoop, "_put_checkpoint_fut"):
     # LangGraph 1.2.22 waits for the last checkpoint of a graph under durability="sync", and a graph inside that was compiled with
     # checkpointer=False has none: AttributeError. tests/contracts/test_checkpoints.py tells when that is mended.
-    PregelLoop._put_checkpoint_fut = _Done()  # type: ignore[attr-defined]
+    PregelLoop._put_checkpoint_fut = _Done()  # type: ignore[assignment]
 
 
 def thread_number(thread: str) -> int:
@@ -70,7 +71,7 @@ class Checkpoints(BaseCheckpointSaver[int]):
         self._codec = codec
         self._fence: Fence | None = None
         self._superseded = True  # whether the writes of checkpoints that have a successor are kept
-        self._kept: dict[str, set[bytes]] = {}  # the hashes of the texts that this view has stored, by thread
+        self._known: dict[str, Known] = {}  # by thread
         self._loop = asyncio.get_running_loop()
 
     def of(self, fence: Fence | None = None, graph: Any = None) -> "Checkpoints":
@@ -80,7 +81,7 @@ class Checkpoints(BaseCheckpointSaver[int]):
         """
         view = copy.copy(self)
         view._fence = fence
-        view._kept = {}
+        view._known = {}
         if graph is not None:
             view._codec = self._codec.allowing(types_of(graph))
             view._superseded = _has_delta(graph)
@@ -182,13 +183,13 @@ class Checkpoints(BaseCheckpointSaver[int]):
         deletes = [Statement(f"DELETE FROM {table} WHERE thread = ?", (thread_id,)) for table in _TABLES]  # noqa: S608 - names of ours
         uses = Statement("DELETE FROM uses WHERE run = ?", (thread_number(thread_id),))
         await self._database.run(*deletes, uses, fence=self._fence)
-        self._kept.pop(thread_id, None)
+        self._known.pop(thread_id, None)
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Deletes the checkpoints that these runs wrote, in whatever thread; a thread that has none left is gone."""
         for run_id in run_ids:
             [threads] = await self._database.run(Statement("SELECT DISTINCT thread FROM checkpoints WHERE run = ?", (run_id,)))
-            of_run = "EXISTS (SELECT 1 FROM checkpoints c WHERE c.thread = writes.thread AND c.ns = writes.ns AND c.id = writes.id AND c.run = ?)"
+            of_run = "(thread, ns, id) IN (SELECT thread, ns, id FROM checkpoints WHERE run = ?)"
             await self._database.run(
                 Statement(f"DELETE FROM writes WHERE {of_run}", (run_id,)),  # noqa: S608 - of ours
                 Statement("DELETE FROM checkpoints WHERE run = ?", (run_id,)),
@@ -237,17 +238,37 @@ class Checkpoints(BaseCheckpointSaver[int]):
             found = await self.aget_tuple(_config(thread, ns, latest))
             if found is None or found.metadata.get("counters_since_delta_snapshot"):
                 continue
-            for table in ("checkpoints", "writes"):
-                statements.append(Statement(f"DELETE FROM {table} WHERE thread = ? AND ns = ? AND id <> ?", (thread, ns, latest)))  # noqa: S608 - ours
+            others = "thread = ? AND ns = ? AND id <> ?"
+            statements += [Statement(f"DELETE FROM {table} WHERE {others}", (thread, ns, latest)) for table in ("checkpoints", "writes")]  # noqa: S608 - ours
             pairs = _pairs(found.checkpoint["channel_versions"])
-            others = f"AND (channel, version) NOT IN (VALUES {', '.join(['(?, ?)'] * (len(pairs) // 2))})" if pairs else ""
-            statements.append(Statement(f"DELETE FROM values_ WHERE thread = ? AND ns = ? {others}", (thread, ns, *pairs)))  # noqa: S608 - of ours
+            old = f"AND (channel, version) NOT IN ({_listed(pairs)})" if pairs else ""
+            statements.append(Statement(f"DELETE FROM values_ WHERE thread = ? AND ns = ? {old}", (thread, ns, *pairs)))  # noqa: S608 - of ours
         if statements:
             await self._database.run(*statements, fence=self._fence)
+            await self._count_again(thread)
+
+    async def _count_again(self, thread: str) -> None:
+        """Lets go of the texts that nothing of the thread refers to any more."""
+        selects = (
+            "SELECT checkpoint FROM checkpoints",
+            "SELECT metadata FROM checkpoints",
+            "SELECT content FROM values_",
+            "SELECT content FROM writes",
+        )
+        rows = await self._database.run(*(Statement(f"{select} WHERE thread = ?", (thread,)) for select in selects))
+        left = await references_of(self._database, self._codec, [row[0] for found in rows for row in found])
+        number = thread_number(thread)
+        [used] = await self._database.run(Statement("SELECT hash FROM uses WHERE run = ?", (number,)))
+        unused = [
+            Statement("DELETE FROM uses WHERE run = ? AND hash = ?", (number, digest)) for (digest,) in used if bytes(digest) not in left
+        ]
+        if unused:
+            await self._database.run(*unused, fence=self._fence)
+        self._known.pop(thread, None)
 
     def _packed(self, thread: str, value: Any, where: str) -> Packed:
         try:
-            return self._codec.pack(value, self._kept.get(thread, ()))
+            return self._codec.pack(value, self._known.setdefault(thread, Known()))
         except StorageTypeError as error:
             raise StorageTypeError(error.what, where=where, remedy=error.remedy) from error
 
@@ -263,28 +284,26 @@ class Checkpoints(BaseCheckpointSaver[int]):
         """Runs `statements` and stores the texts of what they store, in one transaction."""
         texts = {digest: text for part in packed for digest, text in part.texts.items()}
         await self._database.run(*keep_texts(texts, thread_number(thread)), *statements, fence=self._fence)
-        self._kept.setdefault(thread, set()).update(texts)
+        self._known.setdefault(thread, Known()).stored.update(texts)
 
     async def _tuple(self, row: Row) -> CheckpointTuple:
         """The checkpoint of a row, with its values and pending writes."""
         thread, ns, checkpoint_id, parent, blob, notes = row
         [head, metadata] = await unpack_all(self._database, self._codec, [blob, notes])
         pairs = _pairs(head["channel_versions"])
-        asked = "SELECT channel, content FROM values_ WHERE thread = ? AND ns = ? AND (channel, version) IN (VALUES " + ", ".join(
-            ["(?, ?)"] * (len(pairs) // 2)
-        )
         written = "SELECT task, channel, content FROM writes WHERE thread = ? AND ns = ? AND id = ? ORDER BY path, task, idx"
         reads = [Statement(written, (thread, ns, checkpoint_id))]
         if pairs:
-            reads.append(Statement(f"{asked})", (thread, ns, *pairs)))
+            asked = f"SELECT channel, content FROM values_ WHERE thread = ? AND ns = ? AND (channel, version) IN ({_listed(pairs)})"  # noqa: S608 - ours
+            reads.append(Statement(asked, (thread, ns, *pairs)))
         [writes, *values] = await self._database.run(*reads)
         stored = values[0] if values else []
         unpacked = await unpack_all(self._database, self._codec, [*(row[-1] for row in stored), *(row[-1] for row in writes)])
         channel_values = {row[0]: value for row, value in zip(stored, unpacked, strict=False)}
-        checkpoint: Checkpoint = {**head, "id": checkpoint_id, "channel_values": channel_values}
+        checkpoint = {**head, "id": checkpoint_id, "channel_values": channel_values}
         return CheckpointTuple(
             config=_config(thread, ns, checkpoint_id),
-            checkpoint=checkpoint,
+            checkpoint=cast("Checkpoint", checkpoint),
             metadata=metadata,
             parent_config=_config(thread, ns, parent) if parent else None,
             pending_writes=list(_pending(writes, unpacked[len(stored) :])),
@@ -325,17 +344,7 @@ class Checkpoints(BaseCheckpointSaver[int]):
 
     def _waited(self, call: Coroutine[Any, Any, T]) -> T:
         """What a graph that runs in a thread (`invoke` in a synchronous node) needs of the store, which lives in the event loop."""
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if running is not None or self._loop.is_closed():
-            call.close()
-            raise StorageError(
-                "a checkpoint was asked for synchronously, which would block the event loop",
-                remedy="use ainvoke, astream, aget_state and aupdate_state",
-            )
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+        return wait_outside(self._loop, call, "use ainvoke, astream, aget_state and aupdate_state")
 
 
 def _place(config: RunnableConfig) -> tuple[str, str, str | None]:
@@ -350,6 +359,10 @@ def _config(thread: str, ns: str, checkpoint_id: str) -> RunnableConfig:
 
 def _pairs(versions: ChannelVersions) -> list[str]:
     return [text for channel, version in versions.items() for text in (channel, str(version))]
+
+
+def _listed(pairs: Sequence[str]) -> str:
+    return f"VALUES {', '.join(['(?, ?)'] * (len(pairs) // 2))}"
 
 
 def _pending(rows: Sequence[Row], values: Sequence[Any]) -> Iterator[PendingWrite]:

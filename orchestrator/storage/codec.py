@@ -8,8 +8,10 @@ it is read: a row chooses among the types that are known, and never names code t
 import hashlib
 import hmac
 import os
+import sys
 import zlib
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import ormsgpack
@@ -20,7 +22,7 @@ from orchestrator.storage.database import Database, Statement
 from orchestrator.storage.types import BUILT, OBJECT, STANDARD, TEXT, TUPLE, TypeName, Types
 from orchestrator.text import secrets_of, without
 
-__all__ = ["BULKY", "Codec", "Packed", "keep_texts", "open_codec", "unpack_all"]
+__all__ = ["BULKY", "Codec", "Known", "Packed", "keep_texts", "open_codec", "references_of", "unpack_all"]
 
 BULKY = 512
 """From how many characters on a string, and from how many bytes on a value of a class, is stored once under its hash."""
@@ -51,6 +53,17 @@ class Packed(NamedTuple):
     texts: dict[bytes, bytes]
 
 
+@dataclass
+class Known:
+    """What one writer need not store again. `stored`: hashes of texts that are durable.
+
+    `packed`: by identity, frozen values that were packed before: the value, its reference, and the texts that were not stored then.
+    """
+
+    stored: set[bytes] = field(default_factory=set)
+    packed: dict[int, tuple[Any, ormsgpack.Ext, dict[bytes, bytes]]] = field(default_factory=dict)
+
+
 class Codec:
     """Values to blobs and back; `types` are those that it knows beside the built-in ones, `secrets` the strings that it never stores."""
 
@@ -66,20 +79,26 @@ class Codec:
         types = self.types.with_names(names)
         return self if types is self.types else Codec(cipher=self.cipher, secrets=self._secrets, types=types)
 
-    def pack(self, value: Any, known: Container[bytes] = ()) -> Packed:
-        """`value` as it is stored; texts whose hashes are `known` are left out. Raises StorageTypeError for what could not be read back."""
-        packing = _Packing(self)
+    def pack(self, value: Any, known: "Known | None" = None, *, whole: bool = False) -> Packed:
+        """`value` as it is stored, without the texts that are `known`; `whole`: with its bulky parts in it, so that it has no texts.
+
+        Raises StorageTypeError for what could not be read back.
+        """
+        known = known or Known()
+        bulky = sys.maxsize if whole else BULKY
+        packing = _Packing(self, known, bulky)
         body = packing.run(value)
         if self.holds_secret(body, *packing.texts.values()):
-            packing = _Packing(self, self._secrets)
+            packing = _Packing(self, Known(), bulky, self._secrets)
             body = packing.run(value)
             if self.holds_secret(body, *packing.texts.values()):
-                raise StorageError(
-                    "the value of a secret environment variable stands in binary data", remedy="keep secrets out of the state"
-                )
-        flag = _REFERRING if packing.referring else _ALONE
-        texts = {digest: self._seal(text[0], text[1:]) for digest, text in packing.texts.items() if digest not in known}
-        return Packed(self._seal(flag, body), texts)
+                remedy = "keep secrets out of the state"
+                raise StorageError("the value of a secret environment variable stands in binary data", remedy=remedy)
+        sealed = {digest: self._seal(text[0], text[1:]) for digest, text in packing.texts.items() if digest not in known.stored}
+        for once, reference, digests in packing.values:
+            known.packed[id(once)] = (once, reference, {digest: sealed[digest] for digest in digests if digest in sealed})
+        sealed.update((digest, text) for digest, text in packing.sealed.items() if digest not in known.stored)
+        return Packed(self._seal(_REFERRING if packing.referring else _ALONE, body), sealed)
 
     def references(self, *blobs: bytes | None) -> set[bytes]:
         """The hashes of the texts that are needed to unpack `blobs`; those of texts come to light when the texts are there."""
@@ -117,7 +136,9 @@ class Codec:
         flag, body = self._unsealed(bytes(blob))
         kind = flag & ~_DEFLATED
         if kind not in (_ALONE, _REFERRING, _STRING):
-            raise StorageError("a stored value is in no format of this store", remedy="the store was written by something else, or is damaged")
+            raise StorageError(
+                "a stored value is in no format of this store", remedy="the store was written by something else, or is damaged"
+            )
         try:
             return kind, zlib.decompress(body, -zlib.MAX_WBITS) if flag & _DEFLATED else body
         except zlib.error:
@@ -144,9 +165,14 @@ def _deflated(body: bytes) -> bytes:
 class _Packing:
     """One value on its way to bytes: collects the texts that are taken out of it."""
 
-    def __init__(self, codec: Codec, secrets: tuple[str, ...] = ()) -> None:
+    def __init__(self, codec: Codec, known: Known, bulky: int, secrets: tuple[str, ...] = ()) -> None:
         self._codec = codec
+        self._known = known
+        self._bulky = bulky
         self._secrets = secrets
+        self.sealed: dict[bytes, bytes] = {}  # texts of values that were packed before
+        self.values: list[tuple[Any, ormsgpack.Ext, list[bytes]]] = []  # frozen values, with the hashes of their texts
+        self._short = 0 if secrets else bulky  # characters under which a string is left as it is
         self.texts: dict[bytes, bytes] = {}
         self.referring = False
         self._error: Exception | None = None
@@ -163,20 +189,25 @@ class _Packing:
         return ormsgpack.packb(self._lean(value), default=self._default, option=_OPTION)
 
     def _lean(self, value: Any) -> Any:
-        """`value` with references in the place of its long strings."""
-        kind = type(value)
+        """`value` with references in the place of its long strings, and without secrets where there are any."""
+        kind, short = type(value), self._short
+        if kind is dict:
+            items = {self._named(key): item for key, item in value.items()} if self._secrets else value
+            return {
+                key: item if (each := type(item)) not in _WALKED or (each is str and len(item) < short) else self._lean(item)
+                for key, item in items.items()
+            }
+        if kind is list or kind is tuple:
+            lean = [
+                item if (each := type(item)) not in _WALKED or (each is str and len(item) < short) else self._lean(item) for item in value
+            ]
+            return lean if kind is list else ormsgpack.Ext(TUPLE, ormsgpack.packb(lean, default=self._default, option=_OPTION))
         if kind is str:
             text = without(self._secrets, value, _MARK) if self._secrets else value
-            return text if len(text) < BULKY else self._taken(bytes((_STRING,)) + text.encode("utf-8", "replace"))
-        if kind is dict:
-            names = {self._named(key): item for key, item in value.items()} if self._secrets else value
-            return {key: self._lean(item) if type(item) in _WALKED else item for key, item in names.items()}
-        if kind is list or kind is tuple:
-            items = [self._lean(item) if type(item) in _WALKED else item for item in value]
-            return items if kind is list else ormsgpack.Ext(TUPLE, ormsgpack.packb(items, default=self._default, option=_OPTION))
-        if kind is bytes and self._secrets:
+            return text if len(text) < self._bulky else self._taken(bytes((_STRING,)) + text.encode("utf-8", "replace"))
+        if kind is bytes:
             for secret in self._secrets:
-                value = value.replace(secret.encode(), _MARK.encode())
+                value = value.replace(secret.encode("utf-8", "surrogatepass"), _MARK.encode())
         return value
 
     def _named(self, key: Any) -> Any:
@@ -203,13 +234,24 @@ class _Packing:
             return ormsgpack.Ext(standard.code, self._packed(standard.plain(value)))
         if isinstance(value, BaseException):
             return self._lean(repr(value))
-        plain = self._codec.types.plain(value)
-        outside, self.referring = self.referring, False
-        body = self._packed([kind.__module__, kind.__name__, plain])
-        if len(body) >= BULKY:
-            return self._taken(bytes((_REFERRING if self.referring else _ALONE,)) + body)
+        return self._object(value, kind)
+
+    def _object(self, value: Any, kind: type) -> ormsgpack.Ext:
+        before = self._known.packed.get(id(value))
+        if before is not None and before[0] is value:
+            self.sealed.update(before[2])
+            self.referring = True
+            return before[1]
+        around, outside = self.texts, self.referring
+        self.texts, self.referring = {}, False
+        body = self._packed([kind.__module__, kind.__name__, self._codec.types.plain(value)])
+        bulky = len(body) >= self._bulky
+        packed = self._taken(bytes((_REFERRING if self.referring else _ALONE,)) + body) if bulky else ormsgpack.Ext(OBJECT, body)
+        if bulky and not self._secrets and self._codec.types.is_frozen(kind):
+            self.values.append((value, packed, [*self.texts]))
+        self.texts = {**around, **self.texts} if around else self.texts
         self.referring |= outside
-        return ormsgpack.Ext(OBJECT, body)
+        return packed
 
 
 class _Unpacking:
@@ -300,13 +342,23 @@ def keep_texts(texts: Mapping[bytes, bytes], number: int) -> list[Statement]:
 
 async def unpack_all(database: Database, codec: Codec, blobs: Sequence[bytes | None]) -> list[Any]:
     """The values of `blobs`, their texts read with them; None of None. Raises StorageError."""
+    texts = await _all_texts(database, codec, blobs)
+    return [codec.unpack(blob, texts) for blob in blobs]
+
+
+async def references_of(database: Database, codec: Codec, blobs: Sequence[bytes | None]) -> set[bytes]:
+    """The hashes of all texts that `blobs` refer to, and that those texts do."""
+    return set(await _all_texts(database, codec, blobs))
+
+
+async def _all_texts(database: Database, codec: Codec, blobs: Sequence[bytes | None]) -> dict[bytes, bytes]:
     texts: dict[bytes, bytes] = {}
     wanted = codec.references(*blobs)
     while wanted:
         found = await _texts(database, sorted(wanted))
         texts |= found
-        wanted = codec.references(*(text for text in found.values())) - texts.keys()
-    return [codec.unpack(blob, texts) for blob in blobs]
+        wanted = codec.references(*found.values()) - texts.keys()
+    return texts
 
 
 async def _texts(database: Database, hashes: Sequence[bytes]) -> dict[bytes, bytes]:

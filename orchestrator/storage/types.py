@@ -148,6 +148,11 @@ class Types:
                 remedy="resume with the code that it was stored by",
             ) from error
 
+    @staticmethod
+    def is_frozen(kind: type) -> bool:
+        """Whether values of `kind` never change: those of `orchestrator.state`."""
+        return kind.__module__ == _OURS
+
     def _knows(self, name: TypeName) -> bool:
         return name in _SAFE or name in self._names or name[0] == _OURS
 
@@ -231,8 +236,17 @@ _SLOTS = _Form(_slots_plain, lambda kind, plain: kind(**plain))
 _OLD_MODEL = _Form(lambda value: value.dict(), lambda kind, plain: kind(**plain))
 
 
-@lru_cache(maxsize=1024)
-def _form(kind: type) -> _Form:
+_FORMS: dict[type, _Form] = {}
+
+
+def _form(kind: type[Any]) -> _Form:
+    form = _FORMS.get(kind)
+    if form is None:
+        form = _FORMS[kind] = _form_of(kind)
+    return form
+
+
+def _form_of(kind: type[Any]) -> _Form:
     if issubclass(kind, BaseModel):
         if kind.__module__ != _OURS:
             return _MODEL
