@@ -67,6 +67,7 @@ class Attempt:
     thread: str = ""
     given: Any = None
     fingerprint: str = ""
+    folder: str = ""  # that the run was started in
     number: int = 1  # of the run's attempts
     answers: dict[str, Any] = field(default_factory=dict)  # of a person, by the question's id
     before: float = 0.0  # seconds of wall time that earlier attempts took, as far as they are known
@@ -257,6 +258,8 @@ class Attempt:
         if "result" not in task:
             tell("step_started", node=task["name"])
             return
+        if task["interrupts"]:
+            return  # it waits for a person, and begins again with the answer
         if isinstance(task["result"], Mapping):
             self.ahead.append(task["result"])
         error = str(task["error"]) if task["error"] else None

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from copy import copy
-from pathlib import Path
 from typing import Any
 
 from langgraph.graph.state import CompiledStateGraph
@@ -29,7 +28,7 @@ def record_of(attempt: Attempt, *, thread: str | None = None, batch: str | None 
         run_id=attempt.run_id,
         workflow=workflow.name,
         spec=workflow.spec,
-        folder=str(Path.cwd()),
+        folder=attempt.folder,
         input=_plain(attempt.values),
         models=attempt.models.specs,
         controls=attempt.controls.model_dump(mode="json"),

@@ -200,6 +200,7 @@ def prepared(record: RunRecord, wish: Wish) -> Attempt:
         run_id=record.run_id,
         boundary=record.boundary,
         fingerprint=now,
+        folder=record.folder,
         before=float((record.result or {}).get("seconds", 0.0)),
     )
 

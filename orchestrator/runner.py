@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from langgraph.graph import StateGraph
@@ -97,6 +98,7 @@ def prepare(
         controls=limits,
         run_id=run_id or new_run_id(),
         fingerprint=fingerprint(loaded),
+        folder=str(Path.cwd()),
     )
 
 

@@ -59,7 +59,7 @@ async def open_storage(url: str | None = None) -> AsyncGenerator[Storage, None]:
     It is closed with its last user: what `memory://` holds is gone then. Raises DatabaseOpenError before anything is written.
     """
     stores = _stores.setdefault(asyncio.get_running_loop(), {})
-    key = (url or default_url(), url is None)
+    key = (await asyncio.to_thread(default_url) if url is None else url, url is None)
     shared = stores.get(key)
     if shared is None:
         shared = stores[key] = _Shared(url)
