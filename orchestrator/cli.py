@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     import argparse
     import asyncio
 
+    from orchestrator.asking import Person
     from orchestrator.controls import Controls
     from orchestrator.workflow import Workflow
 
@@ -288,6 +289,7 @@ class _Request:
     output: Path | None
     log_file: Path | None
     run_id: str
+    may_ask: bool  # nobody has said whether the planner may ask, so it may where a person sits there
 
 
 def _run(name: str, words: list[str], signals: Signals) -> int:
@@ -319,7 +321,8 @@ def _run(name: str, words: list[str], signals: Signals) -> int:
     values |= bare_input(rest, workflow, values, given, stdin_used=found.input == "-")
     controls, _ = controls_in_force(workflow.controls, environment, options)
     identity = found.run_id or new_run_id()
-    request = _Request(workflow, values, model, controls, found, files["output"], files["log_file"], identity)
+    may_ask = not any("ask" in given for given in (workflow.controls.model_fields_set, environment, options))
+    request = _Request(workflow, values, model, controls, found, files["output"], files["log_file"], identity, may_ask)
     return _forecast(request) if found.dry_run else _start(request, signals)
 
 
@@ -343,18 +346,23 @@ def _forecast(request: _Request) -> int:
 
 
 def _start(request: _Request, signals: Signals) -> int:
-    from orchestrator.following import Followed, follow_run
+    from orchestrator.following import Followed, follow_run, is_attended
 
-    def events(stop: "asyncio.Event") -> "AsyncGenerator[Event, None]":
+    controls = request.controls
+    if request.may_ask and is_attended(request.options):
+        controls = controls.model_copy(update={"ask": "auto"})
+
+    def events(stop: "asyncio.Event", person: "Person | None") -> "AsyncGenerator[Event, None]":
         from orchestrator.runner import stream
 
         return stream(
             request.workflow,
             request.values,
             model=request.model,
-            controls=request.controls,
+            controls=controls,
             run_id=request.run_id,
             db=request.options.db,
+            person=person,
             stop=stop,
         )
 

@@ -18,9 +18,11 @@ from orchestrator.stopping import Signals
 if TYPE_CHECKING:
     import argparse
 
+    from orchestrator.asking import Person
+    from orchestrator.dialog import Dialog
     from orchestrator.progress import RunView
 
-__all__ = ["Followed", "follow_run"]
+__all__ = ["Followed", "follow_run", "is_attended"]
 
 LEAVING = 1.0
 """Seconds that threads which go on after the result have to end."""
@@ -32,14 +34,21 @@ _SHORT = {"limited": "", "interrupted": "", "cancelled": "", "failed": " --retry
 class Followed:
     """A run as the command line starts it, or goes on with it; everything that needs no run was checked.
 
-    `events` begins it, inside the event loop: given what stops the run.
+    `events` begins it, inside the event loop: given what stops the run, and who is asked what it asks.
     """
 
     run_id: str
     options: "argparse.Namespace"
     output: Path | None
     log_file: Path | None
-    events: Callable[[asyncio.Event], AsyncGenerator[Event, None]]
+    events: "Callable[[asyncio.Event, Person | None], AsyncGenerator[Event, None]]"
+
+
+def is_attended(options: "argparse.Namespace") -> bool:
+    """Whether a person can be asked: stdin and stderr are terminals, and nothing on them is for a program."""
+    from orchestrator.dialog import can_ask
+
+    return not (options.json or options.events or options.quiet) and can_ask(stdin=sys.stdin, stderr=sys.stderr)
 
 
 def follow_run(run: Followed, signals: Signals) -> int:
@@ -57,7 +66,7 @@ def follow_run(run: Followed, signals: Signals) -> int:
                 code = deliver(options, run.output, result)
                 if result["status"] == "cancelled" and signals.received:
                     code = signals.exit_code
-                _say_how_to_go_on(run, result["status"])
+                _say_how_to_go_on(run, result)
             except InputError as error:
                 if view.workflow:  # found only once the run had begun, as documents of which none can be read
                     deliver_json(options, run.run_id, view.ended(run.run_id, "failed", str(error)))
@@ -81,10 +90,26 @@ def _command(run: Followed) -> str:
     return f"resume: python -m orchestrator resume {run.run_id}{where}"
 
 
-def _say_how_to_go_on(run: Followed, status: str) -> None:
+def _say_how_to_go_on(run: Followed, result: Mapping[str, Any]) -> None:
     """The last line of a run that is not complete; what was kept in memory alone is gone."""
+    status = result["status"]
     if status in _SHORT and run.options.db != "memory://":
-        say(_command(run) + _SHORT[status])
+        command = _command(run)
+        say(*_questions(result, command.removeprefix("resume: ")), command + _SHORT[status])
+
+
+def _questions(result: Mapping[str, Any], command: str) -> list[str]:
+    """What an interrupted run asks, each question with the command that answers it."""
+    if not result.get("questions"):
+        return []
+    from orchestrator.asking import Question, lines, names
+
+    questions = [Question.model_validate(asked) for asked in result["questions"]]
+    told = list[str]()
+    for asked, name in zip(questions, names(questions).values(), strict=True):
+        answer = "yes" if asked.kind in ("plan", "tools") else "ANSWER"
+        told += [*lines(asked, name), f"  takes: {asked.takes}", f"  answer: {command} --answer {name}={answer}"]
+    return told
 
 
 async def _drive(run: Followed, view: "RunView", signals: Signals) -> Mapping[str, Any]:
@@ -103,10 +128,15 @@ async def _drive(run: Followed, view: "RunView", signals: Signals) -> Mapping[st
             loop.call_soon_threadsafe(stopping)
 
     signals.stop = stop_soon
-    events = run.events(stop)
+    dialog = None
+    if is_attended(run.options):
+        from orchestrator.dialog import Dialog
+
+        dialog = Dialog(sys.stdin.fileno(), sys.stderr)  # the terminal itself: a live view takes the place of sys.stderr
+    events = run.events(stop, None if dialog is None else dialog.ask)
     with watching() if run.options.debug else contextlib.nullcontext():
         async with contextlib.aclosing(events):
-            await _follow(events, run, view, stop)
+            await _follow(events, run, view, stop, dialog, signals)
     if view.result is None:
         raise OrchestratorError("the run ended without a result")
     return view.result
@@ -119,8 +149,10 @@ def _stopping_line(calls: int) -> str:
     return f"stopping: {what}, at most {GRACE:g} s; again to end at once"
 
 
-async def _follow(events: AsyncGenerator[Event, None], run: Followed, view: "RunView", stop: asyncio.Event) -> None:
-    """Tell each event to whoever wants it: the view, the logs, stdout and stderr."""
+async def _follow(
+    events: AsyncGenerator[Event, None], run: Followed, view: "RunView", stop: asyncio.Event, dialog: "Dialog | None", signals: Signals
+) -> None:
+    """Tell each event to whoever wants it: the view, the logs, stdout and stderr; ask on the terminal what the run asks."""
     from orchestrator.logs import log_event
     from orchestrator.progress import open_progress
 
@@ -140,3 +172,5 @@ async def _follow(events: AsyncGenerator[Event, None], run: Followed, view: "Run
                 await asyncio.to_thread(write_event, event, run.run_id)
             if watched or not stop.is_set() or event.kind == "result":  # in a log, what is stopped is told by its end alone
                 show(event)
+            if event.kind == "asking" and dialog is not None:
+                await dialog.hold(lambda leave: setattr(signals, "asking", leave))

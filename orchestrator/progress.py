@@ -370,7 +370,7 @@ def summary(result: Mapping[str, Any], *, failures: bool = False) -> list[str]:
         lines += [f"  {task}: {status}{f': {one_line(error)}' if error else ''}" for task, status, error in named]
         lines += [f"  and {len(lost) - _LISTED:,} more"] if len(lost) > _LISTED else []
     if result.get("error"):
-        lines.append(f"error: {one_line(result['error'], 400)}")
+        lines.append(f"{'waiting' if result.get('status') == 'interrupted' else 'error'}: {one_line(result['error'], 400)}")
     lines.append(_usage_line(result))
     if result.get("trace_url"):
         lines.append(f"trace: {one_line(result['trace_url'], 400)}")

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 from collections.abc import AsyncGenerator, Sequence
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import InputError
 from orchestrator.events import RUN_ID, Event
@@ -13,6 +14,9 @@ from orchestrator.options import Parser, model_specs, parse, writable_file
 from orchestrator.output import write_text
 from orchestrator.stopping import Signals
 from orchestrator.text import one_line
+
+if TYPE_CHECKING:
+    from orchestrator.asking import Person
 
 __all__ = ["resume_command"]
 
@@ -40,7 +44,7 @@ def resume_command(words: Sequence[str], signals: Signals) -> int:
     environment_controls(os.environ)  # of which none holds here, but a misspelt one is refused as everywhere
     model, controls = model_specs(found.model), option_controls(found)
 
-    def events(stop: asyncio.Event) -> AsyncGenerator[Event, None]:
+    def events(stop: asyncio.Event, person: "Person | None") -> AsyncGenerator[Event, None]:
         from orchestrator.resuming import stream_resume
 
         return stream_resume(
@@ -53,6 +57,7 @@ def resume_command(words: Sequence[str], signals: Signals) -> int:
             restart=found.restart,
             retry=found.retry,
             enter_folder=True,
+            person=person,
             stop=stop,
         )
 
