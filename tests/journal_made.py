@@ -37,7 +37,7 @@ class Kept:
 
     @classmethod
     async def of(cls, database: Database, number: int = 1) -> "Kept":
-        insert = "INSERT INTO runs(number, run_id, status, owner) VALUES(?, ?, 'running', 'me')"
+        insert = "INSERT INTO runs(number, run_id, status, owner) VALUES(?, ?, 'running', 'me') ON CONFLICT DO NOTHING"
         await database.run(Statement(insert, (number, f"run-{number}")))
         return cls(database, JournalTable(database, await open_codec(database)), number)
 
