@@ -17,15 +17,17 @@ HARD_LIMIT = 11.5
 class Signals:
     """The first SIGINT or SIGTERM calls `stop`, or ends what comes before a run; a second one ends the process at once.
 
-    `leave` is called before it does. While a question stands on the terminal SIGINT calls `asking` alone: it is left for later.
+    While a question stands on the terminal SIGINT calls `asking` alone: it is left for later.
     """
+
+    ends_runs = True
+    """What a process claims a run with that takes signals so: `cancel` may send it one, and none to a program of somebody else."""
 
     def __init__(self) -> None:
         self.number = int(signal.SIGINT)
         self.stop: Callable[[], object] | None = None
         self.asking: Callable[[], object] | None = None
         self.received = False
-        self.leave: Callable[[], object] = lambda: None
         self._before: dict[int, Any] = {}
 
     @property
@@ -71,5 +73,4 @@ class Signals:
         with contextlib.suppress(OSError):
             if os.isatty(2):
                 os.write(2, b"\x1b[?25h")  # the live view hides the cursor, and nobody will show it again
-        self.leave()
         os._exit(code)

@@ -114,22 +114,26 @@ async def _stop(storage: "Storage", record: "RunRecord", *, quiet: bool) -> int:
 
 
 def _signal(record: "RunRecord") -> None:
-    """Send SIGTERM to the process of a run; raises InputError where it is not to be reached from here."""
+    """Send SIGTERM to the process of a run; raises InputError where that is not to be reached, or would end more than the run."""
     owner = record.owner
-    if owner is None or not owner.here():
-        host = one_line(owner.host if owner else "?", 60)
-        raise InputError(
-            f"run {record.run_id!r} is on another machine",
-            where=owner.said(record.since) if owner else "",
-            remedy=f"cancel it on {host}",
-        )
-    try:
-        os.kill(owner.pid, signal.SIGTERM)
-    except ProcessLookupError:
+    if owner is None:
         return
-    except PermissionError:
-        said = owner.said(record.since)
-        raise InputError(f"run {record.run_id!r} is another user's", where=said, remedy="ask its user, or cancel it as root") from None
+    what, remedy = "", ""
+    if not owner.here():
+        what, remedy = "is on another machine", f"cancel it on {one_line(owner.host, 60)}"
+    elif not owner.ends_on_signal:
+        what, remedy = "belongs to a program that is not the command line", "stop it there: set the event that was given as `stop`"
+    elif record.batch is not None:
+        what, remedy = "is one of a batch", f"end the batch: kill {owner.pid}; started again it does what is missing"
+    if not what:
+        try:
+            os.kill(owner.pid, signal.SIGTERM)
+        except ProcessLookupError:
+            return
+        except PermissionError:
+            what, remedy = "is another user's", "ask its user, or cancel it as root"
+    if what:
+        raise InputError(f"run {record.run_id!r} {what}", where=owner.said(record.since), remedy=remedy)
 
 
 def _gc(words: list[str]) -> int:

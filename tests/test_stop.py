@@ -1,11 +1,11 @@
 """Runs that are stopped: real processes, real signals, a model server with slow answers; what they leave, and what they do not."""
 
+import asyncio
 import contextlib
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from orchestrator.cli import main
-from orchestrator.running import registered, running
+from orchestrator.storage import RunRecord, open_storage
+from orchestrator.storage.database import Statement
 from orchestrator.testing import ModelServer, Reply, agents_script, model_server
 from orchestrator.testing.replies import answer_for
 
@@ -116,8 +117,8 @@ def processes_of(home: Path) -> list[int]:
 
 
 def nothing_left(home: Path) -> bool:
-    """No process of the test's home, and no run that is said to go on."""
-    return processes_of(home) == [] and not (home / "running").exists()
+    """No process of the test's home."""
+    return processes_of(home) == []
 
 
 # --- signals
@@ -210,70 +211,59 @@ def test_stops_at_random_points_leave_nothing_behind() -> None:
 
 def test_cancel_from_another_shell(documents: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with researching(documents, Slow("Findings", 0.5), "--run-id", "r1") as (process, _):
-        entry = home / "running" / "r1.json"
-        assert (entry.stat().st_mode & 0o777, entry.parent.stat().st_mode & 0o777) == (0o600, 0o700)
-        assert [(run.run_id, run.pid, run.workflow) for run in running()] == [("r1", process.pid, "research")]
-        threading.Thread(target=process.wait, daemon=True).start()  # as a shell does: a process that nobody fetches has not ended
+        assert main(["runs", "--json"]) == 0
+        listed = json.loads(capsys.readouterr().out)
         code = main(["cancel", "r1"])
         returned, out, lines = ended(process)
 
-    told = re.sub(r"\d+\.\d s", "N s", capsys.readouterr().out + capsys.readouterr().err)
+    assert [(run["run_id"], run["status"], run["workflow"]) for run in listed] == [("r1", "running", "research")]
     assert (code, returned, out.startswith("# Who?"), lines[0][:9]) == (0, 143, True, "stopping:")
-    assert (told, nothing_left(home)) == ("", True)
+    told = re.sub(r"\d+\.\d s", "N s", capsys.readouterr().err)
+    assert told == "run r1 has ended, N s after it was asked to; its own shell has its report\n"
+    assert nothing_left(home)
+    assert main(["cancel", "r1"]) == 2
+    assert capsys.readouterr().err.splitlines() == ["error: run 'r1' has ended: cancelled", "  do: python -m orchestrator show r1"]
 
 
 def test_no_run_has_the_id_of_one_that_runs(documents: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with registered("r1", "research"):
-        told = str(running()[0])
-        assert main(["research", QUESTION, "--documents", str(documents), "--run-id", "r1"]) == 2
-        assert main(["cancel", "r2"]) == 2
-    assert capsys.readouterr().err.splitlines() == [
-        "error: run 'r1' is already running",
-        f"  {told}",
-        "  do: give another --run-id, or: python -m orchestrator cancel r1",
-        "error: no run 'r2' is running",
-        f"  these are running: r1 (research, {told})",
-    ]
-    assert main(["research", QUESTION, "--documents", str(documents), "--run-id", "r1", "--quiet"]) == 0
-    assert nothing_left(home)
+    with researching(documents, Slow("Findings", 60), "--run-id", "r1") as (process, _):
+        assert main(["research", QUESTION, "--documents", str(documents), "--run-id", "r1", "--model", "offline"]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        process.kill()
+    assert (lines[0], lines[2]) == ("error: run 'r1' is already running", "  do: wait for it, or: python -m orchestrator cancel r1")
+    assert re.fullmatch(rf"  pid {process.pid}, .*, since \d{{4}}-.*", lines[1])
 
 
-LEFT = {"run_id": "old", "pid": os.getpid(), "born": "1", "host": socket.gethostname(), "workflow": "research", "since": 0.0}
-
-
-def left_behind(home: Path, **changes: Any) -> Path:
-    """The entry of a run whose process is gone."""
-    (home / "running").mkdir(mode=0o700)
-    path = home / "running" / "old.json"
-    path.write_text(json.dumps({**LEFT, **changes}), encoding="utf-8")
-    return path
-
-
-def test_what_a_killed_run_left_is_removed_by_whoever_meets_it(documents: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = left_behind(home)
+def test_a_run_that_was_killed_is_cancelled_for_good(documents: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with researching(documents, Slow("Findings", 60), "--run-id", "old") as (process, _):
+        process.kill()
+        process.wait()
+        assert main(["runs", "--status", "crashed"]) == 0
+        assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["old", "crashed"]
+    assert main(["cancel", "old"]) == 0
     assert main(["cancel", "old"]) == 2
-    assert capsys.readouterr().err.splitlines()[0] == "error: run 'old' of workflow 'research' has ended: its process is gone"
-    assert not path.exists()
-    path.write_text("{", encoding="utf-8")
-    assert (running(), path.exists()) == ([], False)
-    path.write_text(json.dumps(LEFT), encoding="utf-8")
-    assert main(["research", QUESTION, "--documents", str(documents), "--run-id", "old", "--quiet"]) == 0
-    assert nothing_left(home)
+    assert capsys.readouterr().err.splitlines()[:2] == ["run old is cancelled; it was crashed", "error: run 'old' has ended: cancelled"]
 
 
-def test_a_run_of_another_machine_is_cancelled_there(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = left_behind(home, host="elsewhere", pid=2**22 + 1)
-    assert main(["cancel", "old"]) == 2
+async def claimed_here(run_id: str, **changes: Any) -> None:
+    """A run that this process works for, which is not the command line."""
+    async with open_storage() as storage:
+        await storage.runs.create(RunRecord(run_id=run_id, workflow="w"))
+        for name, value in changes.items():
+            await storage.database.run(Statement(f"UPDATE runs SET {name} = ? WHERE run_id = ?", (value, run_id)))  # noqa: S608 - names of the tests
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "remedy"),
+    [
+        ({"host": "elsewhere"}, "is on another machine", "cancel it on elsewhere"),
+        ({}, "belongs to a program that is not the command line", "stop it there: set the event that was given as `stop`"),
+    ],
+)
+def test_what_is_not_to_be_reached_gets_no_signal(
+    changes: dict[str, Any], what: str, remedy: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asyncio.run(claimed_here("a", **changes))
+    assert main(["cancel", "a"]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert (lines[0], lines[2], path.exists()) == ("error: run 'old' is on another machine", "  do: cancel it on elsewhere", True)
-
-
-def test_a_home_that_cannot_be_written_costs_no_run(documents: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    words = ["research", QUESTION, "--documents", str(documents)]
-    with started(tmp_path, *words, environ={"ORCHESTRATOR_HOME": str(tmp_path / "file")}) as process:
-        _, err = process.communicate(timeout=40)
-    assert (process.returncode, err.decode().splitlines()[0]) == (
-        0,
-        "note: the run cannot be cancelled from another shell: Not a directory",
-    )
+    assert (lines[0], lines[2]) == (f"error: run 'a' {what}", f"  do: {remedy}")

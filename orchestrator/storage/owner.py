@@ -3,6 +3,7 @@
 import functools
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ __all__ = ["LEASE", "Owner", "drop", "hold", "is_living", "new_owner"]
 LEASE = 30.0
 """Seconds after its last heartbeat for which a run on another machine counts as running."""
 
+_COMMAND = "command-"
 _held: set[str] = set()  # tokens of the claims that this process works for
 
 
@@ -32,6 +34,11 @@ class Owner:
     born: str
     host: str
     space: str
+
+    @property
+    def ends_on_signal(self) -> bool:
+        """Whether its process is the command line's, which ends its run, and then itself, on SIGTERM."""
+        return self.token.startswith(_COMMAND)
 
     def here(self) -> bool:
         """Whether its process would be seen from this one."""
@@ -54,7 +61,8 @@ class Owner:
 def new_owner() -> Owner:
     """A new claim of this process; it is held until `drop`."""
     host, space = _place()
-    owner = Owner(secrets.token_hex(8), os.getpid(), _own_birth(os.getpid()), host, space)
+    kind = _COMMAND if getattr(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), "ends_runs", False) else ""
+    owner = Owner(kind + secrets.token_hex(8), os.getpid(), _own_birth(os.getpid()), host, space)
     hold(owner.token)
     return owner
 
