@@ -149,11 +149,11 @@ def _start(batch: "Batch", options: "argparse.Namespace", words: Sequence[str], 
 
 
 async def _drive(batch: "Batch", options: "argparse.Namespace", signals: Signals) -> None:
-    from orchestrator.batch.telling import showing
+    from orchestrator.batch.telling import first_lines, showing
 
     signals.stop = _stopping(batch, asyncio.get_running_loop(), options.quiet)
     if not options.quiet:
-        say(f"batch {batch.view.batch}: {batch.view.total:,} inputs, {batch.view.before:,} done before")
+        say(*first_lines(batch.view, environment_controls(os.environ)[1]))
     gc.freeze()
     gc.enable()
     async with showing(batch.view, None if options.quiet else sys.stderr), contextlib.aclosing(batch.results()) as lines:

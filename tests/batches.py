@@ -65,6 +65,7 @@ class Counting:
         self.delay = delay
         self.asked: dict[str, list[str]] = defaultdict(list)
         self.total = 0
+        self.server: Any = None  # that asks it, where a test wants to know
         self._more = threading.Condition()
 
     def __call__(self, body: dict[str, Any]) -> Any:

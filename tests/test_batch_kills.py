@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from batches import Counting, exact, make_chain, repeated, results, started
+
 from orchestrator.testing import model_server
 
 INPUTS = 24
@@ -16,7 +16,7 @@ INPUTS = 24
 
 def test_killed_anywhere_every_input_has_one_line_and_no_call_is_repeated(tmp_path: Path) -> None:
     """A call that was in flight is made again, one that was answered and followed by another never is."""
-    draw, counting, kills, finished = random.Random(1), Counting(0.05), 0, dict[int, int]()
+    draw, counting, kills, finished = random.Random(1), Counting(0.05), 0, dict[int, int]()  # noqa: S311 - no secret
     make_chain(tmp_path, INPUTS)
     with model_server(counting) as server:
         while True:

@@ -21,6 +21,7 @@ from orchestrator.keeping import attempt_events, create_run, folded, record_of
 from orchestrator.resuming import resume
 from orchestrator.runner import Graph, checked_workflow, prepare
 from orchestrator.storage import RunRecord, Storage, open_storage
+from orchestrator.storage.database import Statement
 from orchestrator.storage.runs import CRASHES
 from orchestrator.terms import Shared
 from orchestrator.workflow import Workflow
@@ -60,6 +61,9 @@ class BatchView:
     batch: str
     workflow: str
     output: str
+    model: str = ""
+    reason: str = ""
+    notes: tuple[str, ...] = ()
     total: int = 0
     before: int = 0
     stored: int = 0  # results that were in the store already, and lacked their line
@@ -117,6 +121,7 @@ class Batch:
         self._shared = Shared.of(controls, _NAME)
         self._ahead: deque[Item] = deque()
         self._items: Iterator[Item] = iter(())
+        self._begun_before: set[str] = set()
         self._turn, self._alone = asyncio.Lock(), asyncio.Lock()
 
     def look(self, *, strict: bool) -> None:
@@ -142,6 +147,7 @@ class Batch:
             await asyncio.to_thread(self._output.begin)
             self._items = self._inputs.items()
             async with open_storage(self._db) as storage:
+                self._begun_before = await self._known(storage)
                 working = [asyncio.create_task(self._work(storage, found), name=f"batch worker {n}") for n in range(self._runs)]
                 ending = asyncio.create_task(_ended(working, found), name="end of the batch")
                 try:
@@ -169,18 +175,23 @@ class Batch:
             self.stop.set()  # what others have under way is kept, and goes on at the next start
             raise
 
+    async def _known(self, storage: Storage) -> set[str]:
+        """The runs of this batch that the store has and that lack their line."""
+        [rows] = await storage.database.run(Statement("SELECT run_id FROM runs WHERE batch = ?", (self.view.batch,)))
+        return {run_id for (run_id,) in rows} - self._output.written.keys()
+
     async def _next(self) -> Item | None:
         async with self._turn:
-            while not self._ahead and not self._over():
+            while not self._ahead and not self.stop.is_set():
                 self._ahead.extend(await asyncio.to_thread(self._read_ahead))
                 if not self._ahead:
                     return None
-            return None if self._over() else self._ahead.popleft()
+            return None if self.stop.is_set() else self._ahead.popleft()
 
-    def _over(self) -> bool:
-        if not self.view.limited and self._shared.pool.used_up():
-            self.view.limited = True
-        return self.stop.is_set() or self.view.limited
+    def _used_up(self) -> bool:
+        """Whether nothing may be called any more: what is finished in the store gets its line, and nothing is begun."""
+        self.view.limited = self.view.limited or self._shared.pool.used_up()
+        return self.view.limited
 
     def _read_ahead(self) -> list[Item]:
         """The next inputs that have no result; few where they are large."""
@@ -196,22 +207,25 @@ class Batch:
     async def _line(self, item: Item, storage: Storage) -> dict[str, Any] | None:
         """The line of an input, written; None where there is no result yet."""
         if item.error:
-            result: dict[str, Any] | Held = failed_result(self._workflow.name, item.error)
+            result: dict[str, Any] | Held | None = failed_result(self._workflow.name, item.error)
         else:
             result = await self._result(item, storage)
         if isinstance(result, Held):
             self.view.held.append(result)
+        if result is None or isinstance(result, Held):
             return None
         line = result_line(item, result)
         await asyncio.to_thread(self._output.write, line)
         self._count(line)
         return line
 
-    async def _result(self, item: Item, storage: Storage) -> dict[str, Any] | Held:
-        """What the run of an input comes to: begun, gone on with, or found in the store."""
-        record = await storage.runs.get(item.run_id)
+    async def _result(self, item: Item, storage: Storage) -> dict[str, Any] | Held | None:
+        """What the run of an input comes to: begun, gone on with, or found in the store; None where it was not begun."""
+        record = await storage.runs.get(item.run_id) if item.run_id in self._begun_before else None
         if record is not None and (found := self._stored(item, record)) is not None:
             return found
+        if self._used_up():
+            return None if record is None else Held(item.line, item.id, item.run_id, "limited", record.error or "")
         suspect = record is not None and record.status == "crashed" and record.crashes > 0
         # An input that ended the whole process before is tried again by itself, so that what it takes with it is not blamed for it.
         with self._shared.run() as own:
@@ -227,6 +241,7 @@ class Batch:
             refused = any(terms.ledger.refused for terms in own.terms)
         if result["status"] == "limited" and refused:
             self.view.limited = True
+            return Held(item.line, item.id, item.run_id, "limited", str(result["error"] or ""))
         return self._kept(item, result)
 
     def _stored(self, item: Item, record: RunRecord) -> dict[str, Any] | Held | None:
@@ -341,7 +356,8 @@ def open_batch(
     limits = merged_controls(loaded, controls)
     given = set(controls.model_fields_set if isinstance(controls, Controls) else controls or ())
     limits = limits if "ask" in given else limits.merged({"ask": "never"})
-    check_controls(limits, choose_models(model, loaded), loaded)
+    models = choose_models(model, loaded)
+    check_controls(limits, models, loaded)
     named = (loaded.name, str(loaded.path or ""), str(Path(inputs).resolve()), str(Path(output).resolve()))
     batch = f"batch-{hashlib.sha256(json.dumps(named).encode()).hexdigest()[:10]}"
     items = Inputs(inputs, loaded, batch, common)
@@ -349,6 +365,7 @@ def open_batch(
     if Path(inputs).exists() and items.same_file(results.path):
         raise InputError("the output is the file of the inputs", where=str(output), remedy="name another --output")
     opened = Batch(loaded, items, results, controls=limits, model=model, runs=runs, db=db, changed=changed)
+    opened.view.model, opened.view.reason, opened.view.notes = models.said, models.reason, (*loaded.notes, *models.notes)
     opened.look(strict=strict)
     return opened
 

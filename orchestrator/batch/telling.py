@@ -5,13 +5,13 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, TextIO
 
 from orchestrator.batch.driving import BatchView, Held
 from orchestrator.text import counted, one_line
 
-__all__ = ["Pace", "progress_line", "showing", "summary_json", "summary_lines"]
+__all__ = ["Pace", "first_lines", "progress_line", "showing", "summary_json", "summary_lines"]
 
 EVERY = 5.0
 """Seconds between two lines where no terminal is watching."""
@@ -55,8 +55,8 @@ def _per_second(rate: float) -> str:
 
 
 def _cost(used: Mapping[str, Any]) -> str:
-    cost = float(used.get("cost_usd") or 0.0)
-    return f"${cost:,.4f}" if cost else "no cost"
+    cost = used.get("cost_usd", 0.0)
+    return "cost unknown" if cost is None else f"${cost:,.4f}" if cost else "no cost"
 
 
 def _duration(seconds: float) -> str:
@@ -104,6 +104,13 @@ async def _bar(view: BatchView, stream: TextIO) -> None:
                 await asyncio.sleep(_REFRESH)
         finally:
             bar.update(task, completed=view.done, description=progress_line(view, 0.0), refresh=True)
+
+
+def first_lines(view: BatchView, notes: Sequence[str] = ()) -> list[str]:
+    """What is said before the first input: the model and why, what is odd, how much there is to do."""
+    model = f"model: {one_line(view.model, 200)}{f' ({one_line(view.reason)})' if view.reason else ''}"
+    told = [f"note: {one_line(note, 300)}" for note in (*view.notes, *notes)]
+    return [model, *told, f"batch {view.batch}: {counted(view.total, 'input')}, {view.before:,} done before"]
 
 
 def summary_lines(view: BatchView) -> list[str]:

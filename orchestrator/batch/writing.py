@@ -175,9 +175,11 @@ class Output:
 
 
 def add_usage(total: dict[str, Any], usage: Mapping[str, Any]) -> None:
-    """Add the usage of a result to a total in the same form; a cost that is not known counts as none."""
-    for name in ("model_calls", "estimated_calls", "input_tokens", "output_tokens", "cost_usd"):
+    """Add the usage of a result to a total in the same form; with a cost that is not known that of the total is None."""
+    for name in ("model_calls", "estimated_calls", "input_tokens", "output_tokens"):
         total[name] = total.get(name, 0) + (usage.get(name) or 0)
+    costs = total.get("cost_usd", 0.0), usage.get("cost_usd", 0.0)
+    total["cost_usd"] = None if None in costs else round(sum(costs), 6)
     for role, used in (usage.get("by_role") or {}).items():
         add_usage(total.setdefault("by_role", {}).setdefault(role, {}), used)
 
