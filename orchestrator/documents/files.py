@@ -5,13 +5,14 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.documents.formats import kind_of
 from orchestrator.errors import DocumentsError
 
-__all__ = ["LARGEST", "Listed", "Listing", "Skipped", "Unreadable", "list_files", "read_bytes", "sha256"]
+__all__ = ["LARGEST", "Listed", "Listing", "Skipped", "Unreadable", "documents_folder", "list_files", "read_bytes", "sha256"]
 
 LARGEST = 50 * 1024 * 1024  # bytes; what is larger is a data set, not a document
 _GENERATED = frozenset({"__pycache__", "node_modules", "venv"})
@@ -22,6 +23,9 @@ _FLAGS = os.O_RDONLY
 for _name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
     _FLAGS |= getattr(os, _name, 0)
 _REMEDY = "Name an existing file, folder or glob"
+
+documents_folder: ContextVar[str] = ContextVar("documents_folder", default="")
+"""What relative names of documents are relative to, where that is not the working directory: of a run that was started elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +85,19 @@ def _expand(path: str) -> list[tuple[str, str]]:
     """The path, or what its glob matches, as (name for people, location)."""
     if not path.strip() or "\0" in path:
         raise DocumentsError("A document's path is empty or has a NUL in it", where=f"documents: {path!r}", remedy=_REMEDY)
-    location = os.path.expanduser(path)
+    location = os.path.join(documents_folder.get(), os.path.expanduser(path))
     if os.path.lexists(location):
         if not os.path.exists(location):
             raise DocumentsError("A link among the documents leads nowhere", where=f"documents: {path!r}", remedy=_REMEDY)
         return [(path, location)]
     if glob.has_magic(path):
-        matches = sorted(glob.glob(location, recursive=True))
+        folder = documents_folder.get()
+        found = sorted(glob.glob(os.path.expanduser(path), root_dir=folder or None, recursive=True))
+        matches = [(match, os.path.join(folder, match)) for match in found]
         if matches:
-            return [(match, match) for match in matches if not (os.path.isdir(match) and "**" in path)]
+            return [(match, place) for match, place in matches if not (os.path.isdir(place) and "**" in path)]
         raise DocumentsError("No file matches this glob", where=f"documents: {path!r}", remedy=_REMEDY)
-    remedy = f"{_REMEDY}; paths are relative to {os.getcwd()}"
+    remedy = f"{_REMEDY}; paths are relative to {documents_folder.get() or os.getcwd()}"
     raise DocumentsError("There is no such file or folder", where=f"documents: {path!r}", remedy=remedy)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import os
 import weakref
 from bisect import bisect_right
@@ -229,7 +230,7 @@ async def open_library(paths: Sequence[str], *, home: Path | None = None) -> Lib
         with contextlib.closing(parser):
             return Library(open_index(paths, home, parser), executor)
 
-    indexing = asyncio.get_running_loop().run_in_executor(executor, work)
+    indexing = asyncio.get_running_loop().run_in_executor(executor, contextvars.copy_context().run, work)
     try:
         return await asyncio.shield(indexing)
     except BaseException:
