@@ -42,7 +42,7 @@ _OPTION = (
 _ALONE, _REFERRING, _STRING = 1, 2, 3
 _SEALED, _DEFLATED = 16, 32
 _WORTH_DEFLATING, _SMALL = 256, 16_384  # bytes
-_WALKED = frozenset((str, dict, list, tuple, bytes))
+_WALKED = frozenset((str, dict, list, tuple, bytes, bytearray))
 _ASKED_AT_ONCE = 500  # hashes in one query
 
 
@@ -133,20 +133,20 @@ class Codec:
 
     def _open(self, blob: bytes) -> tuple[int, bytes]:
         """What a blob is, and its body in clear."""
-        flag, body = self._unsealed(bytes(blob))
-        kind = flag & ~_DEFLATED
+        blob = bytes(blob)
+        kind = blob[0] & ~(_SEALED | _DEFLATED) if blob else 0
         if kind not in (_ALONE, _REFERRING, _STRING):
             raise StorageError(
                 "a stored value is in no format of this store", remedy="the store was written by something else, or is damaged"
             )
+        flag, body = self._unsealed(blob)
         try:
             return kind, zlib.decompress(body, -zlib.MAX_WBITS) if flag & _DEFLATED else body
         except zlib.error:
             raise StorageError("a stored value cannot be read", remedy=_DAMAGED) from None
 
     def _unsealed(self, blob: bytes) -> tuple[int, bytes]:
-        flag = blob[0] & ~_SEALED if blob else 0
-        sealed = bool(blob) and bool(blob[0] & _SEALED)
+        flag, sealed = blob[0] & ~_SEALED, blob[0] & _SEALED
         if self.cipher is None:
             if sealed:
                 raise StorageError("a stored value is encrypted", remedy=f"set {KEY_VARIABLE} to the key that it was written with")
@@ -208,6 +208,8 @@ class _Packing:
         if kind is bytes:
             for secret in self._secrets:
                 value = value.replace(secret.encode("utf-8", "surrogatepass"), _MARK.encode())
+        if kind is bytearray:  # msgpack would take it for bytes
+            return ormsgpack.Ext(STANDARD[bytearray].code, self._packed(bytes(value)))
         return value
 
     def _named(self, key: Any) -> Any:

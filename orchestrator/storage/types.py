@@ -56,13 +56,11 @@ def _time_built(plain: Any) -> time:
 
 
 def _datetime_plain(value: datetime) -> Any:
-    named = isinstance(value.tzinfo, ZoneInfo)
-    return [value.replace(tzinfo=None).isoformat() if named else value.isoformat(), value.tzinfo if named else None, value.fold]
+    return [value.replace(tzinfo=None).isoformat(), value.tzinfo, value.fold]
 
 
 def _datetime_built(plain: Any) -> datetime:
-    moment = datetime.fromisoformat(plain[0])
-    return moment.replace(tzinfo=plain[1] or moment.tzinfo, fold=plain[2])
+    return datetime.fromisoformat(plain[0]).replace(tzinfo=plain[1], fold=plain[2])
 
 
 def _ordered(value: Iterable[Any]) -> list[Any]:
@@ -178,7 +176,7 @@ def _found(name: TypeName) -> type | None:
         except ImportError:
             return None
     kind = getattr(module, name[1], None)
-    return kind if isinstance(kind, type) else None
+    return kind if isinstance(kind, type) and kind.__module__ == name[0] else None
 
 
 class _Form(NamedTuple):
