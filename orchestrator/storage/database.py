@@ -1,13 +1,18 @@
 """Where everything durable goes: one method that runs statements in one transaction, over SQLite, Postgres or memory."""
 
+import asyncio
 import os
+import re
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import urlsplit, urlunsplit
 
 from orchestrator.errors import DatabaseOpenError
 
 __all__ = ["Database", "Fence", "Row", "Statement", "default_url", "open_database", "url_shown"]
+
+_PASSWORD = re.compile(r"([?&][a-z]*password=)[^&]*")
 
 Row = tuple[Any, ...]
 
@@ -63,9 +68,8 @@ async def open_database(url: str | None = None) -> Database:
     named = url if url is not None else default_url()
     scheme = named.partition("://")[0].lower() if "://" in named else ""
     if scheme in ("postgresql", "postgres"):
-        from orchestrator.storage.postgres import open_postgres
-
-        return await open_postgres(named)
+        opened: Database = await (await _postgres()).open_postgres(named)
+        return opened
     if scheme == "sqlite" or named == "memory://":
         from orchestrator.storage.sqlite import open_sqlite
 
@@ -78,16 +82,26 @@ async def open_database(url: str | None = None) -> Database:
 
 
 def url_shown(url: str) -> str:
-    """`url` without its password: for messages, lists and files."""
+    """`url` without its password, for messages, lists and files; also where it is no proper URL."""
+    scheme, mark, rest = url.partition("://")
+    login, at, place = rest.rpartition("@")
+    user, colon, _ = login.partition(":")
+    shown = f"{scheme}{mark}{user}{':***' if colon else ''}{at}{place}" if at else url
+    return _PASSWORD.sub(r"\1***", shown)
+
+
+async def _postgres() -> ModuleType:
+    """The engine for Postgres, which only those have who asked for it; its import takes a while, so that a thread does it."""
     try:
-        parts = urlsplit(url)
-        password = parts.password
-    except ValueError:
-        return url.partition("@")[2] or url
-    if password is None:
-        return url
-    user, _, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}"))
+        return await asyncio.to_thread(import_module, "orchestrator.storage.postgres")
+    except ImportError as error:
+        if not (error.name or "psycopg").startswith("psycopg"):
+            raise
+        raise DatabaseOpenError(
+            "A Postgres database needs psycopg, which is not installed",
+            where=str(error),
+            remedy='pip install "orchestrator[postgres]"',
+        ) from error
 
 
 def _meant(named: str) -> str:

@@ -2,7 +2,9 @@
 
 import re
 
-__all__ = ["STEPS", "VERSION_SQL", "for_postgres", "steps_from"]
+from orchestrator.errors import DatabaseOpenError
+
+__all__ = ["STEPS", "VERSION_SQL", "for_postgres", "refuse_newer", "steps_from"]
 
 _FIRST = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -74,3 +76,13 @@ def for_postgres(statement: str) -> str:
     for pattern, replacement in _POSTGRES:
         statement = pattern.sub(replacement, statement)
     return statement
+
+
+def refuse_newer(version: int, url: str) -> None:
+    """Raises DatabaseOpenError for tables of a later version than this package writes."""
+    if version > len(STEPS):
+        raise DatabaseOpenError(
+            f"The database {url} has tables of version {version}, and this package knows up to version {len(STEPS)}",
+            where="A newer version of orchestrator has written it",
+            remedy="Install that version, or name another database with --db",
+        )

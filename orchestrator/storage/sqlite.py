@@ -1,156 +1,304 @@
 """SQLite: one thread per database runs what callers hand over, and all that waits is one transaction."""
 
 import asyncio
-import contextlib
 import os
 import queue
 import sqlite3
+import stat
 import threading
-from collections.abc import Callable
+import time
+import weakref
+from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from orchestrator.errors import DatabaseOpenError, LostRunError, OrchestratorError, StorageError
+from orchestrator.errors import DatabaseOpenError, StorageError
 from orchestrator.storage.database import Fence, Row, Statement
-from orchestrator.storage.schema import STEPS, VERSION_SQL, steps_from
+from orchestrator.storage.jobs import Job, Outcome, answer, lost, new_job
+from orchestrator.storage.schema import STEPS, VERSION_SQL, refuse_newer, steps_from
 
 __all__ = ["SQLiteDatabase", "open_sqlite"]
 
-_WAIT = 60.0  # seconds for another process that writes
+_WAIT = 60.0  # seconds for another process that writes: one that holds the lock for 30 or 40 seconds is waited for
 _BATCH = 500  # jobs of one transaction
-
-
-class _Job(NamedTuple):
-    statements: tuple[Statement, ...]
-    fence: Fence | None
-    answer: asyncio.Future[list[list[Row]]]
-    loop: asyncio.AbstractEventLoop
+_CHECKED = 64 * 1024**2  # bytes of a file that is read through for damage when it is opened
+_APPLICATION = 0x6F726368  # "orch", in the header of every file of ours
+_SIZE = "SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
+_HELD = "SELECT 1 FROM runs WHERE run_id = ? AND owner = ?"
+_ALL = {  # what no job is at fault for: the others of its transaction would fail as well
+    sqlite3.SQLITE_BUSY: ("another process holds its write lock", "Wait for that process or end it, then resume"),
+    sqlite3.SQLITE_LOCKED: ("another process holds its write lock", "Wait for that process or end it, then resume"),
+    sqlite3.SQLITE_FULL: ("its disk is full", "Make room, then resume"),
+    sqlite3.SQLITE_IOERR: ("its disk cannot be read or written", "Check the disk, then resume"),
+    sqlite3.SQLITE_READONLY: ("it cannot be written", "Give this user the right to write the file and its folder, then resume"),
+    sqlite3.SQLITE_CANTOPEN: ("it cannot be written", "Give this user the right to write the file and its folder, then resume"),
+    sqlite3.SQLITE_PROTOCOL: ("its locks do not work, as on some network disks", "Name a file on a local disk with --db, or use Postgres"),
+    sqlite3.SQLITE_NOTADB: ("it is not a SQLite database", "Name another file with --db"),
+}
+_DAMAGED = ("it is damaged", "Restore it from a backup, or salvage what can be read: sqlite3 FILE .recover")
 
 
 async def open_sqlite(path: Path | None, *, private: bool = False, wait: float = _WAIT) -> "SQLiteDatabase":
-    """The database in the file `path`, None: in memory. `private`: its folder is ours, for the user alone. Raises DatabaseOpenError."""
-    connection = await asyncio.to_thread(_opened, path, private, wait)
-    return SQLiteDatabase(connection, path)
+    """The database in the file `path`, None: in memory. `private`: the folder is this package's own. Raises DatabaseOpenError.
+
+    `wait`: seconds that another process may hold the write lock.
+    """
+    return SQLiteDatabase(path, await asyncio.to_thread(_opened, path, private, wait))
 
 
 class SQLiteDatabase:
     """A SQLite file, or memory, behind a thread of its own; `Database` says what it does."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path | None) -> None:
+    def __init__(self, path: Path | None, connection: sqlite3.Connection) -> None:
         self.url = f"sqlite:///{path}" if path else "memory://"
-        self._connection = connection
-        self._path = path
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._closing: asyncio.Future[None] | None = None
-        self._thread = threading.Thread(target=self._serve, name="orchestrator-sqlite", daemon=True)
-        self._thread.start()
+        self._writer = _Writer(path, connection)
+        self._closing: Job | None = None
+        threading.Thread(target=self._writer.serve, name="orchestrator-sqlite", daemon=True).start()
+        weakref.finalize(self, self._writer.jobs.put, None).atexit = False  # one that nobody closed ends its thread
 
     async def run(self, *statements: Statement, fence: Fence | None = None) -> list[list[Row]]:
         """See `Database.run`."""
-        if self._closing is not None:
-            raise StorageError(f"{self.url} is closed")
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[list[list[Row]]] = loop.create_future()
-        self._jobs.put(_Job(statements, fence, answer, loop))
-        return await answer
+        return await self._done(new_job(statements, fence))
 
     async def size(self) -> int:
         """See `Database.size`."""
-        select = "SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
-        return int((await self.run(Statement(select)))[0][0][0])
+        return int((await self.run(Statement(_SIZE)))[0][0][0])
 
     async def shrink(self) -> None:
         """See `Database.shrink`."""
-        await self.run(Statement("PRAGMA incremental_vacuum"))
+        await self._done(new_job((Statement("PRAGMA incremental_vacuum"), Statement("PRAGMA wal_checkpoint(TRUNCATE)")), alone=True))
 
     async def aclose(self) -> None:
         """See `Database.aclose`."""
         if self._closing is None:
-            self._closing = asyncio.get_running_loop().create_future()
-            self._jobs.put(None)
-        await asyncio.to_thread(self._thread.join)
+            self._closing = new_job(())
+            self._writer.closed = self._closing
+            self._writer.jobs.put(None)
+        await asyncio.shield(self._closing.rows)
 
-    def _serve(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            jobs, last = [job], False
-            with contextlib.suppress(queue.Empty):
-                while len(jobs) < _BATCH:
-                    if (more := self._jobs.get_nowait()) is None:
-                        last = True
-                        break
-                    jobs.append(more)
-            _answer(jobs, self._outcomes(jobs))
-            if last:
-                break
+    async def _done(self, job: Job) -> list[list[Row]]:
+        if self._closing is not None:
+            raise StorageError(f"The database {self.url} is closed")
+        self._writer.jobs.put(job)
+        return await job.rows
+
+
+class _Writer:
+    """What the thread works on; it knows nothing of the database before it, so that that one can go."""
+
+    def __init__(self, path: Path | None, connection: sqlite3.Connection) -> None:
+        self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()  # None: the end
+        self.closed: Job | None = None
+        self._path = path
+        self._connection = connection
+        self._files: list[tuple[int, int]] = []
+
+    def serve(self) -> None:
+        """Runs what waits, a transaction at a time, until it is told that nothing more comes."""
+        self._files = _files(self._path) if self._path else []
+        more = True
+        while more:
+            waiting = [self.jobs.get()]
+            waiting += [self.jobs.get() for _ in range(min(self.jobs.qsize(), _BATCH - 1))]
+            more = None not in waiting
+            for alone, group in groupby(filter(None, waiting), attrgetter("alone")):
+                jobs = [*group]
+                answer(jobs, [self._alone(job) for job in jobs] if alone else self._outcomes(jobs))
         self._connection.close()
+        if self.closed is not None:
+            answer([self.closed], [[]])
 
-    def _outcomes(self, jobs: list[_Job]) -> list[Any]:
+    def _outcomes(self, jobs: Sequence[Job]) -> Sequence[Outcome]:
+        """What came of each job. Where one fails it is found by halves, so that it takes no other with it."""
         try:
-            return self._transaction(jobs)
-        except (sqlite3.Error, OrchestratorError) as error:
-            if len(jobs) == 1:
-                return [StorageError(f"{self.url}: {error}")]
-        return [self._outcomes([job])[0] for job in jobs]
+            outcomes = self._transaction(jobs)
+        except Exception as error:  # noqa: BLE001 - whatever it is, its caller waits for it, and the thread goes on
+            if len(jobs) == 1 or _code(error) in _ALL:
+                return [self._failure(error)] * len(jobs)
+            half = len(jobs) // 2
+            return [*self._outcomes(jobs[:half]), *self._outcomes(jobs[half:])]
+        if self._path and _files(self._path) != self._files:
+            return [_replaced(self._path)] * len(jobs)
+        return outcomes
 
-    def _transaction(self, jobs: list[_Job]) -> list[Any]:
+    def _transaction(self, jobs: Sequence[Job]) -> list[Outcome]:
         execute = self._connection.execute
-        execute("BEGIN IMMEDIATE")
+        if len(jobs) == 1 and len(jobs[0].statements) == 1 and jobs[0].fence is None:
+            [(sql, values)] = jobs[0].statements
+            return [[execute(sql, values).fetchall()]]  # is a transaction by itself
+        execute("BEGIN" if all(map(_reads, jobs)) else "BEGIN IMMEDIATE")
         try:
-            outcomes = [_done(execute, job) for job in jobs]
+            outcomes = [self._rows(job) for job in jobs]
             execute("COMMIT")
         except BaseException:
-            if self._connection.in_transaction:
+            if self._connection.in_transaction:  # SQLite ends it itself after some errors
                 execute("ROLLBACK")
             raise
         return outcomes
 
+    def _rows(self, job: Job) -> Outcome:
+        execute = self._connection.execute
+        if job.fence is not None and not execute(_HELD, job.fence).fetchall():
+            return lost(job.fence)
+        return [execute(sql, values).fetchall() for sql, values in job.statements]
 
-def _done(execute: Callable[..., sqlite3.Cursor], job: _Job) -> list[list[Row]] | LostRunError:
-    if job.fence is not None and not execute("SELECT 1 FROM runs WHERE run_id = ? AND owner = ?", job.fence).fetchall():
-        return LostRunError(f"Run {job.fence.run_id!r} belongs to another process by now")
-    return [execute(sql, values).fetchall() for sql, values in job.statements]
+    def _alone(self, job: Job) -> Outcome:
+        try:
+            return [self._connection.execute(sql, values).fetchall() for sql, values in job.statements]
+        except sqlite3.Error as error:
+            return self._failure(error)
+
+    def _failure(self, error: Exception) -> StorageError:
+        what, remedy = _said(error)
+        return StorageError(f"The database {self._path or 'memory://'} failed: {what}", remedy=remedy)
 
 
-def _answer(jobs: list[_Job], outcomes: list[Any]) -> None:
-    loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
-    for job, outcome in zip(jobs, outcomes, strict=True):
-        loops.setdefault(job.loop, []).append((job.answer, outcome))
-    for loop, answers in loops.items():
-        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits
-            loop.call_soon_threadsafe(_settle, answers)
+def _reads(job: Job) -> bool:
+    return job.fence is None and all(sql.startswith("SELECT") for sql, _ in job.statements)
 
 
-def _settle(answers: list[tuple[asyncio.Future[Any], Any]]) -> None:
-    for future, outcome in answers:
-        if future.done():
-            continue
-        if isinstance(outcome, BaseException):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
+def _code(error: Exception) -> int:
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+
+
+def _said(error: Exception) -> tuple[str, str]:
+    """What an error means, and the remedy."""
+    if _code(error) == sqlite3.SQLITE_CORRUPT:
+        meaning, remedy = _DAMAGED
+    else:
+        meaning, remedy = _ALL.get(_code(error), ("", ""))
+    return f"{meaning} ({error})" if meaning else str(error), remedy
+
+
+def _files(path: Path) -> list[tuple[int, int]]:
+    """Which files are there by the names of the database and its log; none where one is missing."""
+    try:
+        found = [os.stat(path), os.stat(f"{path}-wal")]
+    except FileNotFoundError:
+        return []
+    return [(status.st_dev, status.st_ino) for status in found]
+
+
+def _replaced(path: Path) -> StorageError:
+    return StorageError(
+        f"The database {path} was deleted or replaced while it was in use",
+        where="What was to be stored last is not in the file of that name",
+        remedy="Put the file back, then resume; runs of the file that is there now are not touched",
+    )
 
 
 def _opened(path: Path | None, private: bool, wait: float) -> sqlite3.Connection:
+    if path is None:
+        return _connected(":memory:", wait)
     try:
-        if path is None:
-            return _connected(":memory:", wait)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600))
+        _make_folder(path.parent, private)
+        _make_file(path)
         return _connected(str(path), wait)
-    except (OSError, sqlite3.Error) as error:
-        raise DatabaseOpenError(f"The database {str(path)!r} cannot be opened: {error}") from error
+    except OSError as error:
+        raise _unopened(path, error.strerror or str(error), "Name a file that this user can write with --db") from error
+    except sqlite3.Error as error:
+        raise _unopened(path, *_said(error)) from error
+
+
+def _unopened(path: Path | str, why: str, remedy: str) -> DatabaseOpenError:
+    return DatabaseOpenError(
+        f"The database {path} cannot be opened: {why}", where="It comes from --db, db= or ORCHESTRATOR_DB", remedy=remedy
+    )
+
+
+def _make_folder(folder: Path, private: bool) -> None:
+    """For this user alone where it is made here, or `private`."""
+    if not folder.parent.exists():
+        _make_folder(folder.parent, private=False)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.stat()
+    if private and status.st_mode & 0o077 and status.st_uid == os.getuid() and not status.st_mode & stat.S_ISVTX:
+        folder.chmod(0o700)
+
+
+def _make_file(path: Path) -> None:
+    """For this user alone; SQLite gives the files beside it the same mode."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(0, "It is not a regular file")
+        if status.st_mode & 0o077 and status.st_uid == os.getuid():
+            os.fchmod(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
 
 
 def _connected(location: str, wait: float) -> sqlite3.Connection:
-    connection = sqlite3.connect(location, timeout=wait, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("BEGIN IMMEDIATE")
-    known = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchall()
-    version = int(connection.execute(VERSION_SQL).fetchone()[0]) if known else 0
-    if version < len(STEPS):
-        for statement in steps_from(version):
-            connection.execute(statement)
-    connection.execute("COMMIT")
+    """A connection whose tables are those of this version."""
+    if sqlite3.sqlite_version_info < (3, 35):
+        raise _unopened(location, f"SQLite {sqlite3.sqlite_version} is too old", "Use a Python with SQLite 3.35 or newer, or Postgres")
+    connection = sqlite3.connect(location, timeout=wait, isolation_level=None, check_same_thread=False, cached_statements=256)
+    try:
+        version = _version(connection, location)  # before anything is written
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        _use_log(connection, wait)
+        connection.execute("PRAGMA journal_size_limit = 67108864")
+        # An acknowledged row survives the loss of power, not only of the process; callers that wait share the cost.
+        connection.execute("PRAGMA synchronous = FULL")
+        if version < len(STEPS):
+            _bring_tables(connection, location)
+        else:
+            _check(connection)
+    except BaseException:
+        connection.close()
+        raise
     return connection
+
+
+def _use_log(connection: sqlite3.Connection, wait: float) -> None:
+    """Write-ahead log, so that readers and the writer do not wait for one another."""
+    until = time.monotonic() + wait
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            # Where several processes change the mode of a new file at once, SQLite does not wait by itself.
+            if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+        else:
+            return
+
+
+def _version(connection: sqlite3.Connection, location: str) -> int:
+    """The version of the tables, 0 where there are none; raises DatabaseOpenError for a newer one and for what is none of ours."""
+    if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        return 0
+    if connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
+        raise _unopened(location, "it is a SQLite database of another program", "Name another file with --db")
+    version = int(connection.execute(VERSION_SQL).fetchone()[0])
+    refuse_newer(version, location)
+    return version
+
+
+def _bring_tables(connection: sqlite3.Connection, location: str) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        version: Any = _version(connection, location)  # another process may have been faster
+        if not version:
+            connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+        if version < len(STEPS):
+            for statement in steps_from(version):
+                connection.execute(statement)
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    """Raises sqlite3.DatabaseError for a file that is damaged, where it is not too large to be read through."""
+    size = connection.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size").fetchone()[0]
+    if size <= _CHECKED and (found := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+        error = sqlite3.DatabaseError(found)
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise error
