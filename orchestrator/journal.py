@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from orchestrator.errors import LostRunError, OrchestratorError, StorageError, said
 from orchestrator.events import current_branch, tell
+from orchestrator.storage.codec import Known
 from orchestrator.storage.database import Fence, Statement
 from orchestrator.storage.journal import NO_USAGE, Entry, JournalRow, JournalTable, JournalUsage, Sum
 
@@ -82,7 +83,7 @@ class Journal:
         self._next = 0
         self._own: dict[tuple[bytes, str], deque[_Answer]] = defaultdict(deque)
         self._any: dict[bytes, deque[_Answer]] = defaultdict(deque)
-        self._texts: set[bytes] = set()  # that are stored for this run
+        self._known = Known()  # the texts that are stored for this run
         self._pending: list[_Write] = []
         self._writing: asyncio.Task[None] | None = None
         self._lost: LostRunError | None = None
@@ -191,7 +192,7 @@ class Journal:
             rows.append(seq)
 
     def _put(self, entry: Entry, durable: "asyncio.Future[None] | None") -> None:
-        statements, texts = self._table.statements(self._run, entry, self._texts)
+        statements, texts = self._table.statements(self._run, entry, self._known)
         self._pending.append(_Write(statements, texts, durable))
         if self._writing is None:
             self._writing = asyncio.get_running_loop().create_task(self._write(), name=f"journal of {self._fence.run_id}")
@@ -207,7 +208,7 @@ class Journal:
                     self._lost = error if isinstance(error, LostRunError) else self._lost
                     _settle(batch, error)
                 else:
-                    self._texts.update(*(write.texts for write in batch))
+                    self._known.stored.update(*(write.texts for write in batch))
                     _settle(batch, None)
         finally:
             self._writing = None

@@ -1,10 +1,10 @@
 """The journal's table: a row for each finished call of a run, its request and response apart from what is searched and summed."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from orchestrator.storage.codec import Codec, keep_texts, unpack_all
+from orchestrator.storage.codec import Codec, Known, keep_texts, unpack_all
 from orchestrator.storage.database import Database, Fence, Statement
 
 __all__ = ["NO_USAGE", "Entry", "JournalRow", "JournalTable", "JournalUsage", "Sum"]
@@ -84,11 +84,10 @@ class JournalTable:
         self._database = database
         self._codec = codec
 
-    def statements(self, run: int, entry: Entry, known: Collection[bytes] = ()) -> tuple[list[Statement], set[bytes]]:
-        """What writes `entry`, and the hashes of the texts in that; those of `known` are there already. Raises StorageTypeError."""
-        request, response = self._codec.pack(entry.request), self._codec.pack(entry.response)
-        texts = {digest: text for digest, text in (request.texts | response.texts).items() if digest not in known}
-        row = entry.row
+    def statements(self, run: int, entry: Entry, known: Known) -> tuple[list[Statement], set[bytes]]:
+        """What writes `entry`, and the hashes of the texts in that; those that are `known` are there already. Raises StorageTypeError."""
+        request, response = self._codec.pack(entry.request, known), self._codec.pack(entry.response, known)
+        texts, row = request.texts | response.texts, entry.row
         values = (run, row.seq, row.kind, row.scope, row.role, row.model, row.digest, row.state, request.blob, response.blob)
         insert = Statement(_INSERT, (*values, *entry.usage, row.began, row.seconds, row.error))
         return [*keep_texts(texts, run), insert], set(texts)
