@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("LANGGRAPH_STRICT_MSGPACK", "true")
 
 if TYPE_CHECKING:
+    from orchestrator.batch import run_batch as run_batch
     from orchestrator.controls import Budget as Budget
     from orchestrator.controls import Controls as Controls
     from orchestrator.controls import JoinPolicy as JoinPolicy
@@ -33,6 +34,7 @@ __all__ = [
     "load_workflow",
     "resume",
     "run",
+    "run_batch",
     "stream",
 ]
 
@@ -48,6 +50,7 @@ _HOMES = {
     "load_workflow": "workflow",
     "resume": "resuming",
     "run": "runner",
+    "run_batch": "batch",
     "stream": "runner",
 }
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from orchestrator.batch import Batch
     from orchestrator.workflow import Workflow
 
-__all__ = ["run_command"]
+__all__ = ["batch_parser", "run_command"]
 
 PROG = "python -m orchestrator batch"
 LEAVING = 1.0
@@ -34,7 +34,7 @@ _WHAT = "Run a workflow on every line of INPUTS.jsonl: an object with its fields
 
 def run_command(words: Sequence[str], signals: Signals) -> int:
     """Run the batch that `words` ask for and return the exit code; raises OrchestratorError."""
-    parser = _parser()
+    parser = batch_parser()
     found, rest = parse(parser, words, fields_known=False)
     names = [word for word in rest if not word.startswith("-") or word == "-"]
     if not names:
@@ -54,7 +54,8 @@ def run_command(words: Sequence[str], signals: Signals) -> int:
     return _start(batch, found, words, signals)
 
 
-def _parser() -> Parser:
+def batch_parser() -> Parser:
+    """The options of a batch, without controls and fields."""
     parser = Parser(PROG, usage=f"{PROG} WORKFLOW INPUTS.jsonl --output OUT.jsonl [--FIELD VALUE ...] [options]")
     group = parser.add_argument_group("options")
     group.add_argument("--output", metavar="FILE", help="append the results to FILE: one line of JSON for each input")

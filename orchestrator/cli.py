@@ -53,6 +53,7 @@ __all__ = ["main"]
 PROG = "python -m orchestrator"
 _USAGE = f"""usage: {PROG} WORKFLOW [INPUT] [--FIELD VALUE ...] [options]
        {PROG} list | describe WORKFLOW | graph WORKFLOW | doctor
+       {PROG} batch WORKFLOW INPUTS.jsonl --output OUT.jsonl
        {PROG} runs | show RUN | resume RUN [--answer TEXT] | cancel RUN | gc
 """
 _HELP = f"""{_USAGE}
@@ -67,6 +68,8 @@ Run a workflow: a name that `list` shows, a dotted module, or path/to/file.py[:a
   runs [--status S] [--limit N] [--json]
                                  the runs that are stored, the newest first
   show RUN [--json]              what a run was asked, did and used, and what to do next
+  batch WORKFLOW INPUTS.jsonl --output OUT.jsonl [options]
+                                 run it on every line; started again it does what is missing; `batch --help` lists its options
   resume RUN [--answer TEXT] [options]
                                  go on with a run that ended before it was done; `resume --help` lists its options
   cancel RUN                     stop a run from another shell; it reports what it found
@@ -347,14 +350,13 @@ def _forecast(request: _Request) -> int:
 
 def _start(request: _Request, signals: Signals) -> int:
     from orchestrator.following import Followed, follow_run, is_attended
+    from orchestrator.runner import stream  # not inside the event loop: importing looks at the disk
 
     controls = request.controls
     if request.may_ask and is_attended(request.options):
         controls = controls.model_copy(update={"ask": "auto"})
 
     def events(stop: "asyncio.Event", person: "Person | None") -> "AsyncGenerator[Event, None]":
-        from orchestrator.runner import stream
-
         return stream(
             request.workflow,
             request.values,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import Budget, Controls, load_workflow
+from orchestrator.batch_command import batch_parser
 from orchestrator.cli import PROG
 from orchestrator.forecast import forecast
 from orchestrator.options import add_controls, add_fields, run_parser
@@ -17,7 +18,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "workflows/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-VERB_OPTIONS = {"--help", "--json", "--mermaid", "--version"}
+VERB_OPTIONS = {"--answer", "--help", "--json", "--mermaid", "--version"}
 EXAMPLE_FIELDS = {"--limits", "--loud", "--no-loud", "--times"}  # of no workflow: they stand for kinds of fields
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^()\s]+)\)")
@@ -82,7 +83,7 @@ def test_every_option_in_the_documentation_exists(page: Path) -> None:
     add_controls(parser)
     add_fields(parser, load_workflow("research", folder=ROOT).input_model, "research")
     add_fields(parser, load_workflow("wordcount", folder=ROOT).input_model, "wordcount")
-    known = {option for action in parser._actions for option in action.option_strings} | VERB_OPTIONS
+    known = {option for each in (parser, batch_parser()) for action in each._actions for option in action.option_strings} | VERB_OPTIONS
     assert set(_OPTION.findall(_prose(page))) - known - EXAMPLE_FIELDS - _fields_of_samples() == set()
 
 
