@@ -80,6 +80,7 @@ class RunContext:
     library_seconds: float = float("inf")
     journal: Journal | None = None
     answers: dict[str, Any] | None = None
+    documents: dict[str, None] = field(default_factory=dict, repr=False)  # that were opened, as they were named
     _tools: dict[tuple[Any, ...], list[BaseTool]] = field(default_factory=dict, repr=False)
     _libraries: dict[tuple[str, ...], tuple[float, "asyncio.Task[Library]"]] = field(default_factory=dict, repr=False)
     _flights: Flights = field(default_factory=Flights, repr=False)
@@ -306,6 +307,7 @@ class RunContext:
         key = tuple(documents)
         opened, task = self._libraries.get(key, (0.0, None))
         if task is None or time.monotonic() - opened > self.library_seconds:
+            self.documents.update(dict.fromkeys(key))
             task = asyncio.ensure_future(self._opened(key))
             self._libraries[key] = (time.monotonic(), task)
             self._tools.clear()  # they hold their library

@@ -48,12 +48,16 @@ class NotRecordedError(ModelCallError):
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a replay came to: `differences` from the stored run, none where it is identical; `answered`: calls, from its journal."""
+    """What a replay came to: `differences` from the stored run, none where it is identical; `answered`: calls, from its journal.
+
+    `documents` are those that were opened, as they were named.
+    """
 
     run_id: str
     result: Result
     answered: int
     differences: list[str] = field(default_factory=list)
+    documents: tuple[str, ...] = ()
 
     @property
     def identical(self) -> bool:
@@ -215,7 +219,7 @@ async def play(tape: Tape, workflow: str | Workflow | Graph | None = None, *, fo
     named = documents_folder.set(str(folder) if folder is not None else _folder(tape))
     try:
         with no_network(), _untraced():
-            result = await _driven(attempt, journal, tape)
+            result, documents = await _driven(attempt, journal, tape)
     finally:
         documents_folder.reset(named)
     outcome = result_differences(tape.result, result.model_dump(mode="json"))
@@ -224,7 +228,7 @@ async def play(tape: Tape, workflow: str | Workflow | Graph | None = None, *, fo
     if journal.missed:  # what the outcome has of it follows from that: it is named, and not shown
         outcome = [one.partition("\n")[0] for one in outcome]
     left = journal.left() if tape.sure and not journal.missed else []
-    return Replayed(tape.run_id, result, journal.recalled, [*journal.missed[:_SHOWN], *further, *left, *outcome])
+    return Replayed(tape.run_id, result, journal.recalled, [*journal.missed[:_SHOWN], *further, *left, *outcome], tuple(documents))
 
 
 def _folder(tape: Tape) -> str:
@@ -268,8 +272,8 @@ def _models(tape: Tape) -> Choice:
     return Choice(by_role, str(tape.result.get("model") or "recorded"), "replayed", ())
 
 
-async def _driven(attempt: Attempt, journal: _Tape, tape: Tape) -> Result:
-    """Drive the attempt to its end; questions of the graph's own are answered as they were, in order."""
+async def _driven(attempt: Attempt, journal: _Tape, tape: Tape) -> tuple[Result, list[str]]:
+    """Drive the attempt to its end, and what documents it opened; questions of the graph's own are answered as they were, in order."""
     async with open_storage("memory://") as scratch:
         attempt.thread = f"replay:{attempt.run_id}:{id(attempt)}"
         attempt.graph = checkpointed(attempt.graph, scratch.checkpoints(None, attempt.graph))
@@ -287,10 +291,10 @@ async def _driven(attempt: Attempt, journal: _Tape, tape: Tape) -> Result:
             result = await _quietly(attempt)
             native = [asked for asked in result.questions if asked.native]
             if not native or not spoken:
-                return result
+                break
             attempt = _following(attempt, native, spoken)
             continue_from(attempt, await attempt.graph.aget_state(config))
-    return result
+    return result, [*attempt.context.documents]
 
 
 def _following(attempt: Attempt, asked: Sequence[Question], spoken: list[Any]) -> Attempt:

@@ -1,4 +1,4 @@
-"""The verbs of the command line that look after runs: `runs`, `show`, `cancel`, `gc`."""
+"""The verbs of the command line that look after runs: `runs`, `show`, `cancel`, `replay`, `gc`."""
 
 import argparse
 import contextlib
@@ -160,6 +160,29 @@ def _gc(words: list[str]) -> int:
     return 0
 
 
+def _replay(words: list[str]) -> int:
+    parser = _parser("replay")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--save", metavar="FOLDER")
+    found, run_id = _one_run(parser, words)
+
+    from orchestrator.replaying import replay
+    from orchestrator.testing.cassettes import save_cassette
+
+    _check_there(found.db)
+    played = _wait(save_cassette(run_id, found.save, db=found.db) if found.save else replay(run_id, db=found.db))
+    if found.json:
+        told = {"run_id": run_id, "identical": played.identical, "answered": played.answered, "differences": played.differences}
+        write_json(told)
+    elif played.identical:
+        write_text(f"identical: {counted(played.answered, 'call')} answered from the journal of run {run_id}, and no connection made\n")
+    else:
+        write_text("\n\n".join(played.differences) + "\n")
+    if found.save and not found.quiet:
+        say(f"saved in {found.save}" if played.identical else f"not saved: the run is not what it was, so that {found.save} would fail")
+    return 0 if played.identical else 1
+
+
 def _wait(work: Coroutine[Any, Any, T]) -> T:
     import asyncio
 
@@ -241,5 +264,5 @@ def _bytes(size: float) -> str:
     return f"{size / factor:.1f} {unit}" if factor > 1 else f"{int(size)} B"
 
 
-RUN_VERBS: dict[str, Callable[[list[str]], int]] = {"runs": _runs, "show": _show, "cancel": _cancel, "gc": _gc}
+RUN_VERBS: dict[str, Callable[[list[str]], int]] = {"runs": _runs, "show": _show, "cancel": _cancel, "replay": _replay, "gc": _gc}
 """Each verb with what it does to the words after it; the exit code comes back."""

@@ -6,6 +6,7 @@ with model_server(agents_script()) as server:
 """
 
 from orchestrator.testing.answers import agents_script
+from orchestrator.testing.cassettes import replay_cassette, save_cassette
 from orchestrator.testing.faults import FAULTS, fault, faulty, mixed, rate_limited
 from orchestrator.testing.replies import Fault, Overlong, Reply, Request, Responder, answer_for
 from orchestrator.testing.server import ModelServer, model_server
@@ -25,4 +26,6 @@ __all__ = [
     "mixed",
     "model_server",
     "rate_limited",
+    "replay_cassette",
+    "save_cassette",
 ]
