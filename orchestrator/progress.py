@@ -374,7 +374,8 @@ def summary(result: Mapping[str, Any], *, failures: bool = False) -> list[str]:
     lines.append(_usage_line(result))
     if result.get("trace_url"):
         lines.append(f"trace: {one_line(result['trace_url'], 400)}")
-    lines.append(f"run: {one_line(result.get('run_id', ''), 128)}")
+    if result.get("status") == "complete":  # of any other the command that goes on with it names the run
+        lines.append(f"run: {one_line(result.get('run_id', ''), 128)}")
     return lines
 
 

@@ -201,7 +201,8 @@ def test_a_run_that_fails(quiet: bool, folder: Path, capsys: pytest.CaptureFixtu
     out, err = capsys.readouterr()
     assert (code, out, "\x1b" in err, "Traceback" in err) == (1, "", False, False)
     assert f"error: {'failed: ' if quiet else ''}ValueError: no luck (in step 'say', echo.py:37)" in err.splitlines()
-    assert len(err.splitlines()) == (1 if quiet else 6)
+    assert len(err.splitlines()) == (2 if quiet else 6)
+    assert err.splitlines()[-1].startswith("resume: python -m orchestrator resume ")
 
 
 def test_a_limit_that_was_reached(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,7 +210,8 @@ def test_a_limit_that_was_reached(folder: Path, capsys: pytest.CaptureFixture[st
 
     out, err = capsys.readouterr()
     assert (code, json.loads(out)["status"]) == (4, "limited")
-    assert err.splitlines() == [f"error: limited: {json.loads(out)['error']}"]
+    result = json.loads(out)
+    assert err.splitlines() == [f"error: limited: {result['error']}", f"resume: python -m orchestrator resume {result['run_id']}"]
 
 
 def test_research_by_a_model_over_http(documents: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,6 @@ def test_plain_lines_tell_what_is_worth_a_line() -> None:
         "error: no answer within 120 s",
         "12 model calls, 12,345 tokens in, 678 out, $0.0123, 12.3 s",
         "trace: https://example.org/t/1",
-        "run: r1",
     ]
 
 
@@ -313,7 +312,7 @@ def test_a_terminal_gets_the_live_view_and_keeps_the_summary(monkeypatch: pytest
             show(event)
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).splitlines()
     assert lines[0] == "model: openai:gpt-5-mini (OPENAI_API_KEY is set)"
-    assert [line.strip() for line in lines[-5:]] == summary(RESULT)
+    assert [line.strip() for line in lines[-4:]] == summary(RESULT)
 
 
 def test_a_reader_that_leaves_does_not_end_the_run() -> None:

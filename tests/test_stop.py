@@ -139,7 +139,7 @@ def test_a_run_that_is_stopped_ends_its_calls_and_reports_what_it_found(
     assert server.abandoned == 0
     assert lines[0] == "stopping: 1 call in flight may end, at most 20 s; again to end at once"
     assert re.fullmatch(r"cancelled: \d of 3 branches ok(, \d skipped)?", lines[1])
-    assert (lines[-1].startswith("run: "), len(lines) <= 5) == (True, True)
+    assert (lines[-1].startswith("resume: python -m orchestrator resume "), len(lines) <= 5) == (True, True)
 
 
 def test_a_model_that_hangs_is_left_after_the_grace_time(documents: Path, home: Path) -> None:
@@ -160,7 +160,8 @@ def test_events_end_with_the_result_of_a_run_that_is_stopped(documents: Path, ho
 
     last = json.loads(out.splitlines()[-1])
     assert (process.returncode, last["event"], last["status"], nothing_left(home)) == (130, "result", "cancelled", True)
-    assert err.decode().splitlines() == [f"error: cancelled: {last['error']}"]
+    resume = f"resume: python -m orchestrator resume {last['run_id']}"
+    assert err.decode().splitlines() == [f"error: cancelled: {last['error']}", resume]
 
 
 @pytest.fixture
