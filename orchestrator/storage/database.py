@@ -57,7 +57,7 @@ def default_url() -> str:
     """ORCHESTRATOR_DB, else `runs.db` in the user's data folder."""
     from orchestrator.documents.store import default_home
 
-    return os.environ.get("ORCHESTRATOR_DB", "").strip() or f"sqlite:///{default_home().absolute() / 'runs.db'}"
+    return os.environ.get("ORCHESTRATOR_DB", "").strip() or f"sqlite:///{default_home() / 'runs.db'}"
 
 
 async def open_database(url: str | None = None) -> Database:
@@ -73,7 +73,8 @@ async def open_database(url: str | None = None) -> Database:
     if scheme == "sqlite" or named == "memory://":
         from orchestrator.storage.sqlite import open_sqlite
 
-        return await open_sqlite(None if named == "memory://" else _path(named), private=url is None)
+        path = None if named == "memory://" else await asyncio.to_thread(_path, named)
+        return await open_sqlite(path, private=url is None)
     raise DatabaseOpenError(
         f"{url_shown(named)!r} is not the URL of a database",
         where="It comes from --db, db= or ORCHESTRATOR_DB",
@@ -110,6 +111,7 @@ def _meant(named: str) -> str:
 
 
 def _path(url: str) -> Path:
+    """What an URL of SQLite names, absolute."""
     rest = url.partition("://")[2]
     path = rest.removeprefix("/")
     if not rest.startswith("/") or not path or "\0" in path:

@@ -23,7 +23,7 @@ from psycopg.types.numeric import NumericBinaryLoader, NumericLoader
 from orchestrator.errors import DatabaseOpenError, StorageError
 from orchestrator.storage.database import Fence, Row, Statement, url_shown
 from orchestrator.storage.jobs import Job, Outcome, lost, new_job, settle
-from orchestrator.storage.schema import STEPS, VERSION_SQL, for_postgres, refuse_newer, steps_from
+from orchestrator.storage.schema import VERSION_SQL, current_version, for_postgres, refuse_newer, steps_from
 from orchestrator.text import without
 
 __all__ = ["PostgresDatabase", "open_postgres"]
@@ -258,14 +258,14 @@ async def _connected(url: str) -> Connection:
 
 async def _set_up(connection: Connection, shown: str) -> None:
     """Creates or migrates the tables; those who come at the same time wait for one another."""
-    if await _version(connection, shown) == len(STEPS):
+    if await _version(connection, shown) == current_version():
         return
     await connection.execute("BEGIN")  # where it fails the connection is closed
     await connection.execute("SELECT pg_advisory_xact_lock($1)", (_LOCK,))
     version = await _version(connection, shown)
     if not version:
         await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {_SCHEMA}")
-    for statement in steps_from(version) if version < len(STEPS) else ():
+    for statement in steps_from(version) if version < current_version() else ():
         await connection.execute(for_postgres(statement))
     await connection.execute("COMMIT")
 

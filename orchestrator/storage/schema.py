@@ -4,7 +4,7 @@ import re
 
 from orchestrator.errors import DatabaseOpenError
 
-__all__ = ["STEPS", "VERSION_SQL", "for_postgres", "refuse_newer", "steps_from"]
+__all__ = ["STEPS", "VERSION_SQL", "current_version", "for_postgres", "refuse_newer", "steps_from"]
 
 _FIRST = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -64,10 +64,15 @@ _POSTGRES = (
 )
 
 
+def current_version() -> int:
+    """The version of the tables that this package writes."""
+    return len(STEPS)
+
+
 def steps_from(version: int) -> list[str]:
     """The statements that bring a database from `version` (0: empty) to this package's, the new version's record included."""
     statements = [statement.strip() for step in STEPS[version:] for statement in step.split(";") if statement.strip()]
-    record = f"INSERT INTO meta(key, value) VALUES('version', '{len(STEPS)}') ON CONFLICT(key) DO UPDATE SET value = excluded.value"
+    record = f"INSERT INTO meta(key, value) VALUES('version', '{current_version()}') ON CONFLICT(key) DO UPDATE SET value = excluded.value"
     return [*statements, record]
 
 
@@ -80,9 +85,9 @@ def for_postgres(statement: str) -> str:
 
 def refuse_newer(version: int, url: str) -> None:
     """Raises DatabaseOpenError for tables of a later version than this package writes."""
-    if version > len(STEPS):
+    if version > current_version():
         raise DatabaseOpenError(
-            f"The database {url} has tables of version {version}, and this package knows up to version {len(STEPS)}",
+            f"The database {url} has tables of version {version}, and this package knows up to version {current_version()}",
             where="A newer version of orchestrator has written it",
             remedy="Install that version, or name another database with --db",
         )

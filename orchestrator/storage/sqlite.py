@@ -17,7 +17,7 @@ from typing import Any
 from orchestrator.errors import DatabaseOpenError, StorageError
 from orchestrator.storage.database import Fence, Row, Statement
 from orchestrator.storage.jobs import Job, Outcome, answer, lost, new_job
-from orchestrator.storage.schema import STEPS, VERSION_SQL, refuse_newer, steps_from
+from orchestrator.storage.schema import VERSION_SQL, current_version, refuse_newer, steps_from
 
 __all__ = ["SQLiteDatabase", "open_sqlite"]
 
@@ -244,7 +244,7 @@ def _connected(location: str, wait: float) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_size_limit = 67108864")
         # An acknowledged row survives the loss of power, not only of the process; callers that wait share the cost.
         connection.execute("PRAGMA synchronous = FULL")
-        if version < len(STEPS):
+        if version < current_version():
             _bring_tables(connection, location)
         else:
             _check(connection)
@@ -286,7 +286,7 @@ def _bring_tables(connection: sqlite3.Connection, location: str) -> None:
         version: Any = _version(connection, location)  # another process may have been faster
         if not version:
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-        if version < len(STEPS):
+        if version < current_version():
             for statement in steps_from(version):
                 connection.execute(statement)
         connection.execute("COMMIT")
