@@ -5,7 +5,7 @@ import hashlib
 import json
 import time
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -113,6 +113,12 @@ class Journal:
     def recalls(self) -> bool:
         """Whether there is anything that could be answered from here."""
         return bool(self._any) or self.mode == "replay"
+
+    def forget(self, wrong: Callable[[JournalRow], bool]) -> None:
+        """Have the calls of these rows made again: what they were answered came to nothing."""
+        for answers in self._any.values():
+            for answer in answers:
+                answer.taken = answer.taken or wrong(answer.row)
 
     def knows(self, request: Request) -> bool:
         """Whether `recall` would find an answer."""
