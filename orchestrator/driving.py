@@ -70,6 +70,7 @@ class Attempt:
     folder: str = ""  # that the run was started in
     number: int = 1  # of the run's attempts
     answers: dict[str, Any] = field(default_factory=dict)  # of a person, by the question's id
+    spoilt: frozenset[str] = frozenset()  # scopes and roles of the journal that failed: their calls are made again
     before: float = 0.0  # seconds of wall time that earlier attempts took, as far as they are known
     stop: asyncio.Event | None = None
     person: Person | None = None  # who answers while the run goes on
@@ -97,6 +98,8 @@ class Attempt:
     async def record_in(self, journal: Journal) -> None:
         """Keep every finished call in `journal`, and take what earlier attempts were answered and have used from it."""
         self.context.terms.journal = journal
+        if self.spoilt:
+            journal.forget(lambda row: bool({row.scope, row.role} & self.spoilt))
         await self.context.ledger.restore(journal.restored())
 
     def restore(self, snapshot: StateSnapshot) -> None:
@@ -138,7 +141,15 @@ class Attempt:
             if ended is None and unknown:
                 named = ", ".join(repr(name) for name in dict.fromkeys(unknown))
                 ended = "failed", f"the graph sent work to {named}, and it has no such node: that work was not done"
-            return await self.result(*ended or outcome(self.state, self.interrupts))
+            return await self.result(*ended or await self._paused() or outcome(self.state, self.interrupts))
+
+    async def _paused(self) -> tuple[Status, str | None] | None:
+        """Where a graph that was compiled to pause at a node has done so, which it tells nobody."""
+        if self.interrupts or not self.thread or not (self.graph.interrupt_before_nodes or self.graph.interrupt_after_nodes):
+            return None
+        snapshot = await self.graph.aget_state({"configurable": {"thread_id": self.thread}})
+        waiting = ", ".join(dict.fromkeys(repr(task.name) for task in snapshot.tasks))
+        return ("interrupted", f"the graph pauses before {waiting}, as it was compiled to; resume goes on") if waiting else None
 
     async def _ended(self, delivery: Delivery) -> tuple[Status, str | None] | None:
         """Follow the graph; the status and sentence of what ended it early, None where nothing did. Raises StopRequested, InputError."""

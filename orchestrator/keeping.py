@@ -109,7 +109,7 @@ async def _kept(
                     break
                 now, mode = following, "resume"
             questions = [question.model_dump(mode="json") for question in result.questions]
-            await storage.runs.beat(fence, **now.progress())
+            await storage.runs.beat(fence, **now.progress(), usage=result.usage)
             await storage.runs.finish(fence, result.status, error=result.error, result=result.model_dump(mode="json"), questions=questions)
         except Exception as error:
             with contextlib.suppress(OrchestratorError):  # what is raised says what is wrong

@@ -12,7 +12,7 @@ from orchestrator.joining import is_lost
 from orchestrator.state import BranchResult, Failure
 from orchestrator.text import one_line
 
-__all__ = ["EXIT_CODES", "Result", "Status", "branches", "outcome", "questions_of"]
+__all__ = ["EXIT_CODES", "Result", "Status", "branches", "failures", "outcome", "questions_of"]
 
 # What makes no other cause: how often it was tried, where, how much of a budget was left, how long it took.
 _TIMES_AND_PLACES = re.compile(r"^\w+: (?=.* model ')| \(\d+ requests\)|, node '[^']*'|, branch t\d+\b")
@@ -70,12 +70,12 @@ def outcome(state: Mapping[str, Any], interrupts: Sequence[Interrupt]) -> tuple[
         asked = questions_of(interrupts)
         named = names(asked)
         return "interrupted", "the graph waits for a person: " + "; ".join(f"{named[one.id]}: {one_line(one.text, 200)}" for one in asked)
-    failures = [failure for failure in _listed(state.get("failures")) if isinstance(failure, Failure)]
+    failed = failures(state)
     lost = [branch for branch in branches(state) if is_lost(branch)]
-    joined = [failure.error for failure in failures if failure.role == "join"]  # with the cause of the branch that it names
+    joined = [failure.error for failure in failed if failure.role == "join"]  # with the cause of the branch that it names
     of_branches = [branch.error or branch.status for branch in lost]
-    causes = [error for error in of_branches if not any(error in told for told in joined)] + [*map(_cause, failures)]
-    if {"limited", "skipped"} & {*(branch.status for branch in lost), *(failure.status for failure in failures)}:
+    causes = [error for error in of_branches if not any(error in told for told in joined)] + [*map(_cause, failed)]
+    if {"limited", "skipped"} & {*(branch.status for branch in lost), *(failure.status for failure in failed)}:
         return "limited", _summed_up(causes)
     if joined:
         return "failed", _summed_up(joined)
@@ -91,13 +91,19 @@ def _schema(interrupt: Interrupt) -> dict[str, Any] | None:
 
 
 def questions_of(interrupts: Iterable[Interrupt]) -> tuple[Question, ...]:
-    """What a person is asked, each question once: LangGraph tells an interrupt of a graph inside twice."""
-    return tuple({interrupt.id: question_of(interrupt.id, interrupt.value, _schema(interrupt)) for interrupt in interrupts}.values())
+    """What a person is asked, in the order of the branches; each question once: LangGraph tells an interrupt of a graph inside twice."""
+    asked = {interrupt.id: question_of(interrupt.id, interrupt.value, _schema(interrupt)) for interrupt in interrupts}
+    return tuple(sorted(asked.values(), key=lambda question: (len(question.branch or ""), question.branch or "")))
 
 
 def branches(state: Mapping[str, Any]) -> list[BranchResult]:
     """The branches that the graph's state holds, if it holds any."""
     return [branch for branch in _listed(state.get("branches")) if isinstance(branch, BranchResult)]
+
+
+def failures(state: Mapping[str, Any]) -> list[Failure]:
+    """What failed outside the branches, as the graph's state holds it."""
+    return [failure for failure in _listed(state.get("failures")) if isinstance(failure, Failure)]
 
 
 def _listed(value: object) -> list[Any]:

@@ -17,7 +17,7 @@ from orchestrator.errors import InputError, OrchestratorError, WorkflowLoadError
 from orchestrator.events import Event
 from orchestrator.fingerprint import changes, fingerprint
 from orchestrator.keeping import attempt_events, checkpointed, folded
-from orchestrator.outcome import Result
+from orchestrator.outcome import Result, branches, failures
 from orchestrator.runner import Graph, checked_workflow
 from orchestrator.storage import Fence, RunRecord, Storage, open_storage
 from orchestrator.storage.runs import CRASHES
@@ -28,6 +28,7 @@ __all__ = ["Answers", "Wish", "prepared", "resume", "stream_resume"]
 Answers = str | Sequence[str] | Mapping[str, Any]
 """What a person says: to the one question that is pending, as `NAME=TEXT`, or by the name or id of each question."""
 
+_FAILED = ("failed", "refused", "timed_out")
 _AGAIN = "python -m orchestrator resume"
 
 
@@ -260,7 +261,7 @@ async def _ready(attempt: Attempt, storage: Storage, record: RunRecord, fence: F
     generation = record.generation + again
     attempt.thread = replace(record, generation=generation).thread_id
     if again or not snapshot.created_at:
-        _begin(attempt, record)
+        _begin(attempt, record, snapshot.values)
     else:
         continue_from(attempt, snapshot)
     controls = attempt.controls.model_dump(mode="json")
@@ -268,10 +269,14 @@ async def _ready(attempt: Attempt, storage: Storage, record: RunRecord, fence: F
     return True
 
 
-def _begin(attempt: Attempt, record: RunRecord) -> None:
+def _begin(attempt: Attempt, record: RunRecord, state: Any) -> None:
+    """Begin once more from the input, where whatever failed as data is asked again from the start."""
     if record.input is None:
         raise InputError(f"run {record.run_id!r} cannot begin once more: its input is not kept", remedy="start a new run")
     attempt.given = attempt.values
+    failed = [branch for branch in branches(state) if branch.status in _FAILED] if isinstance(state, Mapping) else []
+    roles = [failure.role for failure in failures(state) if failure.status in _FAILED] if isinstance(state, Mapping) else []
+    attempt.spoilt = frozenset([*(f"branch {branch.task.id}" for branch in failed), *roles])
 
 
 def _answered(record: RunRecord, given: Answers | None) -> dict[str, Any]:

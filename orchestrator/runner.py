@@ -16,12 +16,12 @@ from orchestrator.checks import check_graph
 from orchestrator.choices import ModelSpec, check_controls, choose_models, merged_controls
 from orchestrator.controls import Controls
 from orchestrator.driving import Attempt
-from orchestrator.errors import InputError
+from orchestrator.errors import DatabaseOpenError, InputError
 from orchestrator.events import RUN_ID, Event, new_run_id
 from orchestrator.fingerprint import fingerprint
 from orchestrator.keeping import attempt_events, create_run, folded, record_of
 from orchestrator.outcome import Result
-from orchestrator.storage import open_storage
+from orchestrator.storage import Storage, open_storage
 from orchestrator.workflow import Workflow, load_workflow
 
 __all__ = ["Graph", "checked_workflow", "prepare", "run", "stream"]
@@ -50,11 +50,25 @@ async def stream(
     """
     attempt = await asyncio.to_thread(prepare, workflow, input, model=model, controls=controls, run_id=run_id)
     attempt.stop, attempt.person = stop, person
-    async with open_storage(db) as storage:
+    async with _store(db) as storage:
         record, fence = await create_run(storage, attempt, record_of(attempt))
         async with contextlib.aclosing(attempt_events(attempt, storage, record, fence)) as events:
             async for event in events:
                 yield event
+
+
+@contextlib.asynccontextmanager
+async def _store(db: str | None) -> AsyncGenerator[Storage, None]:
+    """The store of a run that is about to begin: where it cannot be used, the run can do without it."""
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            storage = await stack.enter_async_context(open_storage(db))
+        except DatabaseOpenError as error:
+            instead = "to keep nothing of the run: --db memory://"
+            raise DatabaseOpenError(
+                error.what, where=error.where, remedy=f"{error.remedy}; {instead}" if error.remedy else instead
+            ) from error
+        yield storage
 
 
 async def run(

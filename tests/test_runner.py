@@ -234,7 +234,9 @@ async def test_a_graph_that_waits_for_a_person_is_not_complete() -> None:
 
     result = await run(squares(square), {"numbers": [3]}, model="offline")
     assert (result.status, result.exit_code) == ("interrupted", 5)
-    assert result.error == "the graph waits for a person, and a run cannot be resumed yet: what is 3 squared?"
+    [question] = result.questions
+    assert question.text == "what is 3 squared?"
+    assert result.error == f"the graph waits for a person: q-{question.id[:4]}: what is 3 squared?"
 
 
 async def test_a_model_for_a_role_that_does_not_exist_is_refused(documents: Path) -> None:
