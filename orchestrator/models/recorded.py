@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _REASONS = ("finish_reason", "stop_reason", "done_reason", "stopReason", "status", "model_name", "model_provider")
+_LARGEST = 2**63  # integers beyond it have no form in msgpack
 _LONGEST_REASON = 200  # characters: what is longer is no reason
 
 
@@ -144,8 +145,10 @@ def schema_digest(schema: type[BaseModel]) -> str:
 
 def kept(value: Any) -> Any:
     """`value` as plain data: what has a form as JSON is kept in it, and of anything else its text."""
-    if value is None or isinstance(value, str | int | float | bool):
+    if value is None or isinstance(value, str | float | bool):
         return value
+    if isinstance(value, int):
+        return value if -_LARGEST <= value < _LARGEST else str(value)
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
