@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from orchestrator.controls import Controls as Controls
     from orchestrator.controls import JoinPolicy as JoinPolicy
     from orchestrator.events import Event as Event
+    from orchestrator.forking import fork as fork
     from orchestrator.graphs.supervisor import create_supervisor as create_supervisor
     from orchestrator.outcome import Result as Result
+    from orchestrator.replaying import replay as replay
     from orchestrator.resuming import resume as resume
     from orchestrator.runner import run as run
     from orchestrator.runner import stream as stream
@@ -30,8 +32,10 @@ __all__ = [
     "Result",
     "Workflow",
     "create_supervisor",
+    "fork",
     "list_workflows",
     "load_workflow",
+    "replay",
     "resume",
     "run",
     "run_batch",
@@ -46,8 +50,10 @@ _HOMES = {
     "Result": "outcome",
     "Workflow": "workflow",
     "create_supervisor": "graphs.supervisor",
+    "fork": "forking",
     "list_workflows": "workflow",
     "load_workflow": "workflow",
+    "replay": "replaying",
     "resume": "resuming",
     "run": "runner",
     "run_batch": "batch",

@@ -72,6 +72,9 @@ Run a workflow: a name that `list` shows, a dotted module, or path/to/file.py[:a
                                  run it on every line; started again it does what is missing; `batch --help` lists its options
   resume RUN [--answer TEXT] [options]
                                  go on with a run that ended before it was done; `resume --help` lists its options
+  resume RUN --from STEP [--edit KEY=JSON|@FILE]
+                                 a new run that begins at an earlier step of another one, with another plan or state
+  replay RUN [--save FOLDER]     the run once more without a network, compared; as a test in FOLDER
   cancel RUN                     stop a run from another shell; it reports what it found
   gc [--older-than 30d] [--keep N] [--max-size 1GB] [--dry-run]
                                  delete what ended long ago; every run does so once a day

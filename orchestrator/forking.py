@@ -13,7 +13,7 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import StateSnapshot
 from pydantic import TypeAdapter, ValidationError
 
-from orchestrator.asking import carried
+from orchestrator.asking import Person, carried
 from orchestrator.choices import ModelSpec
 from orchestrator.consulting import continue_from
 from orchestrator.controls import Controls
@@ -56,6 +56,8 @@ async def stream_fork(
     controls: Mapping[str, Any] | Controls | None = None,
     accept_changes: bool = False,
     new_id: str | None = None,
+    enter_folder: bool = False,
+    person: Person | None = None,
     stop: asyncio.Event | None = None,
 ) -> AsyncGenerator[Event, None]:
     """Start a new run where `run_id` came to `step`, and yield its events; the last is `result`. The old run stays as it is.
@@ -69,13 +71,13 @@ async def stream_fork(
         raise InputError("a fork needs the step that it begins at", remedy="name one, or edit the plan")
     if new_id is not None and not RUN_ID.fullmatch(new_id):
         raise InputError(f"{new_id!r} is no run id", remedy="use 1 to 128 letters, digits, dots, dashes and underscores")
-    wish = Wish(workflow=workflow, model=model, controls=controls, accept_changes=accept_changes)
+    wish = Wish(workflow=workflow, model=model, controls=controls, accept_changes=accept_changes, enter_folder=enter_folder)
     async with open_storage(db) as storage:
         parent = await storage.runs.get(run_id)
         if parent is None:
             raise await storage.runs.unknown(run_id)
         attempt = replace(await asyncio.to_thread(prepared, parent, wish), run_id=new_id or new_run_id(), before=0.0)
-        attempt.stop = stop
+        attempt.stop, attempt.person = stop, person
         attempt.answers.update(carried(parent.answers or {}))
         visit, snapshot = await _branched_off(storage, parent, attempt, step, edits)
         record = replace(record_of(attempt), folder=parent.folder, spec=parent.spec)
@@ -99,6 +101,7 @@ async def fork(
     controls: Mapping[str, Any] | Controls | None = None,
     accept_changes: bool = False,
     new_id: str | None = None,
+    person: Person | None = None,
     stop: asyncio.Event | None = None,
 ) -> Result:
     """Start a new run where another one came to `step`, to its end; the arguments are those of `stream_fork`."""
@@ -113,6 +116,7 @@ async def fork(
             controls=controls,
             accept_changes=accept_changes,
             new_id=new_id,
+            person=person,
             stop=stop,
         )
     )

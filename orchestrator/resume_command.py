@@ -1,13 +1,15 @@
 """`resume` on the command line: its options, and the run that goes on."""
 
+import argparse
 import asyncio
 import gc
 import os
 from collections.abc import AsyncGenerator, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import InputError
-from orchestrator.events import RUN_ID, Event
+from orchestrator.events import RUN_ID, Event, new_run_id
 from orchestrator.following import Followed, follow_run
 from orchestrator.limits import add_controls, environment_controls, option_controls, option_of
 from orchestrator.options import Parser, model_specs, parse, writable_file
@@ -24,7 +26,7 @@ PROG = "python -m orchestrator resume"
 
 _ABOUT = """Go on with a run that ended before it was done: killed, cancelled, at a limit, or waiting for an answer.
 What it was started with holds, and options that are given here go over it. Budgets count what all its attempts have used.
-A run that is done is not run again: its result is written once more.
+A run that is done is not run again: its result is written once more. With --from or --edit a new run begins where this one was.
 """
 
 
@@ -43,6 +45,8 @@ def resume_command(words: Sequence[str], signals: Signals) -> int:
     output, log_file = (None if path is None else path.absolute() for path in files.values())
     environment_controls(os.environ)  # of which none holds here, but a misspelt one is refused as everywhere
     model, controls = model_specs(found.model), option_controls(found)
+    if found.step or found.edit:
+        return follow_run(_forked(run_id, found, model, controls, output, log_file), signals)
 
     def events(stop: asyncio.Event, person: "Person | None") -> AsyncGenerator[Event, None]:
         from orchestrator.resuming import stream_resume
@@ -64,6 +68,41 @@ def resume_command(words: Sequence[str], signals: Signals) -> int:
     return follow_run(Followed(run_id, found, output, log_file, events), signals)
 
 
+def _forked(
+    run_id: str,
+    found: argparse.Namespace,
+    model: str | dict[str, str | list[str]] | None,
+    controls: dict[str, Any],
+    output: Path | None,
+    log_file: Path | None,
+) -> Followed:
+    """The new run that begins at an earlier step of `run_id`."""
+    from orchestrator.forking import parse_edits, stream_fork
+
+    for option in ("answer", "restart", "retry"):
+        if getattr(found, option):
+            remedy = "answer the new run's own questions once it asks them" if option == "answer" else "leave one of them out"
+            raise InputError(f"--from and --edit begin a new run, and --{option} is for the run itself", remedy=remedy)
+    edits, new = parse_edits(found.edit), new_run_id()
+
+    def events(stop: asyncio.Event, person: "Person | None") -> AsyncGenerator[Event, None]:
+        return stream_fork(
+            run_id,
+            found.step,
+            edit=edits,
+            db=found.db,
+            model=model,
+            controls=controls or None,
+            accept_changes=found.accept_changes,
+            new_id=new,
+            enter_folder=True,
+            person=person,
+            stop=stop,
+        )
+
+    return Followed(new, found, output, log_file, events)
+
+
 def _run_id(rest: Sequence[str]) -> str:
     if len(rest) != 1:
         raise InputError(f"resume takes one run, not {len(rest)}", remedy=f"{PROG} RUN; python -m orchestrator runs lists them")
@@ -80,6 +119,10 @@ def _parser() -> Parser:
     how.add_argument("--accept-changes", action="store_true", help="go on though the code has changed since the run was started")
     how.add_argument("--restart", action="store_true", help="begin once more; calls that the run has made are not made again")
     group.add_argument("--retry", action="store_true", help="also where the run ended partial or failed")
+    step = "begin a new run at the last time that this step ran (STEP#2: its second time); the run itself stays as it is"
+    group.add_argument("--from", dest="step", default="", metavar="STEP", help=step)
+    edit = "begin a new run with another plan (plan=@FILE: a list of questions), or with another value of a key of the state; repeatable"
+    group.add_argument("--edit", action="append", default=[], metavar="KEY=JSON|@FILE", help=edit)
     model = "offline, or provider:model; ROLE=SPEC for one role; repeatable; SPEC,SPEC: the second where the first fails"
     group.add_argument("--model", action="append", default=[], metavar="SPEC[,SPEC]", help=model)
     group.add_argument("--json", action="store_true", help="stdout holds one JSON object: the result")
