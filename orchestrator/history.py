@@ -1,12 +1,13 @@
 """What the store tells of runs, for people and as JSON: the list of them, and the story of one."""
 
+import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.asking import Question, names
 from orchestrator.errors import StorageError
-from orchestrator.output import columns
+from orchestrator.output import columns, stdout, terminal_width, write_text
 from orchestrator.state import BranchResult, Task
 from orchestrator.storage import RunRecord
 from orchestrator.text import counted, in_words, one_line, printable
@@ -19,12 +20,23 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["PROG", "listed", "next_command", "next_words", "runs_rows", "runs_text", "story", "story_text"]
+__all__ = ["PROG", "listed", "next_command", "next_words", "runs_rows", "story", "story_text", "write_runs", "write_story"]
 
 PROG = "python -m orchestrator"
 HEAD = ("run", "status", "age", "branches", "calls", "cost", "workflow")
 
 _STATES = {"ok": "finished", "failed": "failed", "rejected": "did not fit", "abandoned": "given up"}
+_STYLES = {
+    "running": "cyan",
+    "complete": "green",
+    "partial": "yellow",
+    "limited": "yellow",
+    "interrupted": "magenta",
+    "failed": "red",
+    "crashed": "red",
+    "cancelled": "dim",
+}
+_NARROWEST = 24  # columns of wrapped text
 _REPORT = 12  # lines of a report that its story begins with
 _BRANCHES = 200  # branches that are listed
 _UNITS = (("d", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0))
@@ -80,10 +92,37 @@ def runs_rows(records: Iterable[RunRecord]) -> list[tuple[str, ...]]:
     ]
 
 
-def runs_text(rows: Sequence[Sequence[str]], width: int | None = None) -> str:
-    """The rows under their heads; the last column is cut where `width` leaves it no room."""
-    lines = columns([HEAD, *rows]).splitlines()
-    return "".join(f"{line if width is None or len(line) <= width else line[: width - 1] + '…'}\n" for line in lines)
+def write_runs(records: Iterable[RunRecord]) -> None:
+    """The list on stdout: coloured on a terminal, and cut to its width where nothing but a workflow's name is lost."""
+    rows, width = runs_rows(records), terminal_width()
+    if width is None:
+        write_text(columns([HEAD, *rows]))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    for head in HEAD:
+        shown.add_column(head, no_wrap=True, overflow="ellipsis" if head == HEAD[-1] else "fold")
+    for row in rows:
+        shown.add_row(row[0], Text(row[1], style=_STYLES.get(row[1], "")), *row[2:])
+    Console(file=stdout(), highlight=False, markup=False, emoji=False, width=width).print(shown)
+
+
+def write_story(told: Mapping[str, Any]) -> None:
+    """The story on stdout, its titles bold where a terminal shows it."""
+    width = terminal_width()
+    text = story_text(told, width)
+    if width is None:
+        write_text(text)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=stdout(), highlight=False, markup=False, emoji=False, width=width)
+    for line in text.splitlines():
+        console.print(Text(line, style="" if line.startswith(" ") else "bold"), soft_wrap=True)
 
 
 def next_words(record: RunRecord) -> list[str]:
@@ -210,20 +249,18 @@ async def _by_role(sums: Sequence["Sum"]) -> list[dict[str, Any]]:
 
 
 def story_text(told: Mapping[str, Any], width: int | None = None) -> str:
-    """The story for a person, in lines of `width` columns where it is given."""
+    """The story for a person, in lines of `width` columns where it is given; the report and the next command are as they are."""
     parts = [
         f"run {told['run_id']}: {one_line(told['workflow'], 60)}, {told['status']}\n",
-        columns(_facts(told), indent="  "),
-        _section("branches", _branch_rows(told["branches"])),
-        _section("calls", _call_rows(told["calls"])),
-        _section("questions", _question_rows(told["questions"])),
+        _wrapped(_facts(told), width),
+        _section("branches", _branch_rows(told["branches"]), width),
+        _section("calls", _call_rows(told["calls"]), width),
+        _stored(told["calls"]),
+        _section("questions", _question_rows(told["questions"]), width),
         _report(told["output"]),
         f"\nnext: {told['next']}\n",
     ]
-    lines = printable("".join(parts)).splitlines()
-    return "".join(
-        f"{line if width is None or len(line) <= width or line.startswith('next:') else line[: width - 1] + '…'}\n" for line in lines
-    )
+    return printable("".join(parts))
 
 
 def _facts(told: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -270,24 +307,33 @@ def _used(usage: Mapping[str, Any]) -> str:
     return f"{calls}, {int(usage.get('input_tokens') or 0):,} tokens in, {int(usage.get('output_tokens') or 0):,} out{price}"
 
 
-def _section(title: str, rows: Sequence[Sequence[str]]) -> str:
-    return f"\n{title}\n{columns(rows, indent='  ')}" if rows else ""
+def _section(title: str, rows: Sequence[Sequence[str]], width: int | None) -> str:
+    return f"\n{title}\n{_wrapped(rows, width)}" if rows else ""
+
+
+def _wrapped(rows: Sequence[Sequence[str]], width: int | None) -> str:
+    """Rows in columns, the last one wrapped to what `width` leaves it."""
+    others = [max((len(row[place]) for row in rows), default=0) + 2 for place in range(len(rows[0]) - 1)]
+    room = None if width is None else max(_NARROWEST, width - 2 - sum(others))
+    lines: list[Sequence[str]] = []
+    for *cells, last in rows:
+        first, *more = (textwrap.wrap(last, room) if room else [last]) or [""]
+        lines += [[*cells, first], *([*("" for _ in cells), rest] for rest in more)]
+    return columns(lines, indent="  ")
 
 
 def _branch_rows(branches: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [
-        (
-            one_line(branch.get("status"), 12).replace("_", " "),
-            "" if branch.get("seconds") is None else f"{float(branch['seconds']):.1f} s",
-            one_line(branch.get("task"), 120) + (f": {one_line(branch['error'], 200)}" if branch.get("error") else ""),
-        )
-        for branch in branches[:_BRANCHES]
-    ]
+    rows: list[tuple[str, ...]] = []
+    for branch in branches[:_BRANCHES]:
+        took = "" if branch.get("seconds") is None else f"{float(branch['seconds']):.1f} s"
+        rows.append((one_line(branch.get("status"), 12).replace("_", " "), took, one_line(branch.get("task"), 200)))
+        if branch.get("error"):
+            rows.append(("", "", one_line(branch["error"], 300)))
     return [*rows, ("", "", f"and {len(branches) - _BRANCHES:,} more")] if len(branches) > _BRANCHES else rows
 
 
 def _call_rows(calls: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [
+    return [
         (
             one_line(entry["role"], 40) or "-",
             one_line(entry["model"], 40),
@@ -298,13 +344,13 @@ def _call_rows(calls: Mapping[str, Any]) -> list[tuple[str, ...]]:
         )
         for entry in calls["by_role"]
     ]
-    said = [
-        f"{calls[key]:,} {word}"
-        for key, word in (("failed", "failed"), ("did_not_fit", "did not fit"), ("given_up", "given up"))
-        if calls[key]
-    ]
-    kept = f"{calls['finished']:,} answers are stored: resumed, the run does not ask for them again"
-    return [*rows, (", ".join([kept, *said]), "", "", "", "", "")] if calls["finished"] or said else rows
+
+
+def _stored(calls: Mapping[str, Any]) -> str:
+    """What became of the calls, and what that is good for."""
+    words = (("finished", "finished and stored"), ("failed", "failed"), ("did_not_fit", "did not fit"), ("given_up", "given up"))
+    said = [f"{calls[key]:,} {word}" for key, word in words if calls[key]]
+    return f"  {', '.join(said)}; what is stored is not asked for again\n" if said else ""
 
 
 def _question_rows(questions: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from orchestrator.errors import InputError
 from orchestrator.events import RUN_ID
 from orchestrator.options import Parser, parse
-from orchestrator.output import say, terminal_width, write_json, write_text
+from orchestrator.output import say, write_json, write_text
 from orchestrator.text import counted, one_line
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _runs(words: list[str]) -> int:
         async with _opened(found.db) as storage:
             return await storage.runs.list(limit=found.limit, status=found.status)
 
-    from orchestrator.history import listed, runs_rows, runs_text
+    from orchestrator.history import listed, write_runs
 
     records = _wait(read())
     if found.json:
@@ -53,7 +53,7 @@ def _runs(words: list[str]) -> int:
     elif not records:
         say("there is no such run" if found.status else "there is no run yet")
     else:
-        write_text(runs_text(runs_rows(records), terminal_width()))
+        write_runs(records)
     return 0
 
 
@@ -62,7 +62,7 @@ def _show(words: list[str]) -> int:
     parser.add_argument("--json", action="store_true")
     found, run_id = _one_run(parser, words)
 
-    from orchestrator.history import story, story_text
+    from orchestrator.history import story, write_story
 
     async def read() -> dict[str, Any]:
         async with _opened(found.db) as storage:
@@ -75,7 +75,7 @@ def _show(words: list[str]) -> int:
     if found.json:
         write_json(told)
     else:
-        write_text(story_text(told, terminal_width()))
+        write_story(told)
     return 0
 
 
