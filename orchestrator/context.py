@@ -243,17 +243,19 @@ class RunContext:
         return ToolMessage(DENIED, tool_call_id=call_id, name=tool.name, status="error")
 
     def _denied(self, calls: Sequence[tuple[BaseTool, Mapping[str, Any]]]) -> set[int]:
-        """The places of the calls that a person denied; pauses the branch where nobody was asked yet."""
-        asked = {at: (tool.name, given) for at, (tool, given) in enumerate(calls) if self._needs_approval(tool)}
-        if not asked or self.consult_now(tools_question(list(asked.values()), branch=current_branch())) != "no":
-            return set()
-        return set(asked)
+        """The places of the calls that a person denied; pauses the branch where nobody was asked yet.
 
-    def _needs_approval(self, tool: BaseTool) -> bool:
-        """Whether a call of this tool waits for a yes: one that only reads does not, nor one that was allowed for good."""
-        if "tools" not in self.controls.approve or (tool.metadata or {}).get("read_only") is True:
-            return False
-        return not allows(self.answers or {}, tool.name)
+        A no to these very calls counts also where one of the tools was allowed for good later.
+        """
+        if "tools" not in self.controls.approve:
+            return set()
+        asked = {at: (tool.name, given) for at, (tool, given) in enumerate(calls) if (tool.metadata or {}).get("read_only") is not True}
+        if not asked:
+            return set()
+        question, known = tools_question(list(asked.values()), branch=current_branch()), self.answers or {}
+        if question.id not in known and all(allows(known, name) for name, _ in asked.values()):
+            return set()
+        return set(asked) if self.consult_now(question) == "no" else set()
 
     def permits(self, tool: BaseTool, given: Mapping[str, Any]) -> bool:
         """Whether a call that no agent of ours makes may be made; pauses its node where nobody was asked yet."""

@@ -34,7 +34,10 @@ _AGAIN = "python -m orchestrator resume"
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """How a run is to go on, as it was asked for. `enter_folder`: the process may move to the folder that the run was started in."""
+    """How a run is to go on, as it was asked for. `enter_folder`: the process may move to the folder that the run was started in.
+
+    `is_attended`: somebody is there to be asked what it asks.
+    """
 
     workflow: str | Workflow | Graph | None = None
     model: ModelSpec | None = None
@@ -44,6 +47,7 @@ class Wish:
     restart: bool = False
     retry: bool = False
     enter_folder: bool = False
+    is_attended: bool = False
 
 
 async def stream_resume(
@@ -79,6 +83,7 @@ async def stream_resume(
         restart=restart,
         retry=retry,
         enter_folder=enter_folder,
+        is_attended=person is not None,
     )
     async with open_storage(db) as storage:
         found = await storage.runs.get(run_id)
@@ -161,7 +166,9 @@ def _is_done(record: RunRecord, wish: Wish) -> bool:
     if record.status == "complete":
         return True
     if record.status == "interrupted":
-        waits = record.questions and not (wish.answers or wish.accept_changes or wish.model is not None or wish.controls)
+        waits = record.questions and not (
+            wish.is_attended or wish.answers or wish.accept_changes or wish.model is not None or wish.controls
+        )
         return bool(waits) and bool(still_open(_questions(record), record.answers or {}))
     return not wish.retry and (record.status == "partial" or (record.status == "failed" and record.crashes >= CRASHES))
 

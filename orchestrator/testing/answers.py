@@ -26,6 +26,9 @@ def agents_script(
     script: dict[str | None, Any] = {
         None: "OK.",
         "Plan": plan or _plan,
+        "PlanOrQuestion": plan or _plan,
+        "ConversationPlan": plan or _plan,
+        "ConversationPlanOrQuestion": plan or _plan,
         "Findings": findings or _findings,
         "Judgement": judgement or {"label": "supported", "reason": "The quote states the claim."},
         "Draft": draft or _draft,

@@ -1,0 +1,193 @@
+"""Questions on a terminal: a pseudo-terminal of 80 columns, somebody who types, and the run that goes on in the same process."""
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from person_made import NOTING, ROOT, command_line, noting, repeated
+
+from orchestrator.dialog import can_ask
+from orchestrator.testing import ModelServer, agents_script, model_server
+
+CSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class Terminal:
+    """A process on a pseudo-terminal: what it has written so far, and what is typed to it."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", master: int) -> None:
+        self.process, self._master, self.raw, self._from = process, master, b"", 0
+
+    def read(self, seconds: float) -> bool:
+        """Read what comes within so many seconds; whether the terminal is still open."""
+        if select.select([self._master], [], [], seconds)[0]:
+            try:
+                more = os.read(self._master, 65_536)
+            except OSError:  # the process has left
+                return False
+            self.raw += more
+            return bool(more)
+        return True
+
+    def until(self, text: str) -> str:
+        """Wait for `text`, behind what was waited for before; gives what was written up to it."""
+        end = time.monotonic() + 40
+        while text not in (told := self.told[self._from :]):
+            assert time.monotonic() < end, self.told
+            assert self.read(0.5), self.told
+        before, _, _ = told.partition(text)
+        self._from += len(before) + len(text)
+        return before + text
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def ended(self) -> tuple[int, str]:
+        """The exit code, and all that was written."""
+        while self.process.poll() is None or select.select([self._master], [], [], 0)[0]:
+            if not self.read(0.2):
+                break
+        return self.process.wait(20), self.told
+
+    @property
+    def told(self) -> str:
+        """Without what moves the cursor and colours the text."""
+        return CSI.sub("", self.raw.decode(errors="replace")).replace("\r", "")
+
+
+@contextlib.contextmanager
+def terminal(folder: Path, *words: str, server: ModelServer | None = None, shown: str = "xterm") -> Iterator[Terminal]:
+    """The command line with its stdin and stderr on a terminal, and its stdout elsewhere."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": shown, **(server.environ if server is not None else {})}
+    environ.pop("COLUMNS", None)
+
+    def own_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", *words],
+        cwd=folder,
+        env=environ,
+        stdin=slave,
+        stdout=subprocess.DEVNULL,
+        stderr=slave,
+        start_new_session=True,
+        preexec_fn=own_terminal,
+    )
+    os.close(slave)
+    try:
+        yield Terminal(process, master)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+
+
+def researching(documents: Path, *words: str) -> list[str]:
+    return ["research", "What limits a resume?", "--documents", str(documents), "--model", "openai:small", "--run-id", "r", *words]
+
+
+@pytest.mark.parametrize("shown", ["xterm", "dumb"])
+def test_a_plan_is_asked_on_the_terminal_until_the_answer_fits_and_the_run_goes_on(documents: Path, shown: str) -> None:
+    with (
+        model_server(agents_script()) as server,
+        terminal(documents, *researching(documents, "--approve", "plan"), server=server, shown=shown) as screen,
+    ):
+        asked = screen.until("yes, no, or edit> ")
+        assert "Research 1 question?\n  1. What limits a resume?\n" in asked
+        screen.type("perhaps\n")
+        assert "cannot be answered so: that is neither yes nor no nor a list" in screen.until("yes, no, or edit> ")
+        screen.type("edit\n")
+        screen.until("1. ")
+        screen.type("Who designed the journal?\n")
+        screen.until("2. ")
+        screen.type("\n")
+        code, told = screen.ended()
+    assert (code, repeated(server)) == (0, [])
+    assert "complete: 1 of 1 branch ok" in told
+    assert told.count("documents: read 3") == 1
+    assert max(map(len, asked[asked.index("q-") :].splitlines())) <= 80
+
+
+def test_several_questions_are_asked_one_after_the_other_while_nothing_else_runs(tmp_path: Path, documents: Path) -> None:
+    (tmp_path / "noting.py").write_text(NOTING, encoding="utf-8")
+    words = ["./noting.py", "Who?", "--documents", str(documents), "--model", "openai:small", "--approve", "tools"]
+    with model_server(noting("A?", "B?", "C?")) as server, terminal(tmp_path, *words, server=server) as screen:
+        assert "(t1): Make this tool call?\n  file_note\n    text: A? 0\n" in screen.until("or always")
+        spent = len(server.requests)
+        screen.type("no\n")
+        assert "(t2): Make this tool call?" in screen.until("or always")
+        assert len(server.requests) == spent
+        screen.type("always\n")  # which answers for the third one
+        code, told = screen.ended()
+    assert (code, "(t3): Make" in told, repeated(server)) == (0, False, [])
+    assert sorted((tmp_path / "notes.txt").read_text(encoding="utf-8").splitlines()) == ["B? 0", "C? 0"]
+
+
+@pytest.mark.parametrize("leave", ["the end of the input", "Ctrl-C", "SIGTERM"])
+def test_a_question_can_be_left_for_later(documents: Path, leave: str) -> None:
+    with model_server(agents_script()) as server:
+        with terminal(documents, *researching(documents, "--approve", "plan"), server=server) as screen:
+            screen.until("yes, no, or edit> ")
+            if leave == "SIGTERM":
+                os.kill(screen.process.pid, signal.SIGTERM)
+            else:
+                screen.type({"the end of the input": "\x04", "Ctrl-C": "\x03"}[leave])
+            code, told = screen.ended()
+        assert (code, told.splitlines()[-1]) == (5, "resume: python -m orchestrator resume r")
+        assert "Traceback" not in told
+        later = command_line(documents, "resume", "r", "--answer", "yes", server=server)
+    assert (later.returncode, repeated(server)) == (0, [])
+
+
+def test_resume_asks_on_the_terminal_what_is_pending(documents: Path) -> None:
+    with model_server(agents_script()) as server:
+        assert command_line(documents, *researching(documents, "--approve", "plan"), server=server).returncode == 5
+        with terminal(documents, "resume", "r", server=server) as screen:
+            screen.until("yes, no, or edit> ")
+            screen.type("y\n")
+            code, _ = screen.ended()
+    assert (code, repeated(server)) == (0, [])
+
+
+def test_the_planner_may_ask_where_a_person_sits_and_what_a_model_asks_is_no_terminal_command(documents: Path) -> None:
+    hostile = {"questions": [], "ask": "\x1b]52;c;aGk=\x07Which \x1b[2J\u202eone?" + " and" * 60, "choices": ["\x1b[1mthis\x9b2J", "that"]}
+    with (
+        model_server(agents_script({"PlanOrQuestion": hostile})) as server,
+        terminal(documents, *researching(documents), server=server) as screen,
+    ):
+        asked = screen.until("your answer> ")
+        raw = screen.raw.decode()
+        assert ("]52;" in raw, "\x1b[2J" in raw, "\u202e" in raw, "\x9b" in raw) == (False, False, False, False)
+        assert max(map(len, asked[asked.index("q-") :].splitlines())) <= 80
+        screen.type("2\n")
+        code, _ = screen.ended()
+    assert (code, "The user answered: that" in str(server.requests[1].body)) == (0, True)
+
+
+@pytest.mark.parametrize("words", [["--json"], ["--events"], ["--quiet"]])
+def test_nobody_is_asked_where_a_program_reads(documents: Path, words: list[str]) -> None:
+    offline = ["research", "Who?", "--documents", str(documents), "--model", "offline", "--approve", "plan", *words]
+    with terminal(documents, *offline) as screen:
+        code, told = screen.ended()
+    assert (code, "> " in told.splitlines()[-1]) == (5, False)
+
+
+def test_nobody_is_asked_where_there_is_no_terminal(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w+") as file:
+        assert not can_ask(stdin=file, stderr=file)
+    assert not can_ask(stdin=None, stderr=sys.stderr)
