@@ -15,6 +15,7 @@ from orchestrator.asking import Person
 from orchestrator.checks import check_graph
 from orchestrator.choices import ModelSpec, check_controls, choose_models, merged_controls
 from orchestrator.controls import Controls
+from orchestrator.conversing import check_thread_name
 from orchestrator.driving import Attempt
 from orchestrator.errors import DatabaseOpenError, InputError
 from orchestrator.events import RUN_ID, Event, new_run_id
@@ -37,6 +38,7 @@ async def stream(
     controls: Mapping[str, Any] | Controls | None = None,
     run_id: str | None = None,
     db: str | None = None,
+    thread: str | None = None,
     person: Person | None = None,
     stop: asyncio.Event | None = None,
 ) -> AsyncGenerator[Event, None]:
@@ -44,14 +46,16 @@ async def stream(
 
     `model` is a spec or a chat model for every role, several of them (the first is asked, the next when it fails), or a mapping by
     role (`""`: every other role). `db` is the URL of the store that keeps the run (None: ORCHESTRATOR_DB, else the user's own file).
+    `thread` names the conversation that the run continues or begins: of the runs in one only one goes on at a time.
     `person`, an async function, is given the questions of a run that waits, and gives answers by their ids: then the run goes on.
     Once `stop` is set no new model call begins, and after GRACE the rest is cancelled: the result is `cancelled`, with what was
     found. Closing the generator cancels the run at once. A reader that is slow makes the run wait.
     """
+    check_thread_name(thread)
     attempt = await asyncio.to_thread(prepare, workflow, input, model=model, controls=controls, run_id=run_id)
     attempt.stop, attempt.person = stop, person
     async with _store(db) as storage:
-        record, fence = await create_run(storage, attempt, record_of(attempt))
+        record, fence = await create_run(storage, attempt, record_of(attempt, thread=thread))
         async with contextlib.aclosing(attempt_events(attempt, storage, record, fence)) as events:
             async for event in events:
                 yield event
@@ -79,6 +83,7 @@ async def run(
     controls: Mapping[str, Any] | Controls | None = None,
     run_id: str | None = None,
     db: str | None = None,
+    thread: str | None = None,
     person: Person | None = None,
     stop: asyncio.Event | None = None,
 ) -> Result:
@@ -86,7 +91,9 @@ async def run(
 
     Raises InputError before anything started; every later failure is the result's status and error.
     """
-    return await folded(stream(workflow, input, model=model, controls=controls, run_id=run_id, db=db, person=person, stop=stop))
+    return await folded(
+        stream(workflow, input, model=model, controls=controls, run_id=run_id, db=db, thread=thread, person=person, stop=stop)
+    )
 
 
 def prepare(

@@ -93,8 +93,7 @@ async def test_an_end_that_was_not_written_down_is_no_reason_to_do_anything_agai
 async def test_a_run_that_died_before_its_first_step_begins(store: Storage, storage_url: str) -> None:
     steps = Steps()
     await run(steps.workflow, {"number": 1}, model="offline", run_id="r", db=storage_url)
-    tables = ("checkpoints", "values_", "writes")
-    await store.database.run(*(Statement(f"DELETE FROM {table} WHERE thread = 'r'") for table in tables))
+    await store.checkpoints().adelete_thread("r")
     await store.database.run(Statement("UPDATE runs SET status = 'running', owner = 'gone', result = NULL WHERE run_id = 'r'"))
     result = await resume("r", workflow=steps.workflow, db=storage_url)
     assert (result.status, result.output) == ("complete", {"number": 1, "done": ["a", "b", "c", "d"]})
@@ -115,16 +114,17 @@ async def test_what_no_run_has_or_no_other_process_can_make_is_refused(store: St
     steps = Steps("b")
     async with model_server() as server:
         await run(steps.workflow, {"number": 1}, model={"": server.chat_model()}, run_id="mine", db=storage_url)
-    with pytest.raises(InputError, match="no run 'mime'.*did you mean mine"):
+    with pytest.raises(InputError, match=r"no run 'mime'.*did you mean mine"):
         await resume("mime", db=storage_url)
-    with pytest.raises(InputError, match="was made in Python.*workflow="):
+    with pytest.raises(InputError, match=r"was made in Python.*workflow="):
         await resume("mine", db=storage_url)
     with pytest.raises(InputError, match="the model of run 'mine' was made in Python"):
         await resume("mine", workflow=steps.workflow, db=storage_url)
     with pytest.raises(InputError, match="the run asks nothing"):
         await resume("mine", workflow=steps.workflow, answers="yes", db=storage_url)
     record = await store.runs.get("mine")
-    assert record is not None and (record.status, record.attempts) == ("failed", 1)
+    assert record is not None
+    assert (record.status, record.attempts) == ("failed", 1)
 
 
 async def test_code_that_changed_is_refused_unless_it_is_accepted(store: Storage, storage_url: str) -> None:
@@ -134,7 +134,7 @@ async def test_code_that_changed_is_refused_unless_it_is_accepted(store: Storage
     changed = Steps()
     changed.graph.add_node("e", changed._node("e"))
     changed.graph.add_edge("a", "e")
-    with pytest.raises(InputError, match="the code of run 'r' has changed.*--accept-changes"):
+    with pytest.raises(InputError, match=r"the code of run 'r' has changed.*--accept-changes"):
         await resume("r", workflow=changed.workflow, db=storage_url)
     done = await resume("r", workflow=changed.workflow, accept_changes=True, db=storage_url)
     assert (done.status, sorted(changed.made)) == ("complete", ["b", "d"])
