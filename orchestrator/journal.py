@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import ormsgpack
 
-from orchestrator.errors import LostRunError, OrchestratorError, StorageError, said
+from orchestrator.errors import LostRunError, OrchestratorError, said
 from orchestrator.events import current_branch, tell
 from orchestrator.storage.codec import Known
 from orchestrator.storage.database import Fence, Statement
@@ -90,13 +90,15 @@ class Journal:
         self._pending: list[_Write] = []
         self._writing: asyncio.Task[None] | None = None
         self._lost: LostRunError | None = None
+        self._untold: Exception | None = None  # why something was not written that nobody waited for
 
     @classmethod
     async def open(
         cls, table: JournalTable, run: int, fence: Fence, *, mode: JournalMode = "record", sources: Sequence[int] = ()
     ) -> "Journal":
-        """The journal of the run `run`; a new run (`record`) without sources reads nothing. Raises StorageError."""
+        """The journal of the run `run`; a new run (`record`) without sources looks for no answers. Raises StorageError."""
         journal = cls(table, run, fence, mode)
+        journal._next = await table.next_seq(run)
         if mode != "record" or sources:
             for number in dict.fromkeys((run, *sources)):
                 rows = await table.rows(number)
@@ -115,7 +117,7 @@ class Journal:
     @property
     def recalls(self) -> bool:
         """Whether there is anything that could be answered from here."""
-        return bool(self._any) or self.mode == "replay"
+        return bool(self._any)
 
     def forget(self, wrong: Callable[[JournalRow], bool]) -> None:
         """Have the calls of these rows made again: what they were answered came to nothing."""
@@ -173,8 +175,9 @@ class Journal:
         """Write what is still to be written; raises StorageError, LostRunError where that cannot be."""
         while self._writing is not None:
             await asyncio.shield(self._writing)
-        if self._lost is not None:
-            raise self._lost
+        for error in (self._lost, self._untold):
+            if error is not None:
+                raise error
 
     def _entry(
         self, request: Request, state: str, response: Any, usage: JournalUsage, seconds: float, error: BaseException | None = None
@@ -213,8 +216,10 @@ class Journal:
                 batch, self._pending = self._pending, []
                 try:
                     await self._table.append([statement for write in batch for statement in write.statements], self._fence)
-                except StorageError as error:
+                except Exception as error:  # noqa: BLE001 - it is that of whoever waits; where nobody does, it is told at the end
                     self._lost = error if isinstance(error, LostRunError) else self._lost
+                    if all(write.durable is None for write in batch):
+                        self._untold = error
                     _settle(batch, error)
                 else:
                     self._known.stored.update(*(write.texts for write in batch))
@@ -223,13 +228,11 @@ class Journal:
             self._writing = None
 
     def _load(self, run: int, rows: Sequence[JournalRow], shared: Mapping[int, Sequence[int]]) -> None:
-        own = run == self._run
-        self._next = rows[-1].seq + 1 if own and rows else self._next
         known = {row.seq: row for row in rows}
         for row in rows:
             joined = [known[seq]._replace(scope=row.scope) for seq in shared.get(row.seq, ()) if seq in known]
             for one in joined if row.kind == "shared" else [row]:
-                if one.state == "ok" or (self.mode == "replay" and one.state == "failed"):
+                if one.state == "ok":
                     self._give(_Answer(run, one))
 
     def _give(self, answer: _Answer) -> None:

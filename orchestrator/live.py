@@ -156,6 +156,7 @@ def _figures(view: RunView) -> list[str]:
     in_flight = max(0, view.calls - view.calls_done)
     calls = counted(view.calls_done, "call") + (f" + {in_flight:,} in flight" if in_flight else "")
     calls += f" + {view.shared:,} shared" if view.shared else ""
+    calls += f" + {view.recalled:,} from the journal" if view.recalled else ""
     words.append(f"{calls}, {view.input_tokens:,} tokens in, {view.output_tokens:,} out")
     used, dropped = spent(view), f"{counted(view.dropped, 'event')} not shown" if view.dropped else ""
     return [*words, *([f"used {used}"] if used else []), *([dropped] if dropped else [])]

@@ -50,6 +50,7 @@ class RunView:
     calls: int = 0
     calls_done: int = 0
     shared: int = 0
+    recalled: int = 0
     dropped: int = 0
     slowed: str = ""
     slowed_until: float = 0.0
@@ -210,6 +211,10 @@ def _shared(view: RunView, event: Event) -> None:
     view.shared += 1
 
 
+def _recalled(view: RunView, event: Event) -> None:
+    view.recalled += 1
+
+
 def _dropped(view: RunView, event: Event) -> None:
     view.dropped += int(event.fields.get("count") or 0)
 
@@ -238,6 +243,7 @@ _FOLDS: dict[str, Callable[[RunView, Event], None]] = {
     "fallback": _fallback,
     "question": _question,
     "shared": _shared,
+    "recalled": _recalled,
     "dropped": _dropped,
     "result": _result,
 }
@@ -417,13 +423,17 @@ class _Plain:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._planned = False
+        self._recalled = 0
         self._lost = False
 
     def __call__(self, event: Event) -> None:
         self._planned = self._planned or event.kind == "plan"
         if self._planned and event.kind == "step_finished" and not event.fields.get("error"):
             return
+        self._recalled += event.kind == "recalled"
         lines = plain_lines(event)
+        if event.kind == "result" and self._recalled:
+            lines = [f"{counted(self._recalled, 'answer')} from the journal", *lines]
         if lines and not self._lost:
             try:
                 self._stream.write("".join(line + "\n" for line in lines))

@@ -135,6 +135,12 @@ def test_plain_lines_tell_what_holds_a_run_up() -> None:
     ]
 
 
+def test_answers_from_the_journal_are_counted() -> None:
+    told = [EVENTS[0], *(Event("recalled", {"model": "m"}, role="planner") for _ in range(2))]
+    assert "\n2 answers from the journal\npartial" in written([*told, Event("result", RESULT)])
+    assert "0 calls + 2 from the journal, 0 tokens in, 0 out" in drawn(viewed(told))
+
+
 def test_the_live_view_tells_what_holds_a_run_up_and_what_is_left_of_its_budget() -> None:
     clock = Clock()
     limited = Event("run_started", {"workflow": "research", "model": "m", "limits": {"max_calls": 40, "max_tokens": 50_000, "usd": 1.0}})

@@ -96,6 +96,11 @@ class JournalTable:
         """Write entries, durable when it returns; raises StorageError, LostRunError."""
         await self._database.run(*statements, fence=fence)
 
+    async def next_seq(self, run: int) -> int:
+        """The number of the row that is written next."""
+        ((last,),) = (await self._database.run(Statement("SELECT MAX(seq) FROM journal WHERE run = ?", (run,))))[0]
+        return 0 if last is None else int(last) + 1
+
     async def rows(self, run: int) -> list[JournalRow]:
         """The rows of a run in the order in which its calls ended, without their bodies."""
         (found,) = await self._database.run(Statement(_HEADS, (run,)))
