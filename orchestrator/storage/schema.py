@@ -6,6 +6,7 @@ from orchestrator.errors import DatabaseOpenError
 
 __all__ = ["STEPS", "VERSION_SQL", "current_version", "for_postgres", "refuse_newer", "steps_from"]
 
+# WITHOUT ROWID where rows are small: SQLite keeps about 1,000 bytes of such a row in its page, and gives a longer one whole pages of its own.
 _FIRST = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE runs(
@@ -31,7 +32,7 @@ CREATE TABLE journal(
     model_calls BIGINT NOT NULL DEFAULT 0, estimated_calls BIGINT NOT NULL DEFAULT 0,
     input_tokens BIGINT NOT NULL DEFAULT 0, output_tokens BIGINT NOT NULL DEFAULT 0,
     began DOUBLE PRECISION, seconds DOUBLE PRECISION, error TEXT,
-    PRIMARY KEY(run, seq)) WITHOUT ROWID;
+    PRIMARY KEY(run, seq));
 CREATE TABLE texts(hash BLOB PRIMARY KEY, content BLOB NOT NULL);
 CREATE TABLE uses(run BIGINT NOT NULL, hash BLOB NOT NULL, PRIMARY KEY(run, hash)) WITHOUT ROWID;
 CREATE INDEX uses_by_hash ON uses(hash);
