@@ -6,7 +6,7 @@ from orchestrator.errors import DatabaseOpenError
 
 __all__ = ["STEPS", "VERSION_SQL", "current_version", "for_postgres", "refuse_newer", "steps_from"]
 
-# WITHOUT ROWID where rows are small: SQLite keeps about 1,000 bytes of such a row in its page, and gives a longer one whole pages of its own.
+# WITHOUT ROWID where rows are small: SQLite keeps about 1,000 bytes of such a row in its page, and gives a longer one pages of its own.
 _FIRST = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE runs(

@@ -23,7 +23,7 @@ __all__ = ["SQLiteDatabase", "open_sqlite"]
 
 _WAIT = 60.0  # seconds for another process that writes: one that holds the lock for 30 or 40 seconds is waited for
 _BATCH = 500  # jobs of one transaction
-_CHECKED = 64 * 1024**2  # bytes of a file that is read through for damage when it is opened
+_CHECKED = 32 * 1024**2  # bytes of a file that is read through for damage when it is opened
 _APPLICATION = 0x6F726368  # "orch", in the header of every file of ours
 _SIZE = "SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
 _HELD = "SELECT 1 FROM runs WHERE run_id = ? AND owner = ?"
