@@ -23,6 +23,7 @@ __all__ = ["SQLiteDatabase", "open_sqlite"]
 
 _WAIT = 60.0  # seconds for another process that writes: one that holds the lock for 30 or 40 seconds is waited for
 _BATCH = 500  # jobs of one transaction
+_PAGES = 1000  # freed at a time
 _CHECKED = 32 * 1024**2  # bytes of a file that is read through for damage when it is opened
 _APPLICATION = 0x6F726368  # "orch", in the header of every file of ours
 _SIZE = "SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
@@ -67,8 +68,13 @@ class SQLiteDatabase:
         return int((await self.run(Statement(_SIZE)))[0][0][0])
 
     async def shrink(self) -> None:
-        """See `Database.shrink`."""
-        await self._done(new_job((Statement("PRAGMA incremental_vacuum"), Statement("PRAGMA wal_checkpoint(TRUNCATE)")), alone=True))
+        """See `Database.shrink`; a part at a time, so that others write between two of them."""
+        free = Statement("SELECT freelist_count FROM pragma_freelist_count")
+        before = None
+        while (left := (await self.run(free))[0][0][0]) and left != before:
+            before = left
+            await self._done(new_job((Statement(f"PRAGMA incremental_vacuum({_PAGES})"),), alone=True))
+        await self._done(new_job((Statement("PRAGMA wal_checkpoint(TRUNCATE)"),), alone=True))
 
     async def aclose(self) -> None:
         """See `Database.aclose`."""
@@ -146,7 +152,9 @@ class _Writer:
 
     def _alone(self, job: Job) -> Outcome:
         try:
-            return [self._connection.execute(sql, values).fetchall() for sql, values in job.statements]
+            for sql, _ in job.statements:
+                self._connection.executescript(sql)  # `execute` takes one step, and each step of a vacuum frees one page
+            return []
         except sqlite3.Error as error:
             return self._failure(error)
 
