@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +12,13 @@ from typing import Any, Literal, NamedTuple
 
 import ormsgpack
 
+from orchestrator.clocks import waiting
 from orchestrator.errors import LostRunError, OrchestratorError, said
 from orchestrator.events import current_branch, tell
 from orchestrator.storage.codec import Known
 from orchestrator.storage.database import Fence, Statement
 from orchestrator.storage.journal import NO_USAGE, Entry, JournalRow, JournalTable, JournalUsage, Sum
+from orchestrator.text import secrets_of, without
 
 __all__ = ["Journal", "JournalMode", "Recalled", "Request", "current_scope", "rows_of_flight"]
 
@@ -136,19 +139,22 @@ class Journal:
             return None
         answer.taken = True
         try:
-            response = await self._table.response(answer.run, answer.row.seq)
+            with waiting():
+                response = await self._table.response(answer.run, answer.row.seq)
         except BaseException:
             self._give_back(answer)
             raise
         self._note(answer.row.seq if answer.run == self._run else None)
         self.recalled += 1
         if request.kind != "page":
-            tell("recalled", role=request.role or None, model=request.model)
+            tell("recalled", role=request.role or None, **{request.kind: request.model})
         return Recalled(response, answer.row.state, answer.row.error)
 
     async def record(self, request: Request, response: Any, *, usage: JournalUsage = NO_USAGE, seconds: float = 0.0) -> None:
         """Keep an answer, which took so long; durable when it returns. Raises StorageError, LostRunError."""
-        await self.keep(request, response, usage=usage, seconds=seconds)
+        durable = self.keep(request, response, usage=usage, seconds=seconds)
+        with waiting():  # for a store that is slow, or away for some seconds: that is no time of the call, nor of its branch
+            await durable
 
     def keep(self, request: Request, response: Any, *, usage: JournalUsage = NO_USAGE, seconds: float = 0.0) -> "asyncio.Future[None]":
         """Begin to keep an answer; it is durable when what is returned is done. Raises StorageError."""
@@ -190,11 +196,11 @@ class Journal:
             scope=request.scope,
             role=request.role,
             model=request.model,
-            digest=request.digest,
+            digest=self._table.key(request.digest),
             state=state,
             began=round(time.time() - seconds, 3),
             seconds=round(seconds, 4),
-            error=None if error is None else said(error) if isinstance(error, Exception) else "cancelled",
+            error=None if error is None else _sentence(error),
         )
         return Entry(row, usage, request.content, response)
 
@@ -245,8 +251,8 @@ class Journal:
         self._any[answer.row.digest].appendleft(answer)
 
     def _waiting(self, request: Request) -> _Answer | None:
-        queues = [self._own.get((request.digest, request.scope)), None if request.alone else self._any.get(request.digest)]
-        for queue in queues:
+        key = self._table.key(request.digest)
+        for queue in (self._own.get((key, request.scope)), None if request.alone else self._any.get(key)):
             while queue:
                 if not queue[0].taken:
                     return queue[0]
@@ -266,6 +272,11 @@ def current_scope() -> str:
     path: tuple[Any, ...] = metadata.get("langgraph_path") or ()
     place = f" {path[1]}" if len(path) > 1 and path[0] == "__pregel_push" else ""
     return f"node {'/'.join(names)}{place}"
+
+
+def _sentence(error: BaseException) -> str:
+    """What went wrong, without the values of secrets: a row's sentence is stored as it is."""
+    return without(secrets_of(os.environ).values(), said(error), "[key]") if isinstance(error, Exception) else "cancelled"
 
 
 def _parts(error: BaseException | None) -> Any:

@@ -1,15 +1,19 @@
 """The journal: what a run's calls leave in it, and what the next attempt is answered from it."""
 
 import asyncio
+import base64
+from pathlib import Path
 from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
 
+from orchestrator import fetch
 from orchestrator.context import RunContext
-from orchestrator.errors import BudgetExceeded, CallFailedError, InvalidAnswerError, LoopStopped, LostRunError
+from orchestrator.errors import BudgetExceeded, CallFailedError, InvalidAnswerError, LoopStopped, LostRunError, StorageError
 from orchestrator.events import in_branch
+from orchestrator.fetch import FetchedPage
 from orchestrator.journal import Journal, Recalled, Request
 from orchestrator.storage.database import Statement
 from orchestrator.storage.journal import JournalUsage
@@ -295,3 +299,102 @@ async def test_what_is_asked_is_kept_and_long_texts_once() -> None:
         assert await run.table.response(1, 1) == {"content": text}
         [[(texts,)]] = await run.database.run(Statement("SELECT COUNT(*) FROM texts"))
     assert texts == 3
+
+
+async def test_encrypted_rows_tell_nothing_of_what_was_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_STORE_KEY", base64.b64encode(bytes(range(32))).decode())
+    url = f"sqlite:///{tmp_path / 'runs.db'}"
+    async with model_server([{"name": "Rome"}, Reply.error(400, "Atlantis is no city")]) as server, kept(url) as run:
+        for _ in range(2):
+            async with run.attempt({"": server.chat_model()}) as context:
+                assert await city(context, "which planted city?") == "Rome"
+                if not run.told("recalled"):
+                    with pytest.raises(CallFailedError):
+                        await city(context, "and which planted sunken one?")
+        assert request("a").digest not in {row.digest for row in await run.rows()}
+        assert [row.error for row in await run.rows()] == [None, "encrypted"]
+    assert [word for word in ("planted", "Rome", "Atlantis") if count(tmp_path, word)] == []
+
+
+async def test_secrets_are_not_in_the_journal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    secret = "planted-secret-4711-abcdef"
+    monkeypatch.setenv("SEARCH_API_KEY", secret)
+
+    @tool
+    async def leaks(word: str) -> str:
+        """Answer with a secret."""
+        if word == "fail":
+            raise ValueError(f"refused {secret}")
+        return f"{word} {secret}"
+
+    async with kept(f"sqlite:///{tmp_path / 'runs.db'}") as run, run.attempt({}):
+        assert secret in await leaks.ainvoke({"word": "a"})
+        with pytest.raises(ValueError, match=secret):
+            await leaks.ainvoke({"word": "fail"})
+    assert count(tmp_path, secret) == 0
+
+
+def count(folder: Path, text: str) -> int:
+    return sum(path.read_bytes().count(text.encode()) for path in folder.iterdir())
+
+
+async def test_pages_that_were_fetched_are_in_the_documents_again_under_the_same_ids(
+    documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+
+    async def page(url: str, **_: Any) -> FetchedPage:
+        fetched.append(url)
+        return FetchedPage(url, f"Title of {url}", f"What stands on {url}.", "0" * 64)
+
+    monkeypatch.setattr(fetch, "fetch", page)
+    urls = ["https://example.org/b", "https://example.org/a"]
+    answers: list[list[str]] = []
+    async with kept() as run:
+        for _ in range(2):
+            async with run.attempt({}) as context:
+                library = await context.library([str(documents)])
+                (fetch_url,) = [one for one in context.tools(library, ["example.org"]) if one.name == "fetch_url"]
+                calls = [{"name": "fetch_url", "args": {"url": url}, "id": "1", "type": "tool_call"} for url in reversed(urls)]
+                if not answers:
+                    calls.reverse()
+                answers.append(sorted([str((await context.call_tool(fetch_url, call)).content) for call in calls]))  # type: ignore[arg-type]
+                assert [(await library.passage(name)).text for name in ("p1.1", "p2.1")] == [f"What stands on {url}." for url in urls]  # type: ignore[union-attr]
+    assert answers[0] == answers[1]
+    assert fetched == urls
+
+
+async def test_a_store_that_fails_fails_the_call_and_what_nobody_waited_for_is_told_at_the_end() -> None:
+    async with kept() as run:
+        journal = await Journal.open(run.table, 1, run.fence)
+        await run.database.run(Statement("ALTER TABLE journal RENAME TO gone"))
+        with pytest.raises(StorageError):
+            await journal.record(request("a"), "one")
+        journal.abandon(request("a"), None, usage=JournalUsage(1))
+        with pytest.raises(StorageError):
+            await journal.aclose()
+
+
+async def test_a_tool_call_that_branches_shared_is_found_by_both() -> None:
+    called: list[str] = []
+
+    @tool
+    async def lookup(word: str) -> str:
+        """Look a word up."""
+        called.append(word)
+        await asyncio.sleep(0.02)
+        return f"{word} {len(called)}"
+
+    async def looked_up(context: RunContext, branch: str) -> str:
+        call: Any = {"name": "lookup", "args": {"word": "Rome"}, "id": branch, "type": "tool_call"}
+        with in_branch(branch):
+            message = await context.call_tool(lookup, call)
+        assert message.tool_call_id == branch
+        return str(message.content)
+
+    async with kept() as run:
+        async with run.attempt({}) as context:
+            assert await asyncio.gather(looked_up(context, "t1"), looked_up(context, "t2")) == ["Rome 1", "Rome 1"]
+        async with run.attempt({}) as context:
+            assert [await looked_up(context, branch) for branch in ("t2", "t1")] == ["Rome 1", "Rome 1"]
+            assert await looked_up(context, "t1") == "Rome 2"

@@ -84,12 +84,17 @@ class JournalTable:
         self._database = database
         self._codec = codec
 
+    def key(self, digest: bytes) -> bytes:
+        """What a request's digest is stored as: under encryption one that tells nothing of a request that could be guessed."""
+        return digest if self._codec.cipher is None else self._codec.digest(digest)
+
     def statements(self, run: int, entry: Entry, known: Known) -> tuple[list[Statement], set[bytes]]:
         """What writes `entry`, and the hashes of the texts in that; those that are `known` are there already. Raises StorageTypeError."""
         request, response = self._codec.pack(entry.request, known), self._codec.pack(entry.response, known)
         texts, row = request.texts | response.texts, entry.row
         values = (run, row.seq, row.kind, row.scope, row.role, row.model, row.digest, row.state, request.blob, response.blob)
-        insert = Statement(_INSERT, (*values, *entry.usage, row.began, row.seconds, row.error))
+        error = row.error if self._codec.cipher is None or row.error is None else "encrypted"  # its parts are in the response
+        insert = Statement(_INSERT, (*values, *entry.usage, row.began, row.seconds, error))
         return [*keep_texts(texts, run), insert], set(texts)
 
     async def append(self, statements: Iterable[Statement], fence: Fence) -> None:
