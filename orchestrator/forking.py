@@ -26,6 +26,7 @@ from orchestrator.keeping import attempt_events, checkpointed, create_run, folde
 from orchestrator.outcome import Result
 from orchestrator.resuming import Wish, prepared
 from orchestrator.runner import Graph
+from orchestrator.starts import begin_at, place_of
 from orchestrator.storage import RunRecord, Storage, open_storage
 from orchestrator.text import nearest, one_line
 from orchestrator.workflow import Workflow
@@ -160,16 +161,11 @@ async def _branched_off(
     values = _checked(graph, edits)
     planned = None if plan is None else _tasks(plan, visit.snapshot.values | values, attempt.controls.max_branches)
     saver: Any = graph.checkpointer
-    config: RunnableConfig = {"configurable": {"thread_id": attempt.run_id, "checkpoint_ns": ""}}
-    found = await saver.aget_tuple(visit.snapshot.config)
-    checkpoint = {**found.checkpoint, "channel_values": {**found.checkpoint["channel_values"], **values}}
-    versions = dict(found.checkpoint["channel_versions"])
-    versions |= {key: saver.get_next_version(versions.get(key), None) for key in values}
-    metadata = {**found.metadata, "source": "fork", "run_id": attempt.run_id}
-    await saver.aput(config, {**checkpoint, "channel_versions": versions}, metadata, versions)
+    snapshot = await begin_at(graph, attempt.run_id, await saver.aget_tuple(visit.snapshot.config), attempt.run_id, values)
     if planned is not None:
-        await graph.aupdate_state(config, planned, as_node=_PLANNING)
-    return visit, await graph.aget_state(config)
+        await graph.aupdate_state(place_of(attempt.run_id), planned, as_node=_PLANNING)
+        snapshot = await graph.aget_state(place_of(attempt.run_id))
+    return visit, snapshot
 
 
 async def _visits(graph: CompiledStateGraph[Any, Any, Any, Any], parent: RunRecord) -> list[_Visit]:

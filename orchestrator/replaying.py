@@ -13,7 +13,6 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackMana
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatResult
-from langchain_core.runnables import RunnableConfig
 
 from orchestrator.asking import Question
 from orchestrator.choices import Choice
@@ -30,6 +29,7 @@ from orchestrator.keeping import checkpointed
 from orchestrator.models import resolve_model
 from orchestrator.outcome import Result
 from orchestrator.runner import Graph, checked_workflow
+from orchestrator.starts import begin_at, place_of
 from orchestrator.storage import open_storage
 from orchestrator.storage.journal import NO_USAGE, JournalUsage
 from orchestrator.tapes import Tape, TapedCall, passages_of, plain_request, read_tape, renamed
@@ -214,9 +214,9 @@ async def replay(run_id: str, *, db: str | None = None, workflow: str | Workflow
 
 async def play(tape: Tape, workflow: str | Workflow | Graph | None = None, *, folder: Path | None = None) -> Replayed:
     """Play a tape with the code as it is now. `folder`: what the names of documents are relative to, by default the run's own."""
-    attempt = await asyncio.to_thread(_attempt, tape, workflow)
+    attempt, started = await asyncio.to_thread(lambda: (_attempt(tape, workflow), _folder(tape)))
     journal = _Tape(tape)
-    named = documents_folder.set(str(folder) if folder is not None else _folder(tape))
+    named = documents_folder.set(started if folder is None else str(folder))
     try:
         with no_network(), _untraced():
             result, documents = await _driven(attempt, journal, tape)
@@ -277,14 +277,10 @@ async def _driven(attempt: Attempt, journal: _Tape, tape: Tape) -> tuple[Result,
     async with open_storage("memory://") as scratch:
         attempt.thread = f"replay:{attempt.run_id}:{id(attempt)}"
         attempt.graph = checkpointed(attempt.graph, scratch.checkpoints(None, attempt.graph))
-        config: RunnableConfig = {"configurable": {"thread_id": attempt.thread, "checkpoint_ns": ""}}
         if tape.start is None:
             attempt.given = attempt.values
         else:
-            saver: Any = attempt.graph.checkpointer
-            checkpoint = tape.start.checkpoint
-            await saver.aput(config, checkpoint, tape.start.metadata, checkpoint["channel_versions"])
-            continue_from(attempt, await attempt.graph.aget_state(config))
+            continue_from(attempt, await begin_at(attempt.graph, attempt.thread, tape.start, attempt.run_id))
         spoken = [answer for name, answer in tape.answers.items() if not name.startswith("always ")]
         for _ in range(_ROUNDS):
             await attempt.record_in(journal)
@@ -293,7 +289,7 @@ async def _driven(attempt: Attempt, journal: _Tape, tape: Tape) -> tuple[Result,
             if not native or not spoken:
                 break
             attempt = _following(attempt, native, spoken)
-            continue_from(attempt, await attempt.graph.aget_state(config))
+            continue_from(attempt, await attempt.graph.aget_state(place_of(attempt.thread)))
     return result, [*attempt.context.documents]
 
 

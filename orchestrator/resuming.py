@@ -19,6 +19,7 @@ from orchestrator.fingerprint import changes, fingerprint
 from orchestrator.keeping import attempt_events, checkpointed, folded
 from orchestrator.outcome import Result, branches, failures
 from orchestrator.runner import Graph, checked_workflow
+from orchestrator.starts import begin_at, start_of
 from orchestrator.storage import Fence, RunRecord, Storage, open_storage
 from orchestrator.storage.runs import CRASHES
 from orchestrator.workflow import Workflow, load_workflow
@@ -269,6 +270,9 @@ async def _ready(attempt: Attempt, storage: Storage, record: RunRecord, fence: F
     attempt.thread = replace(record, generation=generation).thread_id
     if again or not snapshot.created_at:
         _begin(attempt, record, snapshot.values)
+        start = await start_of(storage.checkpoints(fence, attempt.graph), record.run_id) if record.parent else None
+        if start is not None:  # of a fork, which does not begin with its input
+            continue_from(attempt, await begin_at(graph, attempt.thread, start, record.run_id))
     else:
         continue_from(attempt, snapshot)
     controls = attempt.controls.model_dump(mode="json")

@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.asking import carried
 from orchestrator.errors import InputError
+from orchestrator.starts import start_of
 from orchestrator.storage import RunRecord, Storage
 from orchestrator.storage.journal import JournalUsage
 
@@ -102,7 +103,7 @@ async def read_tape(storage: Storage, record: RunRecord) -> Tape:
             (one.role, one.model, one.scope.removeprefix(prefix) if one.scope.startswith(prefix) else None, one.usage)
             for one in await storage.journal.sums(record.number)
         ],
-        start=await _start(storage, record),
+        start=await start_of(storage.checkpoints(), record.run_id) if record.parent else None,
         sure=record.attempts == 1 and record.parent is None,
     )
 
@@ -130,20 +131,6 @@ def _mended(calls: list[TapedCall]) -> list[TapedCall]:
         if call.state == "ok" or place not in answered:
             kept.append(call)
     return kept[::-1]
-
-
-async def _start(storage: Storage, record: RunRecord) -> Any:
-    """The checkpoint that a fork began with, edits included; None for a run that began with its input."""
-    if record.parent is None or record.generation:
-        return None
-    first = None
-    config: Any = {"configurable": {"thread_id": record.thread_id, "checkpoint_ns": ""}}
-    async for found in storage.checkpoints().alist(config):
-        step = found.metadata.get("source")
-        first = found if step in ("fork", "update") or first is None else first
-        if step in ("fork", "update"):
-            break
-    return first
 
 
 def plain_request(kind: str, model: str, request: Any) -> str:

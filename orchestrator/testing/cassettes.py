@@ -85,7 +85,7 @@ async def save_cassette(
     A cassette that is there is replaced. Raises InputError for a run that cannot be played, and where the folder holds anything else.
     """
     target = Path(folder)
-    _check_target(target)
+    await asyncio.to_thread(_check_target, target)
     async with open_storage(db) as storage:
         record = await storage.runs.get(run_id)
         if record is None:
