@@ -1,5 +1,6 @@
 """The planner: a question in, independent sub-questions out."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any, NotRequired
 
 from langchain_core.language_models import BaseChatModel
@@ -9,28 +10,46 @@ from langgraph.runtime import Runtime
 from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
-from agents.prompts import MAY_ASK, MUST_ASK, PLANNER, clarification_block, prompt, question_block
+from agents.prompts import IN_CONVERSATION, MAY_ASK, MUST_ASK, PLANNER, clarification_block, prompt, question_block
 from orchestrator.asking import question as question_to_person
 from orchestrator.context import RunContext
 from orchestrator.state import Finding
 
-__all__ = ["Clarification", "Plan", "PlanOrQuestion", "PlannerInput", "PlannerOutput", "create_planner"]
+__all__ = [
+    "Clarification",
+    "ConversationPlan",
+    "ConversationPlanOrQuestion",
+    "Plan",
+    "PlanOrQuestion",
+    "PlannerInput",
+    "PlannerOutput",
+    "create_planner",
+]
 
 
 class PlannerInput(TypedDict):
-    """The question; in a later round also what was found, which questions are still open, and what the user was asked and answered."""
+    """The question; in a later round also what was found, which questions are still open, and what the user was asked and answered.
+
+    In a conversation its turns before this one, {question, answer}, and the facts that the user told in them.
+    """
 
     question: str
     findings: NotRequired[list[Finding]]
     open_questions: NotRequired[list[str]]
     clarification: NotRequired[str]
+    conversation: NotRequired[list[dict[str, str]]]
+    facts: NotRequired[list[str]]
 
 
 class PlannerOutput(TypedDict):
-    """Independent sub-questions, most important first; none when nothing is left to ask. What the user was asked, for later rounds."""
+    """Independent sub-questions, most important first; none when nothing is left to ask. What the user was asked, for later rounds.
+
+    `remember`: facts that the user told, for later runs of the conversation.
+    """
 
     questions: list[str]
     clarification: NotRequired[str]
+    remember: NotRequired[list[str]]
 
 
 class PlannerState(PlannerInput, PlannerOutput):
@@ -43,11 +62,21 @@ class Plan(BaseModel):
     questions: list[str] = Field(description="sub-questions, each understandable on its own; empty when nothing is open", max_length=200)
 
 
+class ConversationPlan(Plan):
+    """The plan, and what to remember for the rest of the conversation."""
+
+    remember: list[str] = Field(default=[], description="facts that the user states, one sentence each", max_length=20)
+
+
 class PlanOrQuestion(Plan):
     """The plan, or the one question to the user that has to come before it."""
 
     ask: str = Field(default="", description="a question to the user; empty when the plan can be made without one", max_length=500)
     choices: list[str] = Field(default=[], description="likely answers to `ask`, most likely first", max_length=8)
+
+
+class ConversationPlanOrQuestion(PlanOrQuestion, ConversationPlan):
+    """The plan with what to remember, or the question that has to come before it."""
 
 
 class Clarification(BaseModel):
@@ -76,26 +105,42 @@ def create_planner(model: BaseChatModel | None = None) -> CompiledStateGraph[Any
 async def _plan(state: PlannerState, context: RunContext, model: BaseChatModel | None) -> dict[str, Any]:
     earlier = [context.block("finding", finding.claim, id=str(at)) for at, finding in enumerate(state.get("findings") or [], start=1)]
     still_open = [context.block("open", question) for question in state.get("open_questions") or []]
+    conversing = "conversation" in state
+    known = (*_conversation(state, context), question_block(state["question"]))
     clarification = state.get("clarification") or ""
     if context.controls.ask != "never" and not (clarification or earlier or still_open):
-        drawn_up = await _ask_first(state["question"], context, model)
+        drawn_up = await _ask_first(known, context, model, conversing=conversing)
         if isinstance(drawn_up, Plan):
             return _planned(drawn_up)
         clarification = drawn_up
-    parts = (question_block(state["question"]), clarification, *earlier, *still_open)
-    drawn_up = await context.answer("planner", prompt(PLANNER, *parts, boundary=context.boundary), Plan, model=model)
+    messages = prompt(_instructions(conversing), *known, clarification, *earlier, *still_open, boundary=context.boundary)
+    drawn_up = await context.answer("planner", messages, ConversationPlan if conversing else Plan, model=model)
     return {**_planned(drawn_up), **({"clarification": clarification} if clarification else {})}
 
 
-async def _ask_first(question: str, context: RunContext, model: BaseChatModel | None) -> Plan | str:
+def _instructions(conversing: bool) -> str:
+    return PLANNER + IN_CONVERSATION if conversing else PLANNER
+
+
+def _conversation(state: PlannerState, context: RunContext) -> Iterator[str]:
+    """What was said before the question, as data: the answers rest on what was retrieved."""
+    for fact in state.get("facts") or []:
+        yield context.block("fact", fact)
+    for at, turn in enumerate(state.get("conversation") or [], start=1):
+        yield context.block("asked", turn["question"], id=str(at))
+        yield context.block("answered", turn["answer"], id=str(at))
+
+
+async def _ask_first(known: Sequence[str], context: RunContext, model: BaseChatModel | None, *, conversing: bool) -> Plan | str:
     """The plan where the model has nothing to ask, else what the user was asked and answered. Pauses the run until there is an answer."""
     asked: PlanOrQuestion | Clarification
     if context.controls.ask == "always":
-        messages = prompt(MUST_ASK, question_block(question), boundary=context.boundary)
+        messages = prompt(MUST_ASK, *known, boundary=context.boundary)
         asked = await context.answer("planner", messages, Clarification, model=model)
     else:
-        messages = prompt(PLANNER + MAY_ASK, question_block(question), boundary=context.boundary)
-        asked = await context.answer("planner", messages, PlanOrQuestion, model=model)
+        messages = prompt(_instructions(conversing) + MAY_ASK, *known, boundary=context.boundary)
+        schema = ConversationPlanOrQuestion if conversing else PlanOrQuestion
+        asked = await context.answer("planner", messages, schema, model=model)
         if not asked.ask.strip():
             return asked
     text = " ".join(asked.ask.split())
@@ -104,4 +149,10 @@ async def _ask_first(question: str, context: RunContext, model: BaseChatModel | 
 
 
 def _planned(plan: Plan) -> dict[str, list[str]]:
-    return {"questions": list(dict.fromkeys(question.strip() for question in plan.questions if question.strip()))}
+    planned = {"questions": _each_once(plan.questions)}
+    remember = _each_once(plan.remember) if isinstance(plan, ConversationPlan) else []
+    return {**planned, "remember": remember} if remember else planned
+
+
+def _each_once(lines: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(line.strip() for line in lines if line.strip()))

@@ -9,6 +9,7 @@ from html import escape
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
 __all__ = [
+    "IN_CONVERSATION",
     "MAY_ASK",
     "MUST_ASK",
     "PLANNER",
@@ -30,6 +31,13 @@ Split the question into the smallest number of independent sub-questions that to
 splitting stays one. Each must be understandable on its own: name people, places and things in full, and use no pronoun
 that points outside it. Where findings of an earlier round are given, ask only for what is still open, and answer with an
 empty list when nothing is."""
+
+IN_CONVERSATION = """
+
+The question belongs to a conversation. Where earlier turns are given, as what was asked and what was answered, the question may
+leave out what they said ("and what about ...?"): find out what it means from them, and put it into every sub-question. Do not
+ask again for what was answered. Facts are what the user told in earlier turns. List in `remember` what the user states in this
+question about the user, or about what the answers are for, that later questions may rest on: never anything else, no secrets."""
 
 MAY_ASK = """
 

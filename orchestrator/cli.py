@@ -367,6 +367,7 @@ def _start(request: _Request, signals: Signals) -> int:
             controls=controls,
             run_id=request.run_id,
             db=request.options.db,
+            thread=request.options.thread,
             person=person,
             stop=stop,
         )

@@ -10,6 +10,7 @@ from langgraph.graph.state import CompiledStateGraph
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from orchestrator.consulting import answered, tell_questions
+from orchestrator.conversing import begin_turn
 from orchestrator.delivery import Delivery
 from orchestrator.driving import Attempt
 from orchestrator.errors import OrchestratorError, said
@@ -59,10 +60,14 @@ async def create_run(storage: Storage, attempt: Attempt, record: RunRecord) -> t
     return stored, fence
 
 
-def checkpointed(graph: CompiledStateGraph[Any, Any, Any, Any], saver: Any) -> CompiledStateGraph[Any, Any, Any, Any]:
-    """The graph with the store's checkpoints, whatever it was compiled with: a run has one place where it is kept."""
+def checkpointed(graph: CompiledStateGraph[Any, Any, Any, Any], saver: Any, memory: Any = None) -> CompiledStateGraph[Any, Any, Any, Any]:
+    """The graph with the store's checkpoints, whatever it was compiled with: a run has one place where it is kept.
+
+    Its long-term memory is the store's too, unless it was compiled with one of its own.
+    """
     other = copy(graph)
     other.checkpointer = saver
+    other.store = other.store if other.store is not None else memory
     return other
 
 
@@ -96,7 +101,9 @@ async def _kept(
     now = attempt  # a question that is answered while the run goes on begins another one
     async with kept(storage.runs, fence, lambda: now.progress()):
         try:
-            now.graph = checkpointed(now.graph, storage.checkpoints(fence, now.graph))
+            now.graph = checkpointed(now.graph, storage.checkpoints(fence, now.graph), storage.memory(fence))
+            if record.thread is not None and now.given is now.values:
+                await begin_turn(now)
             while True:
                 async with contextlib.aclosing(
                     await Journal.open(storage.journal, record.number, fence, mode=mode, sources=sources)

@@ -80,6 +80,7 @@ def run_parser(prog: str) -> Parser:
     group.add_argument("--events", action="store_true", help="stdout holds one JSON event a line; the last is the result")
     group.add_argument("--output", metavar="FILE", help="write the report to FILE instead of stdout")
     group.add_argument("--run-id", metavar="ID", help="1 to 128 letters, digits, '_', '.' and '-'")
+    group.add_argument("--thread", metavar="NAME", help="continue the conversation NAME, or begin it: earlier questions and answers count")
     group.add_argument("--db", metavar="URL", help="where the run is kept: sqlite:///PATH, postgresql://USER@HOST/NAME or memory://")
     group.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
     group.add_argument("--debug", action="store_true", help="tracebacks, all logs, asyncio's debug mode, what blocks the event loop")

@@ -3,9 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
+from langchain_core.messages import AnyMessage
 from langgraph.errors import GraphBubbleUp
 from langgraph.graph import END, START, StateGraph
+from langgraph.graph.message import add_messages
 from langgraph.runtime import Runtime
+from langgraph.store.base import BaseStore
 from langgraph.types import Send
 from pydantic import BaseModel, Field, field_validator
 from typing_extensions import TypedDict
@@ -15,6 +18,7 @@ from orchestrator.context import RunContext, kinds_asked
 from orchestrator.errors import Declined, GraphError, InputError, StorageError, said
 from orchestrator.events import in_branch, tell
 from orchestrator.graphs.branches import RESEARCH_SHARE, Agent, BranchInput, create_attempt, run_branch, status_of
+from orchestrator.graphs.conversation import conversation_of, keep_facts, known_facts, turn, turns
 from orchestrator.graphs.questions import new_tasks
 from orchestrator.graphs.report import distinct_findings, write_report
 from orchestrator.state import BranchResult, Failure, Finding, Sentence, Source, Task
@@ -86,6 +90,7 @@ class SupervisorState(SupervisorOutput):
     """The supervisor's own state: `tasks` are the tasks of this round, `asked` the kinds of model that were asked so far.
 
     `started`: branches in all rounds so far. `over`: no further round is to begin. `clarification`: what the user was asked and answered.
+    `messages`: the turns of the conversation, where the run belongs to one.
     """
 
     question: str
@@ -96,6 +101,7 @@ class SupervisorState(SupervisorOutput):
     started: int
     over: bool
     clarification: str
+    messages: Annotated[list[AnyMessage], add_messages]
     branches: Annotated[list[BranchResult], merge_branches]
     failures: Annotated[list[Failure], extend]
     asked: Annotated[list[str], union]
@@ -120,7 +126,7 @@ def create_supervisor(
 
     async def plan(state: SupervisorState, runtime: Runtime[RunContext]) -> dict[str, Any]:
         with kinds_asked() as kinds:
-            return {**await _plan(planner, state, RunContext.of(runtime)), "asked": sorted(kinds)}
+            return {**await _plan(planner, state, RunContext.of(runtime), runtime.store), "asked": sorted(kinds)}
 
     async def branch(state: BranchInput, runtime: Runtime[RunContext]) -> dict[str, Any]:
         with in_branch(state["task"].id), kinds_asked() as kinds:
@@ -151,7 +157,7 @@ def create_supervisor(
     return graph
 
 
-async def _plan(planner: Agent, state: SupervisorState, context: RunContext) -> dict[str, Any]:
+async def _plan(planner: Agent, state: SupervisorState, context: RunContext, store: BaseStore | None) -> dict[str, Any]:
     """The tasks of the next round. A planner that fails in a later round ends the rounds: what was found so far is written."""
     number, branches = state.get("round", 0) + 1, state.get("branches", [])
     documents = state.get("documents") or SupervisorInput.model_fields["documents"].default
@@ -159,6 +165,9 @@ async def _plan(planner: Agent, state: SupervisorState, context: RunContext) -> 
     asked = {"question": state["question"], "findings": distinct_findings(branches), "open_questions": _open_questions(branches)}
     if state.get("clarification"):
         asked["clarification"] = state["clarification"]
+    conversation = conversation_of(context)
+    if conversation is not None:
+        asked |= {"conversation": turns(state.get("messages", [])), "facts": await known_facts(store, conversation)}
     try:
         async with context.within(RESEARCH_SHARE):
             planned = await planner.ainvoke(asked, context=context)
@@ -168,6 +177,8 @@ async def _plan(planner: Agent, state: SupervisorState, context: RunContext) -> 
         if not branches:
             raise
         return {"tasks": [], "round": number, "failures": [Failure(role="planner", status=status_of(error), error=said(error))]}
+    if conversation is not None:
+        await keep_facts(store, conversation, planned.get("remember") or [])
     questions = planned["questions"] or ([] if branches else [state["question"]])
     started, most = state.get("started", 0), context.controls.max_branches
     tasks, skipped, merged = new_tasks(questions, branches, started, most)
@@ -248,4 +259,5 @@ async def _write(writer: Agent, state: SupervisorState, context: RunContext) -> 
     offline = kinds.union(state.get("asked", [])) == {"offline"}
     report = await write_report(state["question"], branches, findings, answer, all_failures, context, library, offline=offline)
     tell("report", characters=len(report.markdown), findings=len(report.findings), gaps=len(report.gaps))
-    return {"report": report.markdown, "findings": report.findings, "gaps": report.gaps, "sources": report.sources, "failures": failures}
+    written = {"report": report.markdown, "findings": report.findings, "gaps": report.gaps, "sources": report.sources, "failures": failures}
+    return written if conversation_of(context) is None else {**written, "messages": turn(state["question"], report.markdown)}

@@ -32,6 +32,8 @@ __all__ = ["OfflineModel"]
 _ANSWERS: Mapping[str, Callable[[Prompt], dict[str, Any]]] = {
     "Plan": plan,
     "PlanOrQuestion": plan,
+    "ConversationPlan": plan,
+    "ConversationPlanOrQuestion": plan,
     "Clarification": clarification,
     "Findings": findings,
     "Judgement": judgement,

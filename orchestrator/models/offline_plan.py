@@ -14,6 +14,7 @@ _SECOND_QUESTION = re.compile(rf",?\s+and\s+(?=(?:in |at |by |from |for |to )?{_
 _POINTS_OUTSIDE = re.compile(
     r"\b(?:he|she|it|they|him|his|her|its|their|them|this|these|those|there|the (?:same|other|latter))\b", re.IGNORECASE
 )
+_FOLLOWS = re.compile(r"(?:and|but|or|so|what about|how about|why|really|since when|also)\b", re.IGNORECASE)
 # A choice at the end ("…, A or B?") or the start ("Between A and B, …"), or two that are compared.
 _THING = r"[\"“]?[A-Z0-9][^,?;]{0,80}?"
 _CHOICES = (
@@ -36,6 +37,8 @@ def plan(prompt: Prompt) -> dict[str, Any]:
         return {"questions": []}
     if prompt.clarified:  # the answer's words add to the search
         return {"questions": [f"{prompt.question} {prompt.clarified}", prompt.question]}
+    if prompt.asked and (_FOLLOWS.match(question) or _POINTS_OUTSIDE.search(question)):
+        return {"questions": [f"{prompt.asked[-1].text.strip()} {prompt.question}", prompt.question]}
     parts = [part for part in dict.fromkeys(_parts(question)) if part.rstrip("?") != question.rstrip("?")]
     return {"questions": [prompt.question, *parts[:_MOST_PARTS]]}
 

@@ -27,10 +27,14 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The blocks of a conversation, in order. `searched`: a tool has answered. `clarified`: what the user answered to a question."""
+    """The blocks of a conversation, in order. `searched`: a tool has answered. `clarified`: what the user answered to a question.
+
+    `asked`: the questions of earlier runs of the user's conversation.
+    """
 
     question: str = ""
     clarified: str = ""
+    asked: tuple[Block, ...] = ()
     claim: str = ""
     passages: tuple[Block, ...] = ()
     quotes: tuple[Block, ...] = ()
@@ -43,7 +47,9 @@ def read_prompt(messages: Sequence[BaseMessage]) -> Prompt:
     """Read the blocks of the run's boundary: what looks like a block of another boundary is text."""
     said = "\n\n".join(str(message.text) for message in messages if not isinstance(message, SystemMessage))
     boundary = next((match[1] for message in messages if (match := _BOUNDARY.search(str(message.text)))), "")
-    blocks: dict[str, list[Block]] = {"passage": [], "quote": [], "finding": [], "claim": [], "feedback": [], "open": []}
+    blocks: dict[str, list[Block]] = {
+        tag: [] for tag in ("passage", "quote", "finding", "claim", "feedback", "open", "asked", "answered", "fact")
+    }
     if boundary:
         pattern = re.compile(rf"<({'|'.join(blocks)})-{boundary}((?: [\w-]+=\"[^\"]*\")*)>\n?(.*?)\n?</\1-{boundary}>", re.DOTALL)
         for tag, words, body in pattern.findall(said):
@@ -54,6 +60,7 @@ def read_prompt(messages: Sequence[BaseMessage]) -> Prompt:
     return Prompt(
         question=unescape(question[1]).strip() if question else "",
         clarified=unescape(clarified[1]).strip() if clarified else "",
+        asked=tuple(blocks["asked"]),
         claim=blocks["claim"][0].text.strip() if blocks["claim"] else "",
         passages=_once(blocks["passage"]),
         quotes=tuple(blocks["quote"]),

@@ -15,6 +15,7 @@ from orchestrator.storage.runs import RunRecord, RunsTable
 
 if TYPE_CHECKING:
     from orchestrator.storage.checkpoints import Checkpoints
+    from orchestrator.storage.memory import Memory
 
 __all__ = ["Fence", "RunRecord", "Storage", "kept", "open_storage"]
 
@@ -33,6 +34,12 @@ class Storage:
         from orchestrator.storage.checkpoints import Checkpoints
 
         return Checkpoints(self.database, self.codec).of(fence, graph)
+
+    def memory(self, fence: Fence | None = None) -> "Memory":
+        """LangGraph's store of long-term memory; what is written carries `fence`."""
+        from orchestrator.storage.memory import Memory
+
+        return Memory(self.database, self.codec).of(fence)
 
 
 class _Shared:

@@ -52,7 +52,7 @@ class Memory(BaseStore):
         self._fence: Fence | None = None
         self._loop = asyncio.get_running_loop()
 
-    def of(self, fence: Fence) -> "Memory":
+    def of(self, fence: Fence | None) -> "Memory":
         """The view of a run: what it writes carries its fence."""
         view = copy.copy(self)
         view._fence = fence

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import pytest
 from langchain_core.messages import AnyMessage, HumanMessage
+from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.conformance import validate
 from langgraph.checkpoint.conformance.initializer import RegisteredCheckpointer
@@ -85,7 +86,7 @@ def graph_of() -> StateGraph[Any, Any, Any, Any]:
 
 
 async def test_a_graph_pauses_and_goes_on_with_another_process_saver(checkpoints: Checkpoints) -> None:
-    config = {"configurable": {"thread_id": "t"}}
+    config: RunnableConfig = {"configurable": {"thread_id": "t"}}
     graph = graph_of().compile(checkpointer=checkpoints)
     paused = await graph.ainvoke({}, config, durability="sync")
     [question] = paused["__interrupt__"]
@@ -101,7 +102,7 @@ async def test_a_graph_pauses_and_goes_on_with_another_process_saver(checkpoints
 
 
 async def test_time_travel_leaves_the_first_line_as_it_was(checkpoints: Checkpoints) -> None:
-    config = {"configurable": {"thread_id": "t"}}
+    config: RunnableConfig = {"configurable": {"thread_id": "t"}}
     graph = graph_of().compile(checkpointer=checkpoints.of())
     await graph.ainvoke({}, config, durability="sync")
     done = await graph.ainvoke(Command(resume="yes"), config, durability="sync")
@@ -134,7 +135,7 @@ async def test_a_value_of_an_unknown_type_fails_the_run_and_names_its_key(checkp
 async def test_who_lost_the_run_writes_nothing(checkpoints: Checkpoints) -> None:
     await checkpoints._database.run(Statement("INSERT INTO runs(run_id, status, owner) VALUES('r', 'running', 'somebody else')"))
     graph = graph_of().compile(checkpointer=checkpoints.of(Fence("r", "me")))
-    config = {"configurable": {"thread_id": "r"}}
+    config: RunnableConfig = {"configurable": {"thread_id": "r"}}
     with pytest.raises(LostRunError):
         await graph.ainvoke({}, config, durability="sync")
     assert await checkpoints.aget_tuple(config) is None
@@ -143,7 +144,7 @@ async def test_who_lost_the_run_writes_nothing(checkpoints: Checkpoints) -> None
 async def test_a_step_that_is_over_leaves_no_writes(checkpoints: Checkpoints) -> None:
     graph = graph_of().compile()
     graph.checkpointer = checkpoints.of(graph=graph)
-    config = {"configurable": {"thread_id": "t"}}
+    config: RunnableConfig = {"configurable": {"thread_id": "t"}}
     await graph.ainvoke({}, config, durability="sync")
     await graph.ainvoke(Command(resume="yes"), config, durability="sync")
     [left] = await checkpoints._database.run(Statement("SELECT DISTINCT ns FROM writes WHERE thread = 't'"))

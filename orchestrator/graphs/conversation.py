@@ -1,0 +1,69 @@
+"""What a run knows of the conversation it belongs to: the turns before it, and the facts that its user told."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
+from langgraph.config import get_config
+from langgraph.store.base import BaseStore
+
+from orchestrator.context import RunContext
+from orchestrator.text import one_line
+
+__all__ = ["THREAD", "conversation_of", "keep_facts", "known_facts", "turn", "turns"]
+
+THREAD = "thread:"
+"""What LangGraph's thread_id of a conversation begins with: no run's id has a colon."""
+
+_TURNS = 6  # the planner is told of the last ones
+_ANSWER = 2000  # characters of each answer
+_FACTS = 50
+_FACT = 500  # characters
+
+
+def conversation_of(context: RunContext) -> str | None:
+    """The name of the conversation that the current run belongs to, None where it stands alone.
+
+    Without this package's runner LangGraph's thread_id names it, as in LangGraph Studio.
+    """
+    thread = str(get_config().get("configurable", {}).get("thread_id") or "")
+    if thread == context.name or thread.startswith(f"{context.name}:"):
+        return None  # a run of its own
+    return thread.removeprefix(THREAD) or None
+
+
+def turn(question: str, answer: str) -> list[AnyMessage]:
+    """What a run adds to its conversation."""
+    return [HumanMessage(question), AIMessage(answer)]
+
+
+def turns(messages: Sequence[AnyMessage]) -> list[dict[str, str]]:
+    """The last turns of a conversation, the oldest first: [{question, answer}]."""
+    told: list[dict[str, str]] = []
+    for message in messages:
+        if isinstance(message, HumanMessage):
+            told.append({"question": str(message.text), "answer": ""})
+        elif isinstance(message, AIMessage) and told:
+            told[-1]["answer"] = str(message.text)[:_ANSWER]
+    return told[-_TURNS:]
+
+
+async def known_facts(store: BaseStore | None, conversation: str) -> list[str]:
+    """What the user told in earlier runs of the conversation, the oldest first."""
+    if store is None:
+        return []
+    items = await store.asearch(_namespace(conversation), limit=_FACTS)
+    return [str(item.value.get("text", "")) for item in sorted(items, key=lambda item: (item.created_at, item.key))]
+
+
+async def keep_facts(store: BaseStore | None, conversation: str, facts: Sequence[Any]) -> None:
+    """Keep what the user told; the same sentence is one fact, whichever run it was told in."""
+    for fact in facts[:_FACTS] if store is not None else ():
+        text = one_line(fact, _FACT)
+        if text and store is not None:
+            await store.aput(_namespace(conversation), hashlib.sha256(text.casefold().encode()).hexdigest()[:12], {"text": text})
+
+
+def _namespace(conversation: str) -> tuple[str, ...]:
+    return ("facts", conversation.replace(".", "_"))
