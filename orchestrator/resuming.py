@@ -261,14 +261,16 @@ async def _ready(attempt: Attempt, storage: Storage, record: RunRecord, fence: F
     attempt.answers.update({**carried(record.answers or {}), **given})
     graph = checkpointed(attempt.graph, storage.checkpoints(fence, attempt.graph))
     snapshot = await graph.aget_state({"configurable": {"thread_id": record.thread_id}})
-    ended = bool(snapshot.created_at) and not snapshot.tasks  # what is next says nothing: it may be empty before the end
+    # Of a conversation the last checkpoint may be one of the run before, where this one died before its first.
+    begun = bool(snapshot.created_at) and (record.thread is None or (snapshot.metadata or {}).get("run_id") == record.run_id)
+    ended = begun and not snapshot.tasks  # what is next says nothing: it may be empty before the end
     if ended and record.status == "failed" and not (wish.retry or wish.restart):
         return False
     again = wish.restart or (ended and record.status != "crashed")
     attempt.number = record.attempts + 1
     generation = record.generation + again
     attempt.thread = replace(record, generation=generation).thread_id
-    if again or not snapshot.created_at:
+    if again or not begun:
         _begin(attempt, record, snapshot.values)
         start = await start_of(storage.checkpoints(fence, attempt.graph), record.run_id) if record.parent else None
         if start is not None:  # of a fork, which does not begin with its input

@@ -240,9 +240,16 @@ class RunsTable:
         return [replace(record, status="crashed") if record.run_id in crashed else record for record in records]
 
     async def _check_thread(self, record: RunRecord) -> None:
-        """Raises InputError where another run is not done with the same conversation."""
+        """Raises InputError where another run is not done with the same conversation, or it went on after this one."""
         if record.thread is None:
             return
+        later = "SELECT run_id FROM runs WHERE thread = ? AND number > ? AND status <> 'deleting' ORDER BY number DESC LIMIT 1"
+        after = (await self.database.run(Statement(later, (record.thread, record.number))))[0] if record.number else []
+        if after:
+            raise InputError(
+                f"conversation {record.thread!r} has gone on without run {record.run_id}: its last run is {after[0][0]}",
+                remedy=f"ask again in the conversation: --thread {record.thread}",
+            )
         where = f"AND thread = ? AND run_id <> ? AND {_UNFINISHED}"
         rows = (await self.database.run(Statement(f"{_SELECT} {where}", (record.thread, record.run_id))))[0]
         for other in await self._records(rows):
