@@ -154,9 +154,9 @@ class _Writer:
         try:
             for sql, _ in job.statements:
                 self._connection.executescript(sql)  # `execute` takes one step, and each step of a vacuum frees one page
-            return []
         except sqlite3.Error as error:
             return self._failure(error)
+        return []
 
     def _failure(self, error: Exception) -> StorageError:
         what, remedy = _said(error)
