@@ -16,6 +16,7 @@ from orchestrator.options import Parser, model_specs, parse, writable_file
 from orchestrator.output import write_text
 from orchestrator.stopping import Signals
 from orchestrator.text import one_line
+from orchestrator.verbs import check_there
 
 if TYPE_CHECKING:
     from orchestrator.asking import Person
@@ -45,6 +46,7 @@ def resume_command(words: Sequence[str], signals: Signals) -> int:
     output, log_file = (None if path is None else path.absolute() for path in files.values())
     environment_controls(os.environ)  # of which none holds here, but a misspelt one is refused as everywhere
     model, controls = model_specs(found.model), option_controls(found)
+    check_there(found.db, run_id)
     if found.step or found.edit:
         return follow_run(_forked(run_id, found, model, controls, output, log_file), signals)
 

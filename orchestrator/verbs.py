@@ -19,7 +19,7 @@ from orchestrator.text import counted, one_line
 if TYPE_CHECKING:
     from orchestrator.storage import RunRecord, Storage
 
-__all__ = ["RUN_VERBS"]
+__all__ = ["RUN_VERBS", "check_there"]
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ def _show(words: list[str]) -> int:
     from orchestrator.history import story, write_story
 
     async def read() -> dict[str, Any]:
-        async with _opened(found.db) as storage:
+        async with _opened(found.db, run_id) as storage:
             record = await storage.runs.get(run_id)
             if record is None:
                 raise await storage.runs.unknown(run_id)
@@ -83,7 +83,7 @@ def _cancel(words: list[str]) -> int:
     found, run_id = _one_run(_parser("cancel"), words)
 
     async def cancel() -> int:
-        async with _opened(found.db) as storage:
+        async with _opened(found.db, run_id) as storage:
             record = await storage.runs.cancel(run_id)
             if record.status == "running":
                 return await _stop(storage, record, quiet=found.quiet)
@@ -169,7 +169,7 @@ def _replay(words: list[str]) -> int:
     from orchestrator.replaying import replay
     from orchestrator.testing.cassettes import save_cassette
 
-    _check_there(found.db)
+    check_there(found.db, run_id)
     played = _wait(save_cassette(run_id, found.save, db=found.db) if found.save else replay(run_id, db=found.db))
     if found.json:
         told = {"run_id": run_id, "identical": played.identical, "answered": played.answered, "differences": played.differences}
@@ -215,23 +215,30 @@ def _one_run(parser: Parser, words: list[str]) -> tuple[argparse.Namespace, str]
 
 
 @contextlib.asynccontextmanager
-async def _opened(url: str | None) -> "AsyncGenerator[Storage, None]":
-    """The store; a file that is not there is not made, but for the user's own."""
+async def _opened(url: str | None, run_id: str = "") -> "AsyncGenerator[Storage, None]":
+    """The store; where its file is not there it is not made to look for `run_id`, nor where it was named. Raises InputError."""
     import asyncio
 
     from orchestrator.storage import open_storage
 
-    await asyncio.to_thread(_check_there, url)
+    await asyncio.to_thread(check_there, url, run_id)
     async with open_storage(url) as storage:
         yield storage
 
 
-def _check_there(url: str | None) -> None:
-    if url is None or not url.lower().startswith("sqlite:///"):
+def check_there(url: str | None, run_id: str = "") -> None:
+    """Raises InputError where the file of a store is not there that was named, or that is to have a run."""
+    from orchestrator.storage.database import default_url
+
+    named = url or default_url()
+    if not named.lower().startswith("sqlite:///") or not (url or run_id):
         return
-    path = Path(url[len("sqlite:///") :]).expanduser()
-    if not path.exists():
+    path = Path(named[len("sqlite:///") :]).expanduser()
+    if path.exists():
+        return
+    if url is not None:
         raise InputError(f"there is no store at {one_line(path, 200)}", remedy="name the --db that the runs were started with")
+    raise InputError(f"no run {run_id!r} in {one_line(path, 200)}", where="there is none at all", remedy="start one, or name another --db")
 
 
 def _count(text: str) -> int:
