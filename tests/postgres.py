@@ -36,6 +36,7 @@ class Server:
         self._binaries, self._folder = binaries, folder
         self._process: subprocess.Popen[bytes] | None = None
         self.port = _free_port()
+        self.settings: dict[str, str] | None = None  # that it was started with beside its own; None: it does not run
         secret = folder / "password"
         secret.write_text(_PASSWORD, encoding="utf-8")
         if owner:
@@ -70,9 +71,11 @@ class Server:
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder, start_new_session=True, **self._owner)
         self._until_ready()
+        self.settings = settings
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """SIGINT: sessions are ended and all is written; SIGQUIT: as after a crash."""
+        self.settings = None
         if self._process is not None:
             self._process.send_signal(how)
             self._process.wait(20)

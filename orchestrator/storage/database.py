@@ -12,6 +12,7 @@ from orchestrator.errors import DatabaseOpenError
 
 __all__ = ["Database", "Fence", "Row", "Statement", "default_url", "open_database", "url_shown"]
 
+_WHERE = "It comes from --db, db= or ORCHESTRATOR_DB"
 _PASSWORD = re.compile(r"([?&][a-z]*password=)[^&]*")
 
 Row = tuple[Any, ...]
@@ -77,7 +78,7 @@ async def open_database(url: str | None = None) -> Database:
         return await open_sqlite(path, private=url is None)
     raise DatabaseOpenError(
         f"{url_shown(named)!r} is not the URL of a database",
-        where="It comes from --db, db= or ORCHESTRATOR_DB",
+        where=_WHERE,
         remedy=f"Use {_meant(named)}, postgresql://USER@HOST/NAME or memory://",
     )
 
@@ -111,13 +112,16 @@ def _meant(named: str) -> str:
 
 
 def _path(url: str) -> Path:
-    """What an URL of SQLite names, absolute."""
+    """What a URL of SQLite names, absolute."""
     rest = url.partition("://")[2]
     path = rest.removeprefix("/")
-    if not rest.startswith("/") or not path or "\0" in path:
+    if not rest.startswith("/") or path in ("", ":memory:") or "\0" in path or "?" in path:
         raise DatabaseOpenError(
-            f"{url!r} names no file",
-            where="It comes from --db, db= or ORCHESTRATOR_DB",
+            f"{url!r} names no file" if "?" not in path else f"{url!r} has options, and SQLite takes none",
+            where=_WHERE,
             remedy="Use sqlite:///PATH, sqlite:////ABSOLUTE/PATH or memory://",
         )
-    return Path(path).expanduser().absolute()
+    try:
+        return Path(path).expanduser().absolute()
+    except (RuntimeError, OSError) as error:
+        raise DatabaseOpenError(f"{url!r} names no file: {error}", where=_WHERE, remedy="Name it by its absolute path") from error

@@ -37,6 +37,9 @@ _DEFAULTS = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval"
 _PLACEHOLDER = re.compile(r"'[^']*'|\"[^\"]*\"|\?")
 _HELD = "SELECT 1 FROM runs WHERE run_id = $1 AND owner = $2 FOR NO KEY UPDATE"  # the lock keeps it so until the commit
 _FENCE = f"SELECT 1 / (SELECT count(*) FROM ({_HELD}) AS held)"  # noqa: S608 - ends the transaction where there is no row
+# What is acknowledged survives a crash of the server, also of one that is set up to be faster than that.
+_SESSION = """SELECT set_config('search_path', $1, false),
+    CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', false) END"""
 _HAS_META = "SELECT 1 FROM pg_catalog.pg_tables WHERE schemaname = $1 AND tablename = 'meta'"
 _SIZE = "SELECT sum(pg_total_relation_size(relid)) FROM pg_stat_user_tables WHERE schemaname = ?"
 _AWAY = (
@@ -146,11 +149,11 @@ class PostgresDatabase:
                 async with asyncio.timeout(self._limit):
                     return await self._transaction(jobs, exact)
             except TimeoutError:
-                return [self._failure(f"no answer within {self._limit:g} seconds")] * len(jobs)
+                return self._failures(f"no answer within {self._limit:g} seconds", len(jobs))
             except Exception as error:  # noqa: BLE001 - whatever it is, its caller waits for it, and the others go on
                 if _is_away(error):
                     if asyncio.get_running_loop().time() > until:
-                        return [self._failure(_masked(error, self._address))] * len(jobs)
+                        return self._failures(_masked(error, self._address), len(jobs))
                     await asyncio.sleep(0.1)
                 elif exact or len(jobs) > 1:
                     return await self._parted(jobs, error)
@@ -158,14 +161,13 @@ class PostgresDatabase:
 
     async def _parted(self, jobs: Sequence[Job], error: Exception) -> Sequence[Outcome]:
         if len(jobs) == 1 or isinstance(error, errors.DiskFull | errors.OutOfMemory):  # no job is at fault
-            return [self._failure(_masked(error, self._address))] * len(jobs)
+            return self._failures(_masked(error, self._address), len(jobs))
         half = len(jobs) // 2
         return [*await self._outcomes(jobs[:half]), *await self._outcomes(jobs[half:])]
 
-    def _failure(self, text: str) -> StorageError:
-        return StorageError(
-            f"The database {self.url} failed: {text}", remedy="What was acknowledged is stored; resume when the server is well"
-        )
+    def _failures(self, text: str, number: int) -> list[StorageError]:
+        what, remedy = f"The database {self.url} failed: {text}", "What was acknowledged is stored; resume when the server is well"
+        return [StorageError(what, remedy=remedy) for _ in range(number)]  # one each: every caller adds its own traceback
 
     async def _transaction(self, jobs: Sequence[Job], exact: bool) -> list[Outcome]:
         connection = self._connection
@@ -252,7 +254,7 @@ async def _connected(url: str) -> Connection:
     connection = await AsyncConnection.connect(make_conninfo(url, **missing), autocommit=True, cursor_factory=AsyncRawCursor)
     connection.adapters.register_loader("numeric", _Number)
     connection.adapters.register_loader("numeric", _BinaryNumber)
-    await connection.execute(f"SET search_path TO {_SCHEMA}")
+    await connection.execute(_SESSION, (_SCHEMA,))
     return connection
 
 

@@ -122,11 +122,11 @@ class _Writer:
             outcomes = self._transaction(jobs)
         except Exception as error:  # noqa: BLE001 - whatever it is, its caller waits for it, and the thread goes on
             if len(jobs) == 1 or _code(error) in _ALL:
-                return [self._failure(error)] * len(jobs)
+                return [self._failure(error) for _ in jobs]
             half = len(jobs) // 2
             return [*self._outcomes(jobs[:half]), *self._outcomes(jobs[half:])]
         if self._path and _files(self._path) != self._files:
-            return [_replaced(self._path)] * len(jobs)
+            return [_replaced(self._path) for _ in jobs]
         return outcomes
 
     def _transaction(self, jobs: Sequence[Job]) -> list[Outcome]:
@@ -154,7 +154,7 @@ class _Writer:
         try:
             for sql, _ in job.statements:
                 self._connection.executescript(sql)  # `execute` takes one step, and each step of a vacuum frees one page
-        except sqlite3.Error as error:
+        except Exception as error:  # noqa: BLE001 - as above
             return self._failure(error)
         return []
 
@@ -181,10 +181,10 @@ def _said(error: Exception) -> tuple[str, str]:
 
 
 def _files(path: Path) -> list[tuple[int, int]]:
-    """Which files are there by the names of the database and its log; none where one is missing."""
+    """Which files are there by the names of the database and its log; none where one cannot be found."""
     try:
         found = [os.stat(path), os.stat(f"{path}-wal")]
-    except FileNotFoundError:
+    except OSError:
         return []
     return [(status.st_dev, status.st_ino) for status in found]
 
