@@ -275,8 +275,8 @@ def _models(tape: Tape) -> Choice:
 async def _driven(attempt: Attempt, journal: _Tape, tape: Tape) -> tuple[Result, list[str]]:
     """Drive the attempt to its end, and what documents it opened; questions of the graph's own are answered as they were, in order."""
     async with open_storage("memory://") as scratch:
-        attempt.thread = f"replay:{attempt.run_id}:{id(attempt)}"
-        attempt.graph = checkpointed(attempt.graph, scratch.checkpoints(None, attempt.graph))
+        attempt.thread = f"{attempt.run_id}:replay:{id(attempt)}"
+        attempt.graph = checkpointed(attempt.graph, scratch.checkpoints(None, attempt.graph), scratch.memory())
         if tape.start is None:
             attempt.given = attempt.values
         else:
