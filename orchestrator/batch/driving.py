@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.batch.reading import Inputs, Item, Survey, bad_lines
+from orchestrator.batch.suspects import DIED, clear, is_suspect, try_alone
 from orchestrator.batch.writing import Output, add_usage, failed_result, result_line
 from orchestrator.choices import ModelSpec, check_controls, choose_models, merged_controls
 from orchestrator.controls import Controls
@@ -22,7 +23,6 @@ from orchestrator.resuming import resume
 from orchestrator.runner import Graph, checked_workflow, prepare
 from orchestrator.storage import RunRecord, Storage, open_storage
 from orchestrator.storage.database import Statement
-from orchestrator.storage.runs import CRASHES
 from orchestrator.terms import Shared
 from orchestrator.workflow import Workflow
 
@@ -122,7 +122,8 @@ class Batch:
         self._ahead: deque[Item] = deque()
         self._items: Iterator[Item] = iter(())
         self._begun_before: set[str] = set()
-        self._turn, self._alone = asyncio.Lock(), asyncio.Lock()
+        self._suspects: list[Item] = []
+        self._turn = asyncio.Lock()
 
     def look(self, *, strict: bool) -> None:
         """Check all the inputs, and what is there of their results; nothing is written. Raises InputError."""
@@ -149,11 +150,11 @@ class Batch:
             async with open_storage(self._db) as storage:
                 self._begun_before = await self._known(storage)
                 working = [asyncio.create_task(self._work(storage, found), name=f"batch worker {n}") for n in range(self._runs)]
-                ending = asyncio.create_task(_ended(working, found), name="end of the batch")
+                ending = asyncio.create_task(self._end(working, storage, found), name="end of the batch")
                 try:
                     while (line := await found.get()) is not None:
                         yield line
-                    for task in working:
+                    for task in (*working, ending):
                         task.result()
                 finally:
                     await _cancel([*working, ending])
@@ -164,16 +165,29 @@ class Batch:
         """One input after the other, until there is none or the batch is to stop."""
         try:
             while (item := await self._next()) is not None:
-                self.view.under_way += 1
-                try:
-                    line = await self._line(item, storage)
-                finally:
-                    self.view.under_way -= 1
-                if line is not None:
-                    await found.put(line)
+                await self._do(item, storage, found)
         except BaseException:
             self.stop.set()  # what others have under way is kept, and goes on at the next start
             raise
+
+    async def _end(self, working: "list[asyncio.Task[None]]", storage: Storage, found: "asyncio.Queue[dict[str, Any] | None]") -> None:
+        """When everything else is done: the inputs that ended the process before, one at a time."""
+        try:
+            await asyncio.wait(working)
+            for item in self._suspects:
+                if not self.stop.is_set():
+                    await self._do(item, storage, found, alone=True)
+        finally:
+            await found.put(None)
+
+    async def _do(self, item: Item, storage: Storage, found: "asyncio.Queue[dict[str, Any] | None]", *, alone: bool = False) -> None:
+        self.view.under_way += 1
+        try:
+            line = await self._line(item, storage, alone)
+        finally:
+            self.view.under_way -= 1
+        if line is not None:
+            await found.put(line)
 
     async def _known(self, storage: Storage) -> set[str]:
         """The runs of this batch that the store has and that lack their line."""
@@ -204,34 +218,38 @@ class Batch:
                 break
         return items
 
-    async def _line(self, item: Item, storage: Storage) -> dict[str, Any] | None:
+    async def _line(self, item: Item, storage: Storage, alone: bool) -> dict[str, Any] | None:
         """The line of an input, written; None where there is no result yet."""
         if item.error:
             result: dict[str, Any] | Held | None = failed_result(self._workflow.name, item.error)
         else:
-            result = await self._result(item, storage)
+            result = await self._result(item, storage, alone)
         if isinstance(result, Held):
             self.view.held.append(result)
         if result is None or isinstance(result, Held):
             return None
         line = result_line(item, result)
         await asyncio.to_thread(self._output.write, line)
+        if alone:
+            await clear(storage, item.run_id)
         self._count(line)
         return line
 
-    async def _result(self, item: Item, storage: Storage) -> dict[str, Any] | Held | None:
+    async def _result(self, item: Item, storage: Storage, alone: bool) -> dict[str, Any] | Held | None:
         """What the run of an input comes to: begun, gone on with, or found in the store; None where it was not begun."""
         record = await storage.runs.get(item.run_id) if item.run_id in self._begun_before else None
         if record is not None and (found := self._stored(item, record)) is not None:
             return found
         if self._used_up():
             return None if record is None else Held(item.line, item.id, item.run_id, "limited", record.error or "")
-        suspect = record is not None and record.status == "crashed" and record.crashes > 0
-        # An input that ended the whole process before is tried again by itself, so that what it takes with it is not blamed for it.
+        if record is not None and not alone and await is_suspect(storage, record):
+            self._suspects.append(item)
+            return None
         with self._shared.run() as own:
             try:
-                async with self._alone if suspect else contextlib.nullcontext():
-                    result = await (self._begun(item, storage) if record is None else self._resumed(record))
+                if alone and record is not None and not await try_alone(storage, record):
+                    return failed_result(self._workflow.name, DIED)
+                result = await (self._begun(item, storage) if record is None else self._resumed(record, alone))
             except LostRunError as error:
                 return Held(item.line, item.id, item.run_id, "running", str(error))
             except StorageError:
@@ -252,7 +270,7 @@ class Batch:
         if record.status == "interrupted":
             self._shared.pool.count(record.usage or {})
             return self._kept(item, record.result or {"status": "interrupted", "error": record.error})
-        broken = record.status == "failed" and record.result is None and record.crashes < CRASHES  # by what is no fault of the input
+        broken = record.status == "failed" and record.result is None  # by what is no fault of the input, as far as anybody knows
         if record.status not in _FINAL or broken or _is_of_the_batch(record.status, record.error):
             return None
         result = record.result or failed_result(self._workflow.name, record.error or "the run failed")
@@ -284,7 +302,7 @@ class Batch:
         attempt.stop = self.stop
         return attempt, record_of(attempt, batch=self.view.batch)
 
-    async def _resumed(self, record: RunRecord) -> dict[str, Any]:
+    async def _resumed(self, record: RunRecord, alone: bool) -> dict[str, Any]:
         result = await resume(
             record.run_id,
             db=self._db,
@@ -293,7 +311,7 @@ class Batch:
             controls=self._controls,
             accept_changes=self._changed == "accept",
             restart=self._changed == "restart",
-            retry=record.status == "failed",
+            retry=alone or record.status == "failed",
             stop=self.stop,
         )
         return result.model_dump(mode="json")
@@ -318,11 +336,6 @@ def _named(line: Mapping[str, Any]) -> str:
 def _is_of_the_batch(status: str, error: str | None) -> bool:
     """Whether a run ended for a budget of the whole batch: it goes on where there is more of it."""
     return status == "limited" and any(said in (error or "") for said in _OF_THE_BATCH)
-
-
-async def _ended(working: "list[asyncio.Task[None]]", found: "asyncio.Queue[dict[str, Any] | None]") -> None:
-    await asyncio.wait(working)
-    await found.put(None)
 
 
 async def _cancel(tasks: "list[asyncio.Task[None]]") -> None:
