@@ -27,6 +27,7 @@ __all__ = [
     "question_of",
     "read_answers",
     "still_open",
+    "tool_question",
     "tools_question",
     "validate",
 ]
@@ -117,6 +118,17 @@ def tools_question(calls: Sequence[tuple[str, Mapping[str, Any]]], *, branch: st
     said = "Make this tool call?" if len(calls) == 1 else f"Make these {len(calls)} tool calls?"
     detail = [{"tool": name, "arguments": dict(arguments)} for name, arguments in calls]
     return question("tools", said, detail=detail, choices=("yes", "no", "always"), branch=branch)
+
+
+def tool_question(
+    tool: str, arguments: Mapping[str, Any], value: Any, schema: dict[str, Any] | None, *, number: int, branch: str | None
+) -> Question:
+    """What a tool asks by LangGraph's `interrupt()`, for the `number`-th time in one call of it."""
+    asked = question_of("", value, schema)
+    told = {"asks": asked.detail} if asked.detail is not None else {}
+    again = {"number": number} if number > 1 else {}
+    detail = {"tool": tool, "arguments": dict(arguments), **told, **again}
+    return question("custom", asked.text, detail=detail, branch=branch, answer_schema=schema)
 
 
 def question_of(id: str, value: Any, answer_schema: dict[str, Any] | None = None) -> Question:

@@ -6,7 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -17,9 +17,11 @@ from weakref import WeakKeyDictionary
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, ToolCall, ToolMessage
 from langchain_core.tools import BaseTool
+from langgraph.errors import GraphInterrupt
+from langgraph.types import Interrupt, interrupt
 from pydantic import BaseModel
 
-from orchestrator.asking import Question, allows, given_to, tools_question, validate
+from orchestrator.asking import Question, allows, given_to, question_of, tool_question, tools_question, validate
 from orchestrator.calling import call_tool
 from orchestrator.controls import Controls
 from orchestrator.documents import Library, open_library
@@ -27,6 +29,7 @@ from orchestrator.errors import BudgetExceeded, DeadlineReached, InvalidAnswerEr
 from orchestrator.events import current_branch, tell
 from orchestrator.evidence import check_claim
 from orchestrator.flights import Flights, first_good
+from orchestrator.interrupts import answering
 from orchestrator.joining import Join
 from orchestrator.journal import Journal, Request, rows_of_flight
 from orchestrator.models import Answer, ask, choose_model, resolve_model
@@ -228,15 +231,34 @@ class RunContext:
         denied = self._denied([(tool, call["args"]) for tool, call in calls])
         made = (self._refusal(tool, call["id"]) if at in denied else self._call(tool, call) for at, (tool, call) in enumerate(calls))
         answers = await asyncio.gather(*made, return_exceptions=True)
+        waiting = [answer for answer in answers if isinstance(answer, GraphInterrupt)]
         for answer in answers:
-            if isinstance(answer, BaseException):
+            if isinstance(answer, BaseException) and answer not in waiting:
                 raise answer
+        if waiting:  # what several of them ask is asked at once
+            raise GraphInterrupt(tuple(interrupt for pause in waiting for interrupt in pause.args[0]))
         return [answer for answer in answers if isinstance(answer, ToolMessage)]
 
     async def _call(self, tool: BaseTool, call: ToolCall) -> ToolMessage:
         key = (id(tool), json.dumps(call["args"], sort_keys=True, default=str))
-        message, shared = await self._share(key, lambda: call_tool(tool, call, self.terms))
+        answers: list[Any] = []  # to what the tool itself asks, where it does
+        while True:
+            try:
+                with answering(answers) if self.answers is not None else nullcontext():
+                    message, shared = await self._share((*key, *map(repr, answers)), lambda: call_tool(tool, call, self.terms))
+                break
+            except GraphInterrupt as pause:
+                if self.answers is None:
+                    raise
+                answers += [self._said_to(tool, call, interrupt, len(answers) + 1) for interrupt in pause.args[0][:1]]
         return message.model_copy(update={"tool_call_id": call["id"]}) if shared else message
+
+    def _said_to(self, tool: BaseTool, call: ToolCall, asked: Interrupt, number: int) -> Any:
+        """What a person answers to what a tool asks by `interrupt()`; the tool begins again with it."""
+        if not question_of(asked.id, asked.value).native:
+            raise GraphInterrupt((asked,))  # the tool knows this context, and consults a person by it
+        schema = dict(asked.response_schema) if isinstance(asked.response_schema, Mapping) else None
+        return self.consult_now(tool_question(tool.name, call["args"], asked.value, schema, number=number, branch=current_branch()))
 
     async def _refusal(self, tool: BaseTool, call_id: str | None) -> ToolMessage:
         tell("log", level="warning", message=f"policy_denied {tool.name}: denied by the user")
@@ -271,9 +293,6 @@ class RunContext:
 
     def consult_now(self, question: Question) -> Any:
         """`consult` for code that cannot await."""
-        from langgraph.errors import GraphInterrupt
-        from langgraph.types import Interrupt, interrupt
-
         value = question.model_dump(mode="json")
         if self.answers is None:
             return validate(question, interrupt(value))

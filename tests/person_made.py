@@ -36,6 +36,12 @@ workflow = Workflow(create_supervisor(create_planner(), researcher, create_verif
 '''
 
 
+BOSS = NOTING.replace("import tool\n", "import tool\nfrom langgraph.types import interrupt\n").replace(
+    '    return f"filed: {text}"',
+    '    whose = interrupt({"question": "Who for?", "note": text})\n    return f"filed: {text} for {whose}, {interrupt(\'Why?\')}"',
+)
+
+
 def asked(body: dict[str, Any]) -> str:
     """The question of a request."""
     found = QUESTION.search(str(body["messages"][1]["content"]))

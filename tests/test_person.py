@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from person_made import NOTING, command_line, noting, repeated, told_to_model
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command
+from person_made import BOSS, NOTING, command_line, noting, repeated, told_to_model
 
-from orchestrator import run
+from orchestrator import Controls, load_workflow, run
 from orchestrator.asking import Question, names
+from orchestrator.context import RunContext
 from orchestrator.resuming import resume
 from orchestrator.testing import ModelServer, agents_script, model_server
 
@@ -259,6 +263,39 @@ def test_a_graph_of_the_users_own_asks_in_the_same_way(tmp_path: Path) -> None:
     assert (second.returncode, question["text"]) == (5, "And why?")
     last = command_line(tmp_path, "resume", "r", "--answer", "it is enough", "--json")
     assert (last.returncode, sorted(result_of(last)["output"]["said"])) == (0, ["age 36", "it is enough", "level low"])
+
+
+def test_a_tool_that_interrupts_asks_though_its_agent_has_no_checkpointer(folder: Path) -> None:
+    (folder / "noting.py").write_text(BOSS, encoding="utf-8")
+    with model_server(noting("A?", calls=2)) as server:
+        first = start_noting(folder, server, "--approve", "none", "--json")
+        asked = result_of(first)["questions"]
+        assert [(one["text"], one["branch"], one["detail"]["asks"]["note"]) for one in asked] == [
+            ("Who for?", "t1", "A? 0"),
+            ("Who for?", "t1", "A? 1"),
+        ]
+        words = [part for name in pending(first) for part in ("--answer", f"{name}=Ada")]
+        second = command_line(folder, "resume", "r", *words, "--json", server=server)
+        assert [one["text"] for one in result_of(second)["questions"]] == ["Why?", "Why?"]
+        words = [part for name in pending(second) for part in ("--answer", f"{name}=because")]
+        last = command_line(folder, "resume", "r", *words, server=server)
+    assert (last.returncode, repeated(server)) == (0, [])
+    assert told_to_model(server) == ["filed: A? 0 for Ada, because", "filed: A? 1 for Ada, because"]
+
+
+async def test_a_graph_that_is_run_without_us_asks_by_langgraphs_own_interrupt(documents: Path) -> None:
+    async with model_server(agents_script()) as server:
+        graph = (await asyncio.to_thread(load_workflow, "research")).compile(checkpointer=InMemorySaver())
+        context = RunContext(models={"": server.chat_model()}, controls=Controls(approve=("plan",)))
+        config: RunnableConfig = {"configurable": {"thread_id": "1"}}
+        given = {"question": "What limits a resume?", "documents": [str(documents)]}
+        state = await graph.ainvoke(given, config, context=context)
+        (asked,) = state["__interrupt__"]
+        assert (asked.value["kind"], asked.value["detail"]) == ("plan", ["What limits a resume?"])
+        await graph.ainvoke(Command(resume=["Who designed the journal?"]), config, context=context)
+        done = (await graph.aget_state(config)).values["branches"]
+        await context.aclose()
+    assert [branch.task.question for branch in done] == ["Who designed the journal?"]
 
 
 FOREIGN = '''

@@ -1,0 +1,38 @@
+"""LangGraph's `interrupt()` inside a tool that an agent without a checkpointer calls: its ids change at each resume, so ours stand in."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from langchain_core.runnables.config import var_child_runnable_config
+from langgraph._internal._constants import CONF, CONFIG_KEY_SCRATCHPAD, CONFIG_KEY_SEND
+
+__all__ = ["answering"]
+
+
+@contextmanager
+def answering(answers: Sequence[Any]) -> Iterator[None]:
+    """Inside, the first calls of `interrupt()` return these answers in order, and the next one raises GraphInterrupt.
+
+    Outside of a graph it does nothing: `interrupt()` fails there.
+    """
+    config = var_child_runnable_config.get()
+    known = (config or {}).get(CONF) or {}
+    scratchpad = known.get(CONFIG_KEY_SCRATCHPAD)
+    if config is None or scratchpad is None:
+        yield
+        return
+    # What is kept of an answer is ours to keep: nothing is written to the task, and no answer to something else is taken.
+    own = replace(scratchpad, interrupt_counter=itertools.count().__next__, get_null_resume=_nothing, resume=list(answers))
+    inside: Any = {**config, CONF: {**known, CONFIG_KEY_SCRATCHPAD: own, CONFIG_KEY_SEND: _nothing}}
+    token = var_child_runnable_config.set(inside)
+    try:
+        yield
+    finally:
+        var_child_runnable_config.reset(token)
+
+
+def _nothing(*_: Any) -> None:
+    return None
