@@ -99,15 +99,20 @@ def write_runs(records: Iterable[RunRecord]) -> None:
         write_text(columns([HEAD, *rows]))
         return
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    shown = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    for head in HEAD:
-        shown.add_column(head, no_wrap=True, overflow="ellipsis" if head == HEAD[-1] else "fold")
-    for row in rows:
-        shown.add_row(row[0], Text(row[1], style=_STYLES.get(row[1], "")), *row[2:])
-    Console(file=stdout(), highlight=False, markup=False, emoji=False, width=width).print(shown)
+    console = Console(file=stdout(), highlight=False, markup=False, emoji=False, width=width)
+    head, *lines = columns([HEAD, *rows]).splitlines()
+    console.print(Text(_cut(head, width), style="bold"), soft_wrap=True)
+    for line, row in zip(lines, rows, strict=True):
+        text = Text(_cut(line, width))
+        start = line.index(row[1], len(row[0]))
+        text.stylize(_STYLES.get(row[1], ""), start, start + len(row[1]))
+        console.print(text, soft_wrap=True)
+
+
+def _cut(line: str, width: int) -> str:
+    return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
 def write_story(told: Mapping[str, Any]) -> None:
@@ -251,7 +256,7 @@ async def _by_role(sums: Sequence["Sum"]) -> list[dict[str, Any]]:
 def story_text(told: Mapping[str, Any], width: int | None = None) -> str:
     """The story for a person, in lines of `width` columns where it is given; the report and the next command are as they are."""
     parts = [
-        f"run {told['run_id']}: {one_line(told['workflow'], 60)}, {told['status']}\n",
+        f"run {told['run_id']}: {told['status']}\n",
         _wrapped(_facts(told), width),
         _section("branches", _branch_rows(told["branches"]), width),
         _section("calls", _call_rows(told["calls"]), width),
@@ -268,10 +273,8 @@ def _facts(told: Mapping[str, Any]) -> list[tuple[str, str]]:
     took = f", {told['seconds']:,.1f} s of work" if told["seconds"] else ""
     died = f", the process died {counted(crashes, 'time')} in a row at the same place" if crashes else ""
     facts = {
-        "asked": [
-            f"{name}: {in_words(value) if isinstance(value, list) else one_line(value, 400)}"
-            for name, value in (told["input"] or {}).items()
-        ],
+        "workflow": [one_line(told["workflow"], 80)],
+        "asked": [f"{name}: {_value(value)}" for name, value in (told["input"] or {}).items()],
         "began": [f"{_at(told['created'])}, {age(time.time() - told['created'])} ago"],
         "changed": [f"{_at(told['updated'])}{took}"],
         "attempts": [f"{told['attempts']:,}{died}"] if told["attempts"] > 1 or crashes else [],
@@ -288,6 +291,13 @@ def _facts(told: Mapping[str, Any]) -> list[tuple[str, str]]:
         "error": [one_line(told["error"], 400)] if told["error"] else [],
     }
     return [(name if not place else "", line) for name, lines in facts.items() for place, line in enumerate(lines)]
+
+
+def _value(value: object) -> str:
+    """A field of the input on a line."""
+    if isinstance(value, list):
+        return one_line(", ".join(one_line(item, 200) for item in value) or "none", 400)
+    return one_line(value, 400)
 
 
 def _at(seconds: float) -> str:
