@@ -21,7 +21,7 @@ from orchestrator.verbs import check_there
 if TYPE_CHECKING:
     from orchestrator.asking import Person
 
-__all__ = ["resume_command"]
+__all__ = ["resume_command", "resume_parser"]
 
 PROG = "python -m orchestrator resume"
 
@@ -34,7 +34,7 @@ A run that is done is not run again: its result is written once more. With --fro
 def resume_command(words: Sequence[str], signals: Signals) -> int:
     """Read the options, go on with the run, and return its exit code; raises InputError."""
     gc.disable()  # until the run starts, as for a new run
-    parser = _parser()
+    parser = resume_parser()
     found, rest = parse(parser, words)
     if found.help:
         write_text(f"{_ABOUT}\n{parser.format_help()}")
@@ -113,7 +113,8 @@ def _run_id(rest: Sequence[str]) -> str:
     return rest[0]
 
 
-def _parser() -> Parser:
+def resume_parser() -> Parser:
+    """The options of `resume`."""
     parser = Parser(PROG, usage=f"{PROG} RUN [--answer TEXT] [options]")
     group = parser.add_argument_group("options")
     group.add_argument("--answer", action="append", default=[], metavar="[NAME=]TEXT", help="what a person says to a question; repeatable")

@@ -12,6 +12,7 @@ from orchestrator.batch_command import batch_parser
 from orchestrator.cli import PROG
 from orchestrator.forecast import forecast
 from orchestrator.options import add_controls, add_fields, run_parser
+from orchestrator.resume_command import resume_parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -83,7 +84,8 @@ def test_every_option_in_the_documentation_exists(page: Path) -> None:
     add_controls(parser)
     add_fields(parser, load_workflow("research", folder=ROOT).input_model, "research")
     add_fields(parser, load_workflow("wordcount", folder=ROOT).input_model, "wordcount")
-    known = {option for each in (parser, batch_parser()) for action in each._actions for option in action.option_strings} | VERB_OPTIONS
+    parsers = (parser, batch_parser(), resume_parser())
+    known = {option for each in parsers for action in each._actions for option in action.option_strings} | VERB_OPTIONS
     assert set(_OPTION.findall(_prose(page))) - known - EXAMPLE_FIELDS - _fields_of_samples() == set()
 
 
