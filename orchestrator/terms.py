@@ -58,7 +58,7 @@ class Retries:
 class Shared:
     """What runs that belong together have in common: their place at the door, that of their tools, budgets and retry budget.
 
-    `terms` are those of the run, or of its attempts, that was begun with it.
+    `terms` are those of the run, or of its attempts, that was begun with it; `counted`: the pool knows what the run has used before.
     """
 
     party: Party
@@ -66,6 +66,7 @@ class Shared:
     retries: Retries = field(default_factory=Retries)
     tools: dict[str, Party] = field(default_factory=dict)
     terms: "list[Terms]" = field(default_factory=list)
+    counted: bool = False
 
     @classmethod
     def of(cls, controls: Controls, name: str) -> "Shared":
@@ -73,9 +74,9 @@ class Shared:
         return cls(party=_party(controls, name), pool=Pool(controls, name))
 
     @contextmanager
-    def run(self) -> "Iterator[Shared]":
+    def run(self, *, counted: bool = False) -> "Iterator[Shared]":
         """A run that is made inside, and by tasks that are started inside, is one of them; what is given knows its `terms`."""
-        own = replace(self, terms=[])
+        own = replace(self, terms=[], counted=counted)
         token = shared.set(own)
         try:
             yield own
@@ -126,6 +127,7 @@ class Terms:
         self.party = common.party if common else _party(self.controls, self.name)
         self.ledger = Ledger(self.controls, common.pool if common else None)
         if common:
+            self.ledger.counted = common.counted
             self.retries, self.tools = common.retries, common.tools
             common.terms.append(self)
 

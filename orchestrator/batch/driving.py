@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.batch.reading import Inputs, Item, Survey, bad_lines
+from orchestrator.batch.spent import known_runs, spent
 from orchestrator.batch.suspects import DIED, clear, is_suspect, try_alone
 from orchestrator.batch.writing import Output, add_usage, failed_result, result_line
 from orchestrator.choices import ModelSpec, check_controls, choose_models, merged_controls
@@ -22,7 +23,6 @@ from orchestrator.keeping import attempt_events, create_run, folded, record_of
 from orchestrator.resuming import resume
 from orchestrator.runner import Graph, checked_workflow, prepare
 from orchestrator.storage import RunRecord, Storage, open_storage
-from orchestrator.storage.database import Statement
 from orchestrator.terms import Shared
 from orchestrator.workflow import Workflow
 
@@ -148,7 +148,8 @@ class Batch:
             await asyncio.to_thread(self._output.begin)
             self._items = self._inputs.items()
             async with open_storage(self._db) as storage:
-                self._begun_before = await self._known(storage)
+                self._begun_before = await known_runs(storage, self.view.batch) - self._output.written.keys()
+                self._shared.pool.count(await spent(storage, self.view.batch, self._begun_before))
                 working = [asyncio.create_task(self._work(storage, found), name=f"batch worker {n}") for n in range(self._runs)]
                 ending = asyncio.create_task(self._end(working, storage, found), name="end of the batch")
                 try:
@@ -188,11 +189,6 @@ class Batch:
             self.view.under_way -= 1
         if line is not None:
             await found.put(line)
-
-    async def _known(self, storage: Storage) -> set[str]:
-        """The runs of this batch that the store has and that lack their line."""
-        [rows] = await storage.database.run(Statement("SELECT run_id FROM runs WHERE batch = ?", (self.view.batch,)))
-        return {run_id for (run_id,) in rows} - self._output.written.keys()
 
     async def _next(self) -> Item | None:
         async with self._turn:
@@ -245,7 +241,7 @@ class Batch:
         if record is not None and not alone and await is_suspect(storage, record):
             self._suspects.append(item)
             return None
-        with self._shared.run() as own:
+        with self._shared.run(counted=record is not None) as own:
             try:
                 if alone and record is not None and not await try_alone(storage, record):
                     return failed_result(self._workflow.name, DIED)
@@ -268,13 +264,11 @@ class Batch:
             where = record.owner.said(record.since) if record.owner else ""
             return Held(item.line, item.id, item.run_id, "running", where)
         if record.status == "interrupted":
-            self._shared.pool.count(record.usage or {})
             return self._kept(item, record.result or {"status": "interrupted", "error": record.error})
         broken = record.status == "failed" and record.result is None  # by what is no fault of the input, as far as anybody knows
         if record.status not in _FINAL or broken or _is_of_the_batch(record.status, record.error):
             return None
         result = record.result or failed_result(self._workflow.name, record.error or "the run failed")
-        self._shared.pool.count(result["usage"])
         self.view.stored += 1
         return {**result}
 

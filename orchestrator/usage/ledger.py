@@ -137,6 +137,7 @@ class Ledger:
     def __init__(self, controls: Controls | None = None, pool: "Pool | None" = None) -> None:
         self.controls = controls or Controls()
         self.refused = False  # by the budget of the whole run, or of all the runs that share it
+        self.counted = False  # whether the pool knows what earlier attempts of the run have used
         self._pool = pool or Pool(self.controls)
         self._pool.ledgers.add(self)
         self._total = _Count()
@@ -187,7 +188,8 @@ class Ledger:
                 count.add(model, input_tokens, output_tokens)
             _, both, given, written, cost = self._amounts(model, input_tokens, output_tokens)
             for account in self._accounts_of(role, branch):
-                account.add((float(calls), both, given, written, cost))
+                if not self.counted or account.setting == "branch_budget.":
+                    account.add((float(calls), both, given, written, cost))
 
     def repeat(self, role: str, branch: str | None) -> None:
         """Count a call that an earlier attempt made and that is not made again: no budget, but the loop guard; raises LoopStopped."""
