@@ -78,6 +78,8 @@ Run a workflow: a name that `list` shows, a dotted module, or path/to/file.py[:a
   cancel RUN                     stop a run from another shell; it reports what it found
   gc [--older-than 30d] [--keep N] [--max-size 1GB] [--dry-run]
                                  delete what ended long ago; every run does so once a day
+  memory list [--json] [NAMESPACE] | forget KEY | forget --all [NAMESPACE]
+                                 what is remembered over runs: facts that were told in conversations
   WORKFLOW --help                the fields and options of one workflow
 
 Exit codes: 0 complete, 1 failed, 2 bad input, 3 partial, 4 a limit was reached, 5 waiting for a person, 130/143 signal.
@@ -138,7 +140,11 @@ def _dispatch(words: list[str], signals: Signals) -> int:
         from orchestrator.resume_command import resume_command
 
         return resume_command(rest, signals)
-    if first in _VERBS and ({"-h", "--help"} & set(rest)):
+    if first == "memory" and not {"-h", "--help"} & set(rest):
+        from orchestrator.memory_command import memory_command
+
+        return memory_command(rest)
+    if first in {*_VERBS, "memory"} and ({"-h", "--help"} & set(rest)):
         write_text(_HELP)
         return 0
     if first in _VERBS:

@@ -165,3 +165,68 @@ def _status(run_id: str, status: str) -> Any:
     from orchestrator.storage.database import Statement
 
     return Statement("UPDATE runs SET status = ? WHERE run_id = ?", (status, run_id))
+
+
+KILLED = """
+import asyncio, os, sys
+from orchestrator import run
+from orchestrator.testing import agents_script, model_server
+
+async def main():
+    async with model_server(agents_script(findings=lambda request: os.kill(os.getpid(), 9))) as server:
+        await run("research", {"question": "Who designed the journal?", "documents": [sys.argv[1]]}, model=server.chat_model(),
+                  thread="ada", run_id="killed")
+
+asyncio.run(main())
+"""
+
+
+def test_a_killed_run_holds_its_conversation_until_it_is_resumed(documents: Path, tmp_path: Path) -> None:
+    words = ("--documents", str(documents), "--model", "offline", "--json")
+    first = cli("research", "Where was Ada Byron born?", *words, "--thread", "ada", cwd=tmp_path)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(documents)], cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert killed.returncode == -9, killed.stderr
+    refused = cli("research", "And what else?", *words, "--thread", "ada", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "conversation 'ada' has a run that is not done: killed (crashed)" in refused.stderr
+    assert cli("research", "And what else?", *words, "--thread", "other", cwd=tmp_path).returncode in (0, 3)
+    resumed = cli("resume", "killed", "--model", "offline", "--json", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["branches"][0]["task"] == "Who designed the journal?"
+    after = cli("research", "And where was she born?", *words, "--thread", "ada", cwd=tmp_path)
+    assert after.returncode == 0, after.stderr
+    assert json.loads(after.stdout)["branches"][0]["task"] == "Who designed the journal? And where was she born?"
+    assert [first.returncode, json.loads(after.stdout)["status"]] == [0, "complete"]
+
+
+def test_what_is_remembered_is_listed_and_forgotten(tmp_path: Path) -> None:
+    fill = """
+import asyncio
+from orchestrator.storage import open_storage
+
+async def main():
+    async with open_storage(None) as storage:
+        memory = storage.memory()
+        await memory.aput(("facts", "ada"), "k1", {"text": "The user writes a history."})
+        await memory.aput(("facts", "bob"), "k2", {"text": "A \\x1b[2Jhostile one."})
+        await memory.aput(("notes",), "k3", {"n": 1})
+
+asyncio.run(main())
+"""
+    assert cli("memory", "list", cwd=tmp_path).stderr.strip() == "nothing is remembered"
+    subprocess.run([sys.executable, "-c", fill], cwd=tmp_path, check=True, timeout=50)
+    listed = cli("memory", "list", cwd=tmp_path)
+    assert [line.split()[:2] for line in listed.stdout.splitlines()] == [["facts.ada", "k1"], ["facts.bob", "k2"], ["notes", "k3"]]
+    assert "The user writes a history." in listed.stdout
+    assert "\x1b" not in listed.stdout
+    as_json = json.loads(cli("memory", "list", "--json", "facts", cwd=tmp_path).stdout)
+    assert [(item["namespace"], item["key"]) for item in as_json] == [("facts.ada", "k1"), ("facts.bob", "k2")]
+    assert cli("memory", "forget", "k1", cwd=tmp_path).stderr.strip() == "forgot 1 item"
+    unknown = cli("memory", "forget", "k1", cwd=tmp_path)
+    assert (unknown.returncode, "nothing is remembered as 'k1'" in unknown.stderr) == (2, True)
+    assert cli("memory", "forget", "--all", "facts", cwd=tmp_path).stderr.strip() == "forgot 1 item"
+    assert cli("memory", "forget", "--all", cwd=tmp_path).stderr.strip() == "forgot 1 item"
+    assert cli("memory", "list", cwd=tmp_path).stdout == ""
+    assert cli("memory", "lost", cwd=tmp_path).returncode == 2
