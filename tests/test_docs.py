@@ -19,7 +19,9 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "workflows/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-VERB_OPTIONS = {"--answer", "--help", "--json", "--mermaid", "--version"}
+VERB_OPTIONS = {
+    *("--answer", "--help", "--json", "--keep", "--limit", "--max-size", "--mermaid", "--older-than", "--status", "--version"),
+}
 EXAMPLE_FIELDS = {"--limits", "--loud", "--no-loud", "--times"}  # of no workflow: they stand for kinds of fields
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^()\s]+)\)")

@@ -104,10 +104,10 @@ def test_the_story_of_a_run(documents: Path, capsys: pytest.CaptureFixture[str],
     assert re.search(r"models +openai:small\n", text)
     assert [line.split()[0] for line in text.partition("\nbranches\n")[2].splitlines()[:2]] == ["ok", "ok"]
     assert [row["role"] for row in told["calls"]["by_role"]] == ["planner", "researcher", "verifier", "writer"]
-    assert (told["calls"]["finished"], told["usage"]["model_calls"]) == (server.requests, server.requests)
+    assert (told["calls"]["finished"], told["usage"]["model_calls"]) == (len(server.requests),) * 2
     assert "\nreport\n  # Who designed the journal?\n" in text
     assert (lines[-1], told["next"]) == ("next: python -m orchestrator resume r1", "python -m orchestrator resume r1")
-    assert {step["scope"] for step in told["steps"] if step["role"] == "researcher"} == {"t1", "t2"}
+    assert {step["scope"] for step in told["steps"] if step["role"] == "researcher"} == {"branch t1", "branch t2"}
 
 
 def test_the_story_of_a_run_that_waits_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
