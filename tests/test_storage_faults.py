@@ -77,8 +77,10 @@ async def test_the_folder_of_a_named_file_keeps_its_mode_and_the_file_is_closed_
 async def test_a_relative_path_and_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ORCHESTRATOR_DB", "sqlite:///here.db")
+    tmp_path.chmod(0o755)
     database = await open_database()
     assert database.url == f"sqlite:///{tmp_path / 'here.db'}"
+    assert tmp_path.stat().st_mode & 0o777 == 0o755  # it is not this package's folder
     await database.aclose()
 
 
@@ -173,7 +175,7 @@ async def test_flipped_pages_are_told(page: int, tmp_path: Path) -> None:
 
 async def test_damage_that_comes_while_the_database_is_open_is_told(tmp_path: Path) -> None:
     path = tmp_path / "runs.db"
-    await filled(path, rows=20_000)  # more than the cache holds
+    await filled(path, rows=5_000)  # more than the cache holds
     database = await open_database(f"sqlite:///{path}")
     flip(path, 4096, path.stat().st_size - 4096)
     with pytest.raises(StorageError, match="it is damaged"):

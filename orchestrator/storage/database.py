@@ -58,7 +58,11 @@ def default_url() -> str:
     """ORCHESTRATOR_DB, else `runs.db` in the user's data folder."""
     from orchestrator.documents.store import default_home
 
-    return os.environ.get("ORCHESTRATOR_DB", "").strip() or f"sqlite:///{default_home() / 'runs.db'}"
+    return _named() or f"sqlite:///{default_home() / 'runs.db'}"
+
+
+def _named() -> str:
+    return os.environ.get("ORCHESTRATOR_DB", "").strip()
 
 
 async def open_database(url: str | None = None) -> Database:
@@ -75,7 +79,7 @@ async def open_database(url: str | None = None) -> Database:
         from orchestrator.storage.sqlite import open_sqlite
 
         path = None if named == "memory://" else await asyncio.to_thread(_path, named)
-        return await open_sqlite(path, private=url is None)
+        return await open_sqlite(path, private=url is None and not _named())
     raise DatabaseOpenError(
         f"{url_shown(named)!r} is not the URL of a database",
         where=_WHERE,
