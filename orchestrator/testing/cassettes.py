@@ -9,8 +9,8 @@ import json
 import os
 import re
 import shutil
-import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -45,36 +45,26 @@ def replay_cassette(folder: str | Path, workflow: str | Workflow | Graph | None 
     `workflow`: for one that was made in Python; else it is looked up from the working directory, as it was when the run was started.
     """
     path = Path(folder)
-    tape = load_cassette(path)
-    files = path / _FILES
-    played = _in_a_loop(lambda: play(tape, workflow, folder=files.resolve() if files.is_dir() else None))
+    played = _outside_a_loop(lambda: asyncio.run(_played(path, workflow)))
     if not played.identical:
         raise AssertionError(f"{path}: the run is not what was recorded\n\n" + "\n\n".join(played.differences))
     return played
 
 
-def _in_a_loop(work: Any) -> Replayed:
-    """What `work` comes to, in an event loop of its own: a test may have one that runs."""
-    found: list[Any] = []
+async def _played(path: Path, workflow: str | Workflow | Graph | None) -> Replayed:
+    tape = await asyncio.to_thread(load_cassette, path)
+    files = await asyncio.to_thread(lambda: (path / _FILES).resolve() if (path / _FILES).is_dir() else None)
+    return await play(tape, workflow, folder=files)
 
-    def go() -> None:
-        try:
-            found.append(asyncio.run(work()))
-        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
-            found.append(error)
 
+def _outside_a_loop(work: Callable[[], Replayed]) -> Replayed:
+    """What `work` comes to; in a thread where the test itself runs in an event loop."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        go()
-    else:
-        thread = threading.Thread(target=go, name="cassette")
-        thread.start()
-        thread.join()
-    if isinstance(found[0], BaseException):
-        raise found[0]
-    played: Replayed = found[0]
-    return played
+        return work()
+    with ThreadPoolExecutor(1, thread_name_prefix="cassette") as thread:
+        return thread.submit(work).result()
 
 
 async def save_cassette(
