@@ -34,7 +34,7 @@ rows_of_flight: ContextVar[list[int] | None] = ContextVar("rows_of_flight", defa
 class Request:
     """What is asked: `content` is plain data, the same in every attempt of the run whatever way it is asked in.
 
-    `model` is the model's or the tool's name. `alone`: an answer that another scope was given is none to this one.
+    `model` is the model's or the tool's name. `alone`: an answer that another scope of the run was given is none to this one.
     """
 
     kind: Literal["model", "tool", "page", "shared"]
@@ -89,6 +89,7 @@ class Journal:
         self._next = 0
         self._own: dict[tuple[bytes, str], deque[_Answer]] = defaultdict(deque)
         self._any: dict[bytes, deque[_Answer]] = defaultdict(deque)
+        self._inherited: dict[bytes, deque[_Answer]] = defaultdict(deque)  # those of `sources`, which are nobody's here
         self._known = Known()  # the texts that are stored for this run
         self._pending: list[_Write] = []
         self._writing: asyncio.Task[None] | None = None
@@ -242,17 +243,22 @@ class Journal:
                     self._give(_Answer(run, one))
 
     def _give(self, answer: _Answer) -> None:
-        self._own[answer.row.digest, answer.row.scope].append(answer)
-        self._any[answer.row.digest].append(answer)
+        for answers in self._queues(answer):
+            answers.append(answer)
 
     def _give_back(self, answer: _Answer) -> None:
         answer.taken = False
-        self._own[answer.row.digest, answer.row.scope].appendleft(answer)
-        self._any[answer.row.digest].appendleft(answer)
+        for answers in self._queues(answer):
+            answers.appendleft(answer)
+
+    def _queues(self, answer: _Answer) -> list[deque[_Answer]]:
+        key = answer.row.digest
+        found = [self._own[key, answer.row.scope], self._any[key]]
+        return found if answer.run == self._run else [*found, self._inherited[key]]
 
     def _waiting(self, request: Request) -> _Answer | None:
         key = self._table.key(request.digest)
-        for queue in (self._own.get((key, request.scope)), None if request.alone else self._any.get(key)):
+        for queue in (self._own.get((key, request.scope)), (self._inherited if request.alone else self._any).get(key)):
             while queue:
                 if not queue[0].taken:
                     return queue[0]

@@ -78,6 +78,19 @@ async def test_an_answer_of_another_scope_counts_where_its_own_is_used_up_unless
         await journal.aclose()
 
 
+async def test_a_fork_takes_its_parents_answers_whatever_their_scope_each_once() -> None:
+    async with kept() as run:
+        journal = await Journal.open(run.table, 1, run.fence)
+        await journal.record(request("a", "node vote 0"), "one")
+        await journal.record(request("a", "node vote 1"), "two")
+        await journal.aclose()
+        fork = await run.of(run.database, 2)
+        journal = await Journal.open(fork.table, 2, fork.fence, sources=[1])
+        found = [await journal.recall(request("a", f"node vote {place}", alone=True)) for place in (1, 2, 3)]
+        assert found == [Recalled("two"), Recalled("one"), None]
+        await journal.aclose()
+
+
 async def test_a_failed_call_is_made_again_and_its_requests_stay_in_the_bill() -> None:
     replies: list[Any] = [Reply.error(500), Reply.error(500), {"name": "Rome"}]
     async with model_server(replies) as server, kept() as run:
