@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
@@ -23,7 +23,7 @@ from orchestrator.sources import OTHER, is_own, own_sources, short_digest, stamp
 if TYPE_CHECKING:
     from orchestrator.workflow import Workflow
 
-__all__ = ["changes", "fingerprint"]
+__all__ = ["changes", "fingerprint", "in_short"]
 
 _PACKAGES = {"orchestrator": 2, "langgraph": 2}  # the leading numbers of a version that count: later ones only mend
 _SETS = dis.opmap["STORE_DEREF"]
@@ -70,6 +70,12 @@ def changes(old: str, new: str) -> list[str]:
         ),
         *_code_changes(before["code"], after["code"]),
     ]
+
+
+def in_short(found: Sequence[str], most: int = 8) -> str:
+    """The first `most` changes on one line, and how many more there are."""
+    more = [f"and {len(found) - most} more"] if len(found) > most else []
+    return "; ".join([*found[:most], *more])
 
 
 @functools.lru_cache(maxsize=1)

@@ -15,7 +15,7 @@ from orchestrator.controls import Controls
 from orchestrator.driving import Attempt
 from orchestrator.errors import InputError, OrchestratorError, WorkflowLoadError
 from orchestrator.events import Event
-from orchestrator.fingerprint import changes, fingerprint
+from orchestrator.fingerprint import changes, fingerprint, in_short
 from orchestrator.keeping import attempt_events, checkpointed, folded
 from orchestrator.outcome import Result, branches, failures
 from orchestrator.runner import Graph, checked_workflow
@@ -29,6 +29,7 @@ __all__ = ["Answers", "Wish", "prepared", "resume", "stream_resume"]
 Answers = str | Sequence[str] | Mapping[str, Any]
 """What a person says: to the one question that is pending, as `NAME=TEXT`, or by the name or id of each question."""
 
+_NESTED = ("branch_budget", "role_budgets")
 _FAILED = ("failed", "refused", "timed_out")
 _AGAIN = "python -m orchestrator resume"
 
@@ -192,12 +193,13 @@ def prepared(record: RunRecord, wish: Wish) -> Attempt:
     different = changes(record.fingerprint, now) if record.fingerprint else []
     if different and not (wish.accept_changes or wish.restart):
         raise InputError(
-            f"the code of run {record.run_id!r} has changed since it was started: {'; '.join(different)}",
+            f"the code of run {record.run_id!r} has changed since it was started",
+            where=in_short(different),
             remedy=f"{_AGAIN} {record.run_id} --accept-changes goes on with it, --restart begins once more",
         )
     _answered(record, wish.answers)
     models = choose_models(_models(record, wish.model), workflow)
-    controls = merged_controls(replace(workflow, controls=Controls.model_validate(record.controls)), wish.controls)
+    controls = _controls(record, wish.controls, workflow)
     check_controls(controls, models, workflow)
     values = workflow.validate_input(record.input) if record.input is not None else {}
     return Attempt(
@@ -249,6 +251,15 @@ def _models(record: RunRecord, given: ModelSpec | None) -> dict[str, Models]:
             )
     kept: dict[str, Models] = {role: [spec for spec in specs if spec is not None] for role, specs in stored.items() if role not in over}
     return {**kept, **over}
+
+
+def _controls(record: RunRecord, given: Mapping[str, Any] | Controls | None, workflow: Workflow) -> Controls:
+    """The controls that the run was started with, and those that are given now over them: of a budget single limits, too."""
+    stored = Controls.model_validate(record.controls)
+    if isinstance(given, Mapping):
+        dumped = stored.model_dump()
+        given = {name: laid_over(dumped[name], value) if name in _NESTED else value for name, value in given.items()}
+    return merged_controls(replace(workflow, controls=stored), given)
 
 
 async def _ready(attempt: Attempt, storage: Storage, record: RunRecord, fence: Fence, wish: Wish) -> bool:
