@@ -5,6 +5,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
@@ -120,7 +121,9 @@ def _signal(record: "RunRecord") -> None:
         return
     what, remedy = "", ""
     if not owner.here():
-        what, remedy = "is on another machine", f"cancel it on {one_line(owner.host, 60)}"
+        apart = owner.host != socket.gethostname()
+        what = "is on another machine" if apart else "is in another container of this machine"
+        remedy = f"cancel it on {one_line(owner.host, 60)}" if apart else "cancel it in there"
     elif not owner.ends_on_signal:
         what, remedy = "belongs to a program that is not the command line", "stop it there: set the event that was given as `stop`"
     elif record.batch is not None:

@@ -234,11 +234,13 @@ async def test_crashes_at_different_places_are_not_counted_together(storage: Sto
     assert (stored.crashes, stored.attempts) == (1, 2 * CRASHES + 1)
 
 
-async def test_a_lease_on_another_machine_counts_until_its_heart_stops(storage: Storage) -> None:
+@pytest.mark.parametrize("place", ["host", "space"])
+async def test_a_lease_elsewhere_counts_until_its_heart_stops(storage: Storage, place: str) -> None:
+    """On another machine, or in another namespace of processes on this one, where a number is no process that could be looked at."""
     fence = await storage.runs.create(RunRecord(run_id="a", workflow="w"))
     owner.drop(fence.owner)
-    await storage.database.run(Statement("UPDATE runs SET host = 'elsewhere'"))
-    with pytest.raises(InputError, match=r"already running\. pid \d+, elsewhere"):
+    await storage.database.run(Statement(f"UPDATE runs SET {place} = 'elsewhere'"))  # noqa: S608 - a column
+    with pytest.raises(InputError, match=r"already running\. pid \d+, "):
         await storage.runs.claim("a")
     await storage.database.run(Statement("UPDATE runs SET heartbeat = ?", (time.time() - owner.LEASE - 1,)))
     found, _ = await storage.runs.claim("a")

@@ -258,6 +258,7 @@ async def claimed_here(run_id: str, **changes: Any) -> None:
     ("changes", "what", "remedy"),
     [
         ({"host": "elsewhere"}, "is on another machine", "cancel it on elsewhere"),
+        ({"space": "another"}, "is in another container of this machine", "cancel it in there"),
         ({}, "belongs to a program that is not the command line", "stop it there: set the event that was given as `stop`"),
     ],
 )

@@ -26,7 +26,7 @@ MAX_SIZE = 10**9
 """Bytes that the store may have."""
 
 _AT_ONCE = 25  # runs erased in one transaction
-_TEXTS = 500  # the same of texts
+_TEXTS = 100  # the same of texts
 _CHECKPOINTS = ("checkpoints", "values_", "writes")
 _ROW = 100  # bytes of a row beside its bulk
 _BULK = {
