@@ -12,7 +12,8 @@ from orchestrator.usage import price
 __all__ = ["known_runs", "spent"]
 
 _SUMS = """SELECT runs.run_id, journal.role, journal.model, sum(journal.model_calls), sum(journal.input_tokens), sum(journal.output_tokens)
-FROM journal JOIN runs ON runs.number = journal.run WHERE runs.batch = ? GROUP BY runs.run_id, journal.role, journal.model"""
+FROM journal JOIN runs ON runs.number = journal.run WHERE runs.batch = ? AND journal.kind = 'model'
+GROUP BY runs.run_id, journal.role, journal.model"""
 
 
 async def known_runs(storage: Storage, batch: str) -> set[str]:
