@@ -18,7 +18,7 @@ from orchestrator.journal import Journal, Recalled, Request
 from orchestrator.storage.database import Statement
 from orchestrator.storage.journal import JournalUsage
 from orchestrator.testing import Reply, model_server
-from tests.journal_made import City, city, counting, kept
+from tests.journal_made import City, city, counting, kept, question_of
 
 
 def request(text: str, scope: str = "branch t1", *, alone: bool = False) -> Request:
@@ -229,6 +229,26 @@ async def test_a_race_and_a_hedge_are_not_run_again(controls: dict[str, Any]) ->
             assert len(quick.requests) == 1
             assert len(slow.requests) == made
     assert sorted(states) == (["abandoned", "ok"] if "race" in controls else ["ok"])
+
+
+async def test_both_requests_of_a_hedge_are_in_its_row() -> None:
+    late: list[Any] = []
+
+    def reply(body: Any) -> Any:
+        if "slow" in question_of(body):
+            late.append(body)
+            return Reply(value={"name": "late"}, delay=30 if len(late) == 1 else 0)
+        return {"name": "quick"}
+
+    async with model_server(reply) as server, kept() as run:
+        for _ in range(2):
+            async with run.attempt({"": server.chat_model()}, hedge=["*"]) as context:
+                assert {await city(context, f"question {number}", f"t{number}") for number in range(25)} == {"quick"}
+                assert await city(context, "a slow one", "slow") == "late"
+                assert (await context.ledger.usage()).model_calls == 27
+        assert len(server.requests) == 27
+        (slow,) = [one for one in await run.table.sums(1) if one.scope == "branch slow"]
+        assert slow.usage[:2] == (2, 1)
 
 
 async def test_branches_that_shared_an_answer_both_find_it() -> None:
