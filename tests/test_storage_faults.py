@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import DatabaseOpenError, OrchestratorError, StorageError
-from orchestrator.storage import schema
+from orchestrator.storage import schema, sqlite
 from orchestrator.storage.database import Database, Statement, open_database, url_shown
 from orchestrator.storage.sqlite import open_sqlite
 
@@ -287,6 +287,20 @@ async def test_a_lock_that_is_held_longer_fails_clearly_and_once_for_all_that_wa
     await database.run(text(1))
     assert await stored(database) == 1
     await database.aclose()
+
+
+async def test_closing_does_not_wait_for_a_lock_as_long_as_writing_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "_LEAVE", 0.5)
+    path = tmp_path / "runs.db"
+    database = await open_sqlite(path)
+    with locked(path, 3):
+        call = asyncio.create_task(database.run(text(1)))
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        await database.aclose()
+        assert time.monotonic() - began < 2.5
+        with pytest.raises(StorageError, match="another process holds its write lock"):
+            await call
 
 
 WRITER = """

@@ -1,6 +1,7 @@
 """SQLite: one thread per database runs what callers hand over, and all that waits is one transaction."""
 
 import asyncio
+import math
 import os
 import queue
 import sqlite3
@@ -22,6 +23,8 @@ from orchestrator.storage.schema import VERSION_SQL, current_version, refuse_new
 __all__ = ["SQLiteDatabase", "open_sqlite"]
 
 _WAIT = 60.0  # seconds for another process that writes: one that holds the lock for 30 or 40 seconds is waited for
+_SLICE = 1.0  # seconds of that between two looks at whether the database is being closed
+_LEAVE = 5.0  # seconds that a database which is being closed waits for such a process
 _BATCH = 500  # jobs of one transaction
 _PAGES = 1000  # freed at a time
 _CHECKED = 32 * 1024**2  # bytes of a file that is read through for damage when it is opened
@@ -46,15 +49,15 @@ async def open_sqlite(path: Path | None, *, private: bool = False, wait: float =
 
     `wait`: seconds that another process may hold the write lock.
     """
-    return SQLiteDatabase(path, await asyncio.to_thread(_opened, path, private, wait))
+    return SQLiteDatabase(path, await asyncio.to_thread(_opened, path, private, wait), wait)
 
 
 class SQLiteDatabase:
     """A SQLite file, or memory, behind a thread of its own; `Database` says what it does."""
 
-    def __init__(self, path: Path | None, connection: sqlite3.Connection) -> None:
+    def __init__(self, path: Path | None, connection: sqlite3.Connection, wait: float) -> None:
         self.url = f"sqlite:///{path}" if path else "memory://"
-        self._writer = _Writer(path, connection)
+        self._writer = _Writer(path, connection, wait)
         self._closing: Job | None = None
         threading.Thread(target=self._writer.serve, name="orchestrator-sqlite", daemon=True).start()
         weakref.finalize(self, self._writer.jobs.put, None).atexit = False  # one that nobody closed ends its thread
@@ -77,9 +80,10 @@ class SQLiteDatabase:
         await self._done(new_job((Statement("PRAGMA wal_checkpoint(TRUNCATE)"),), alone=True))
 
     async def aclose(self) -> None:
-        """See `Database.aclose`."""
+        """See `Database.aclose`; another process that holds the write lock is waited for 5 seconds more, so that an exit is not held up."""
         if self._closing is None:
             self._closing = new_job(())
+            self._writer.leave_at = time.monotonic() + _LEAVE
             self._writer.closed = self._closing
             self._writer.jobs.put(None)
         await asyncio.shield(self._closing.rows)
@@ -94,9 +98,11 @@ class SQLiteDatabase:
 class _Writer:
     """What the thread works on; it knows nothing of the database before it, so that that one can go."""
 
-    def __init__(self, path: Path | None, connection: sqlite3.Connection) -> None:
+    def __init__(self, path: Path | None, connection: sqlite3.Connection, wait: float) -> None:
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()  # None: the end
         self.closed: Job | None = None
+        self.leave_at = math.inf  # when a lock is waited for no longer
+        self._wait = wait
         self._path = path
         self._connection = connection
         self._files: list[tuple[int, int]] = []
@@ -119,7 +125,7 @@ class _Writer:
     def _outcomes(self, jobs: Sequence[Job]) -> Sequence[Outcome]:
         """What came of each job. Where one fails it is found by halves, so that it takes no other with it."""
         try:
-            outcomes = self._transaction(jobs)
+            outcomes = self._locked(jobs)
         except Exception as error:  # noqa: BLE001 - whatever it is, its caller waits for it, and the thread goes on
             if len(jobs) == 1 or _code(error) in _ALL:
                 return [self._failure(error) for _ in jobs]
@@ -128,6 +134,16 @@ class _Writer:
         if self._path and _files(self._path) != self._files:
             return [_replaced(self._path) for _ in jobs]
         return outcomes
+
+    def _locked(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """The transaction, once other processes let it in."""
+        until = time.monotonic() + self._wait
+        while True:
+            try:
+                return self._transaction(jobs)
+            except sqlite3.OperationalError as error:
+                if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > min(until, self.leave_at) - _SLICE / 2:
+                    raise
 
     def _transaction(self, jobs: Sequence[Job]) -> list[Outcome]:
         execute = self._connection.execute
@@ -256,6 +272,7 @@ def _connected(location: str, wait: float) -> sqlite3.Connection:
             _bring_tables(connection, location)
         else:
             _check(connection)
+        connection.execute(f"PRAGMA busy_timeout = {int(1000 * min(wait, _SLICE))}")
     except BaseException:
         connection.close()
         raise
