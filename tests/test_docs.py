@@ -20,7 +20,8 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 VERB_OPTIONS = {
-    *("--all", "--answer", "--help", "--json", "--keep", "--limit", "--max-size", "--mermaid", "--older-than", "--status", "--version"),
+    *("--all", "--answer", "--help", "--json", "--keep", "--limit", "--max-size", "--mermaid", "--older-than", "--save", "--status"),
+    "--version",
 }
 EXAMPLE_FIELDS = {"--limits", "--loud", "--no-loud", "--times"}  # of no workflow: they stand for kinds of fields
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
