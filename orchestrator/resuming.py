@@ -258,8 +258,13 @@ def _controls(record: RunRecord, given: Mapping[str, Any] | Controls | None, wor
     stored = Controls.model_validate(record.controls)
     if isinstance(given, Mapping):
         dumped = stored.model_dump()
-        given = {name: laid_over(dumped[name], value) if name in _NESTED else value for name, value in given.items()}
+        given = {name: _laid_over(dumped[name], value) if name in _NESTED else value for name, value in given.items()}
     return merged_controls(replace(workflow, controls=stored), given)
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    nested = {key: _laid_over(below.get(key) or {}, value) if isinstance(value, Mapping) else value for key, value in above.items()}
+    return {**below, **nested}
 
 
 async def _ready(attempt: Attempt, storage: Storage, record: RunRecord, fence: Fence, wish: Wish) -> bool:
