@@ -246,6 +246,36 @@ def test_a_run_that_was_killed_is_cancelled_for_good(documents: Path, home: Path
     assert capsys.readouterr().err.splitlines()[:2] == ["run old is cancelled; it was crashed", "error: run 'old' has ended: cancelled"]
 
 
+def test_a_run_whose_process_dies_three_times_at_one_place_has_failed(
+    documents: Path, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow("Findings", 60)
+    with researching(documents, slow, "--run-id", "r1") as (process, _):
+        process.kill()
+        process.wait()
+    for _ in range(2):
+        slow = Slow("Findings", 60)
+        with model_server(slow) as server, started(documents, "resume", "r1", environ=server.environ) as process:
+            assert slow.reached.wait(40)
+            process.kill()
+            process.wait()
+    for name, value in server.environ.items():
+        monkeypatch.setenv(name, value)
+    assert main(["resume", "r1"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "error: run 'r1' has failed: the process died in 3 attempts in a row at the same place"
+    assert lines[-1] == "  do: mend what ends it, then: python -m orchestrator resume r1 --retry"
+    with model_server(agents_script(plan={"questions": QUESTIONS})) as server:
+        with started(documents, "resume", "r1", "--retry", "--json", environ=server.environ) as process:
+            out, _ = process.communicate(timeout=40)
+        asked = [answer_for(request.body) for request in server.requests]
+    assert (process.returncode, json.loads(out)["status"], asked.count("Plan")) == (
+        0,
+        "complete",
+        1,
+    )  # of the second round: the first is in the journal
+
+
 async def claimed_here(run_id: str, **changes: Any) -> None:
     """A run that this process works for, which is not the command line."""
     async with open_storage() as storage:
