@@ -24,7 +24,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.types import Command, Interrupt, Overwrite, Send
 from pydantic import BaseModel, ConfigDict, SecretStr
 
-from orchestrator.errors import StorageError, StorageTypeError
+from orchestrator.errors import DatabaseOpenError, StorageError, StorageTypeError
 from orchestrator.state import BranchResult, Citation, Finding, Source, Task, Usage, Verdict
 from orchestrator.storage.cipher import KEY_VARIABLE, Cipher
 from orchestrator.storage.codec import Codec, Known, keep_texts, open_codec, references_of, unpack_all
@@ -80,7 +80,8 @@ QUOTED = [Citation(source="a", quote="q" * 300, start=0, end=300)]
 FINDING = Finding(task_id="t1", claim="a claim " * 50, citations=QUOTED, verdict=Verdict(label="supported", reason=""))
 READ = [Source(uri=f"docs/{number}.md", title="A", sha256="f" * 64) for number in range(6)]
 BRANCH = BranchResult(task=Task(id="t1", question="why?"), status="ok", findings=[FINDING], sources=READ, usage=Usage(cost_usd=0.1))
-VALUES = [
+MORE = Outer.model_validate({"anything": Point(1, (2,)), "inner": {"words": ()}, "more": {"z": (1,)}})
+VALUES: list[Any] = [
     None, True, 0, -(2**63), 2**64 - 1, 0.1, float("inf"), "", "text", "x" * 5000, "é" * 600, b"", b"\x00\xff" * 400, bytearray(b"ab"),
     [], [1, [2, "x" * 600]], {}, {"a": {"b": [None]}, 1: 2, (1, "x"): 3, None: 4}, (), (1, (2, [3, (4,)])), {1, 2}, {(1, 2)},
     frozenset({"a"}),
@@ -90,8 +91,7 @@ VALUES = [
     datetime(2026, 10, 25, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Paris")), datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=2),
     "X")),
     datetime(2026, 1, 1).time(), timedelta(days=-1, microseconds=3), UTC, ZoneInfo("Asia/Tokyo"), Colour.RED, Level.HIGH, Pair(1, (2,)),
-    Point(1, (2, 3)), [Point(1, ())] * 3, Inner(words=("a", "b")), Outer(anything=Point(1, (2,)), inner=Inner(words=()),
-    more={"z": (1,)}),
+    Point(1, (2, 3)), [Point(1, ())] * 3, Inner(words=("a", "b")), MORE,
     FINDING, BRANCH, [BRANCH] * 3, HumanMessage("hi" * 400, id="1"), SystemMessage("s"),
     AIMessage("x", tool_calls=[{"name": "a", "args": {"b": (1,)}, "id": "c"}], usage_metadata={"input_tokens": 1, "output_tokens": 2,
     "total_tokens": 3}),
@@ -344,7 +344,7 @@ async def test_the_key_is_checked_when_a_store_is_opened(
     try:
         await open_codec(database, first)
         assert await open_codec(database, first)
-        with pytest.raises(StorageError, match=told) as refused:
+        with pytest.raises(DatabaseOpenError, match=told) as refused:
             await open_codec(database, second)
         assert second.get(KEY_VARIABLE, "nothing") not in str(refused.value)
     finally:

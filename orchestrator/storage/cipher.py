@@ -6,7 +6,7 @@ import hmac
 import os
 from collections.abc import Mapping
 
-from orchestrator.errors import StorageError
+from orchestrator.errors import DatabaseOpenError, StorageError
 
 __all__ = ["KEY_VARIABLE", "Cipher"]
 
@@ -26,7 +26,7 @@ class Cipher:
         try:
             from cryptography.hazmat.primitives.ciphers.aead import AESGCM
         except ImportError:
-            raise StorageError(
+            raise DatabaseOpenError(
                 f"{KEY_VARIABLE} is set, and the library that encrypts is not installed", remedy='pip install "orchestrator[encryption]"'
             ) from None
         self._aes = AESGCM(hmac.digest(key, b"encrypt", "sha256"))
@@ -34,16 +34,16 @@ class Cipher:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Cipher | None":
-        """The cipher of the environment's key, None without one. Raises StorageError where it is no key; its value is never shown."""
+        """The cipher of the environment's key, None without one. Raises DatabaseOpenError where it is no key; its value is never shown."""
         text = environ.get(KEY_VARIABLE, "").strip()
         if not text:
             return None
         try:
             key = base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError):
-            raise StorageError(f"{KEY_VARIABLE} is not base64", remedy=_REMEDY) from None
+            raise DatabaseOpenError(f"{KEY_VARIABLE} is not base64", remedy=_REMEDY) from None
         if len(key) != 32:
-            raise StorageError(f"{KEY_VARIABLE} holds {len(key)} bytes, not 32", remedy=_REMEDY)
+            raise DatabaseOpenError(f"{KEY_VARIABLE} holds {len(key)} bytes, not 32", remedy=_REMEDY)
         return cls(key)
 
     def encrypt(self, body: bytes, kind: int) -> bytes:
@@ -66,18 +66,18 @@ class Cipher:
 
     @staticmethod
     def check(cipher: "Cipher | None", kept: str, url: str) -> None:
-        """Raises StorageError unless `cipher` is that of the store, whose proof is `kept`."""
+        """Raises DatabaseOpenError unless `cipher` is that of the store, whose proof is `kept`."""
         where = f"the store is {url}"
         encrypted = kept != "plain"
         if cipher is None and encrypted:
-            raise StorageError("the store is encrypted, and there is no key", where=where, remedy=f"set {KEY_VARIABLE} to its key")
+            raise DatabaseOpenError("the store is encrypted, and there is no key", where=where, remedy=f"set {KEY_VARIABLE} to its key")
         if cipher is not None and not encrypted:
             remedy = f"unset {KEY_VARIABLE}, or use another store with --db: a store is encrypted from its beginning or not at all"
-            raise StorageError(f"{KEY_VARIABLE} is set, and the store is not encrypted", where=where, remedy=remedy)
+            raise DatabaseOpenError(f"{KEY_VARIABLE} is set, and the store is not encrypted", where=where, remedy=remedy)
         if cipher is not None:
             try:
                 cipher.decrypt(bytes.fromhex(kept.partition(" ")[2]), 0)
             except StorageError:
-                raise StorageError(
+                raise DatabaseOpenError(
                     f"{KEY_VARIABLE} is not the key of this store", where=where, remedy="use the key that it began with"
                 ) from None

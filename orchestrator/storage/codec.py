@@ -43,6 +43,7 @@ _ALONE, _REFERRING, _STRING = 1, 2, 3
 _SEALED, _DEFLATED = 16, 32
 _WORTH_DEFLATING, _SMALL = 256, 16_384  # bytes
 _WALKED = frozenset((str, dict, list, tuple, bytes, bytearray))
+_REMEMBERED = 4096  # values that a writer has packed
 _ASKED_AT_ONCE = 500  # hashes in one query
 
 
@@ -85,6 +86,8 @@ class Codec:
         Raises StorageTypeError for what could not be read back.
         """
         known = known or Known()
+        if len(known.packed) > _REMEMBERED:
+            known.packed.clear()
         bulky = sys.maxsize if whole else BULKY
         packing = _Packing(self, known, bulky)
         body = packing.run(value)
@@ -370,7 +373,7 @@ async def _texts(database: Database, hashes: Sequence[bytes]) -> dict[bytes, byt
 
 
 async def open_codec(database: Database, environ: Mapping[str, str] | None = None) -> Codec:
-    """The codec of a store, with the key of ORCHESTRATOR_STORE_KEY; raises StorageError where the key is not the store's."""
+    """The codec of a store, with the key of ORCHESTRATOR_STORE_KEY; raises DatabaseOpenError where the key is not the store's."""
     environ = os.environ if environ is None else environ
     cipher = Cipher.from_environ(environ)
     proof = cipher.proof() if cipher else "plain"

@@ -162,7 +162,8 @@ def _unknown(name: TypeName, value: Any) -> StorageTypeError:
         )
     return StorageTypeError(
         f"a value of the type {'.'.join(name)} cannot be stored",
-        remedy="name the class in the graph's state schema, or keep plain data in the state (model_dump(), asdict())",
+        remedy="name the class in the graph's state schema, or keep plain data in the state (model_dump(), asdict()); "
+        "what need not be kept is a key of the type UntrackedValue",
     )
 
 
