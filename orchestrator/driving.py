@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -36,6 +37,7 @@ from orchestrator.events import Event, listening, tell
 from orchestrator.journal import Journal
 from orchestrator.outcome import Result, Status, branches, outcome, questions_of
 from orchestrator.state import BranchResult, Task
+from orchestrator.storage.journal import NO_USAGE, JournalUsage
 from orchestrator.workflow import Workflow
 
 __all__ = ["GRACE", "Attempt"]
@@ -84,6 +86,7 @@ class Attempt:
     planned: set[str] = field(default_factory=set)  # branches, by their tasks' ids
     done: set[str] = field(default_factory=set)
     lost_step: str = ""
+    used: JournalUsage = NO_USAGE  # by earlier attempts
 
     def __post_init__(self) -> None:
         self.context = RunContext(
@@ -100,7 +103,9 @@ class Attempt:
         self.context.terms.journal = journal
         if self.spoilt:
             journal.forget(lambda row: bool({row.scope, row.role} & self.spoilt))
-        await self.context.ledger.restore(journal.restored())
+        before = journal.restored()
+        await self.context.ledger.restore(before)
+        self.used = reduce(JournalUsage.plus, (usage for *_, usage in before), NO_USAGE)
 
     def restore(self, snapshot: StateSnapshot) -> None:
         """Go on where the thread stands: its branches count as planned and done, and the round that is under way goes on."""
@@ -191,6 +196,7 @@ class Attempt:
             notes=[*self.workflow.notes, *self.models.notes],
             limits=limits if self.controls.deadline is None else {**limits, "deadline": self.controls.deadline},
             attempt=self.number,
+            used=self.used._asdict(),
         )
         tasks, results = self.known
         if tasks:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 __all__ = ["RUN_ID", "Event", "EventKind", "current_branch", "in_branch", "listening", "new_run_id", "tell"]
 
 EventKind = Literal[
-    "run_started",  # workflow, model, reason, notes, limits: those that are set on the whole run, by name
+    "run_started",  # workflow, model, reason, notes, attempt, limits: those set on the whole run, by name, used: by earlier attempts
     "documents",  # read, skipped: [{uri, reason}], passages
     "plan",  # tasks: [{id, question}], round, merged: [{question, into}]
     "branch_started",  # question
@@ -28,10 +28,10 @@ EventKind = Literal[
     "retry",  # attempt (the one that failed), seconds until the next, error
     "fallback",  # model that failed, next, error
     "shared",  # model: an identical call was in flight, and this one got its answer
-    "recalled",  # model, or tool: what an earlier attempt of the run was answered is given again, and nothing is called
+    "recalled",  # model, or tool: what an earlier attempt was answered is given again, and nothing is called
     "tool_started",  # tool, input
     "tool_finished",  # tool, error
-    "question",  # name, asks: "clarify" | "plan" | "tools" | "custom", text, detail, choices, takes: the run, or one branch of it, waits for an answer
+    "question",  # name, asks: "clarify" | "plan" | "tools" | "custom", text, detail, choices, takes: the run or a branch waits for an answer
     "asking",  # questions: their names; a person at the terminal is asked now, so nobody else should write there
     "answered",  # questions: the names of those that were answered
     "report",  # markdown characters, findings, gaps

@@ -47,6 +47,7 @@ class RunView:
     steps: int = 0
     steps_done: int = 0
     limits: Mapping[str, float] = field(default_factory=dict)
+    before: Mapping[str, int] = field(default_factory=dict)  # what earlier attempts have used
     calls: int = 0
     calls_done: int = 0
     shared: int = 0
@@ -123,6 +124,7 @@ def _lost(branch: BranchView, error: str) -> str | None:
 def _run_started(view: RunView, event: Event) -> None:
     view.workflow, view.model = one_line(event.fields.get("workflow", "")), _model_names(event.fields.get("model"))
     view.limits = event.fields.get("limits") or {}
+    view.before = event.fields.get("used") or {}
 
 
 def _plan(view: RunView, event: Event) -> None:
@@ -256,8 +258,9 @@ def _tool_input(given: object) -> str:
 
 def spent(view: RunView) -> str:
     """What is used of the limits that are set on the whole run: `12 of 40 calls, 3,100 of 50,000 tokens`; "" without one."""
-    tokens = view.input_tokens + view.output_tokens
-    used = {"max_calls": view.calls, "max_tokens": tokens, "max_input_tokens": view.input_tokens, "max_output_tokens": view.output_tokens}
+    calls, given, written = (int(view.before.get(name) or 0) for name in ("model_calls", "input_tokens", "output_tokens"))
+    calls, given, written = calls + view.calls, given + view.input_tokens, written + view.output_tokens
+    used = {"max_calls": calls, "max_tokens": given + written, "max_input_tokens": given, "max_output_tokens": written}
     names = {"max_calls": "calls", "max_tokens": "tokens", "max_input_tokens": "tokens in", "max_output_tokens": "tokens out"}
     return ", ".join(f"{used[name]:,} of {int(view.limits[name]):,} {names[name]}" for name in used if name in view.limits)
 

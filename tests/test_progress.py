@@ -139,6 +139,9 @@ def test_answers_from_the_journal_are_counted() -> None:
     told = [EVENTS[0], *(Event("recalled", {"model": "m"}, role="planner") for _ in range(2))]
     assert "\n2 answers from the journal\npartial" in written([*told, Event("result", RESULT)])
     assert "0 calls + 2 from the journal, 0 tokens in, 0 out" in drawn(viewed(told))
+    before = {"model_calls": 7, "estimated_calls": 0, "input_tokens": 70, "output_tokens": 30}
+    resumed = Event("run_started", {"limits": {"max_calls": 40, "max_tokens": 500}, "used": before})
+    assert "used 7 of 40 calls, 100 of 500 tokens" in drawn(viewed([resumed, *told[1:]]))
 
 
 def test_the_live_view_tells_what_holds_a_run_up_and_what_is_left_of_its_budget() -> None:
