@@ -31,7 +31,7 @@ EventKind = Literal[
     "recalled",  # model, or tool: what an earlier attempt was answered is given again, and nothing is called
     "tool_started",  # tool, input
     "tool_finished",  # tool, error
-    "question",  # name, asks: "clarify" | "plan" | "tools" | "custom", text, detail, choices, takes: the run or a branch waits for an answer
+    "question",  # name, asks: "clarify" | "plan" | "tools" | "custom", text, detail, choices, takes: the run or a branch waits for it
     "asking",  # questions: their names; a person at the terminal is asked now, so nobody else should write there
     "answered",  # questions: the names of those that were answered
     "report",  # markdown characters, findings, gaps
