@@ -269,11 +269,8 @@ def test_a_run_whose_process_dies_three_times_at_one_place_has_failed(
         with started(documents, "resume", "r1", "--retry", "--json", environ=server.environ) as process:
             out, _ = process.communicate(timeout=40)
         asked = [answer_for(request.body) for request in server.requests]
-    assert (process.returncode, json.loads(out)["status"], asked.count("Plan")) == (
-        0,
-        "complete",
-        1,
-    )  # of the second round: the first is in the journal
+    assert (process.returncode, json.loads(out)["status"]) == (0, "complete")
+    assert asked.count("Plan") == 1  # of the second round: the first one's answer is in the journal
 
 
 async def claimed_here(run_id: str, **changes: Any) -> None:
