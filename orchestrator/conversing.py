@@ -5,31 +5,15 @@ from typing import Any
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph.state import CompiledStateGraph
-from langgraph.types import Overwrite
 
 from orchestrator.driving import Attempt
 from orchestrator.errors import InputError
-from orchestrator.graphs.supervisor import SupervisorState
+from orchestrator.graphs.supervisor import AFRESH, SupervisorState
 from orchestrator.text import one_line
 
 __all__ = ["begin_turn", "check_thread_name"]
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-# What a run begins with; the turns of the conversation stay.
-_AFRESH: dict[str, Any] = {
-    "tasks": [],
-    "round": 0,
-    "started": 0,
-    "over": False,
-    "clarification": "",
-    "branches": Overwrite([]),
-    "failures": Overwrite([]),
-    "asked": Overwrite([]),
-    "report": "",
-    "findings": [],
-    "gaps": [],
-    "sources": [],
-}
 
 
 def check_thread_name(name: str | None) -> None:
@@ -53,4 +37,4 @@ async def begin_turn(attempt: Attempt) -> None:
         return
     config: Any = {"configurable": {"thread_id": attempt.thread}}  # without the run's id: LangGraph would go on with that run
     if (await graph.aget_state(config)).created_at:
-        await graph.aupdate_state(config, _AFRESH, as_node="write")
+        await graph.aupdate_state(config, dict(AFRESH), as_node="write")

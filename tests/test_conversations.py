@@ -1,5 +1,6 @@
 """`--thread NAME`: a conversation over runs, in several processes, over real HTTP."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -8,12 +9,17 @@ from typing import Annotated, Any
 
 import pytest
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.runtime import Runtime
+from langgraph.store.memory import InMemoryStore
 from typing_extensions import TypedDict
 
-from orchestrator import run
+from orchestrator import load_workflow, run
+from orchestrator.cli import main
+from orchestrator.context import RunContext
 from orchestrator.errors import InputError
 from orchestrator.storage import open_storage
 from orchestrator.testing import agents_script, model_server
@@ -100,6 +106,25 @@ async def test_nothing_of_a_run_that_failed_reaches_the_next(documents: Path) ->
     assert len(third.branches) == len(first.branches)
 
 
+async def test_the_supervisor_on_a_thread_of_langgraphs_own(documents: Path) -> None:
+    """Without this package's runner, as in LangGraph Studio: the second run has the turn of the first, and nothing else of it."""
+    config: RunnableConfig = {"configurable": {"thread_id": "studio"}}
+    async with model_server(scripted()) as server:
+        graph = (await asyncio.to_thread(load_workflow, "research")).compile(checkpointer=InMemorySaver(), store=InMemoryStore())
+        context = RunContext(models={"": server.chat_model()})
+        first = await graph.ainvoke({"question": "Who designed the journal?", "documents": [str(documents)]}, config, context=context)
+        second = await graph.ainvoke(
+            {"question": FOLLOW_UP, "documents": [str(documents)]}, config, context=RunContext(models=context.models)
+        )
+        state = (await graph.aget_state(config)).values
+        last = next(text for text in plans(server) if FOLLOW_UP in text)
+    assert "Who designed the journal?" in last
+    assert "history of computing" in last
+    assert [branch.task.question for branch in state["branches"]] == ["When was Ada Byron born?"]
+    assert [message.text for message in state["messages"]][::2] == ["Who designed the journal?", FOLLOW_UP]
+    assert first["report"] != second["report"]
+
+
 class Chat(TypedDict, total=False):
     messages: Annotated[list[AnyMessage], add_messages]
     known: list[str]
@@ -169,7 +194,9 @@ def _status(run_id: str, status: str) -> Any:
 
 KILLED = """
 import asyncio, os, sys
-from orchestrator import run
+from orchestrator import load_workflow, run
+from orchestrator.cli import main
+from orchestrator.context import RunContext
 from orchestrator.testing import agents_script, model_server
 
 async def main():
@@ -201,32 +228,32 @@ def test_a_killed_run_holds_its_conversation_until_it_is_resumed(documents: Path
     assert [first.returncode, json.loads(after.stdout)["status"]] == [0, "complete"]
 
 
-def test_what_is_remembered_is_listed_and_forgotten(tmp_path: Path) -> None:
-    fill = """
-import asyncio
-from orchestrator.storage import open_storage
-
-async def main():
+async def _remember() -> None:
     async with open_storage(None) as storage:
         memory = storage.memory()
         await memory.aput(("facts", "ada"), "k1", {"text": "The user writes a history."})
-        await memory.aput(("facts", "bob"), "k2", {"text": "A \\x1b[2Jhostile one."})
+        await memory.aput(("facts", "bob"), "k2", {"text": "A \x1b[2Jhostile one."})
         await memory.aput(("notes",), "k3", {"n": 1})
 
-asyncio.run(main())
-"""
-    assert cli("memory", "list", cwd=tmp_path).stderr.strip() == "nothing is remembered"
-    subprocess.run([sys.executable, "-c", fill], cwd=tmp_path, check=True, timeout=50)
-    listed = cli("memory", "list", cwd=tmp_path)
+
+def test_what_is_remembered_is_listed_and_forgotten(capsys: pytest.CaptureFixture[str]) -> None:
+    def cli(*words: str) -> subprocess.CompletedProcess[str]:
+        code = main(words)
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, said.out, said.err)
+
+    assert cli("memory", "list").stderr.strip() == "nothing is remembered"
+    asyncio.run(_remember())
+    listed = cli("memory", "list")
     assert [line.split()[:2] for line in listed.stdout.splitlines()] == [["facts.ada", "k1"], ["facts.bob", "k2"], ["notes", "k3"]]
     assert "The user writes a history." in listed.stdout
     assert "\x1b" not in listed.stdout
-    as_json = json.loads(cli("memory", "list", "--json", "facts", cwd=tmp_path).stdout)
+    as_json = json.loads(cli("memory", "list", "--json", "facts").stdout)
     assert [(item["namespace"], item["key"]) for item in as_json] == [("facts.ada", "k1"), ("facts.bob", "k2")]
-    assert cli("memory", "forget", "k1", cwd=tmp_path).stderr.strip() == "forgot 1 item"
-    unknown = cli("memory", "forget", "k1", cwd=tmp_path)
+    assert cli("memory", "forget", "k1").stderr.strip() == "forgot 1 item"
+    unknown = cli("memory", "forget", "k1")
     assert (unknown.returncode, "nothing is remembered as 'k1'" in unknown.stderr) == (2, True)
-    assert cli("memory", "forget", "--all", "facts", cwd=tmp_path).stderr.strip() == "forgot 1 item"
-    assert cli("memory", "forget", "--all", cwd=tmp_path).stderr.strip() == "forgot 1 item"
-    assert cli("memory", "list", cwd=tmp_path).stdout == ""
-    assert cli("memory", "lost", cwd=tmp_path).returncode == 2
+    assert cli("memory", "forget", "--all", "facts").stderr.strip() == "forgot 1 item"
+    assert cli("memory", "forget", "--all").stderr.strip() == "forgot 1 item"
+    assert cli("memory", "list").stdout == ""
+    assert cli("memory", "lost").returncode == 2

@@ -9,7 +9,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.runtime import Runtime
 from langgraph.store.base import BaseStore
-from langgraph.types import Send
+from langgraph.types import Overwrite, Send
 from pydantic import BaseModel, Field, field_validator
 from typing_extensions import TypedDict
 
@@ -24,7 +24,7 @@ from orchestrator.graphs.report import distinct_findings, write_report
 from orchestrator.state import BranchResult, Failure, Finding, Sentence, Source, Task
 from orchestrator.urls import parse_allowed
 
-__all__ = ["SupervisorInput", "SupervisorOutput", "SupervisorState", "create_supervisor"]
+__all__ = ["AFRESH", "SupervisorInput", "SupervisorOutput", "SupervisorState", "create_supervisor"]
 
 
 class SupervisorInput(BaseModel):
@@ -107,6 +107,22 @@ class SupervisorState(SupervisorOutput):
     asked: Annotated[list[str], union]
 
 
+AFRESH: Mapping[str, Any] = {
+    "tasks": [],
+    "round": 0,
+    "started": 0,
+    "over": False,
+    "clarification": "",
+    "report": "",
+    "findings": [],
+    "gaps": [],
+    "sources": [],
+    "branches": Overwrite([]),
+    "failures": Overwrite([]),
+    "asked": Overwrite([]),
+}
+"""What takes the state of an earlier run off a thread; the turns of the conversation stay."""
+
 _WRITING_SHARE = 0.95  # of a run's deadline: the writer ends in time for the report of what was found
 _ANSWERED = {"planner": "questions", "researcher": "findings", "verifier": "findings", "writer": "answer"}
 
@@ -125,8 +141,13 @@ def create_supervisor(
     attempt = create_attempt(researcher, verifier)
 
     async def plan(state: SupervisorState, runtime: Runtime[RunContext]) -> dict[str, Any]:
+        after_another = bool(state.get("report"))  # a report is a run's last: this one is the next on its thread
+        known: Any = {**state, **AFRESH, "branches": []} if after_another else state
         with kinds_asked() as kinds:
-            return {**await _plan(planner, state, RunContext.of(runtime), runtime.store), "asked": sorted(kinds)}
+            planned = {**await _plan(planner, known, RunContext.of(runtime), runtime.store), "asked": sorted(kinds)}
+        if not after_another:
+            return planned
+        return {**AFRESH, **planned, "branches": Overwrite(planned.get("branches", [])), "asked": Overwrite(planned["asked"])}
 
     async def branch(state: BranchInput, runtime: Runtime[RunContext]) -> dict[str, Any]:
         with in_branch(state["task"].id), kinds_asked() as kinds:
