@@ -111,10 +111,11 @@ class Attempt:
         """Go on where the thread stands: its branches count as planned and done, and the round that is under way goes on."""
         self.earlier = [task.result for task in snapshot.tasks if isinstance(task.result, Mapping)]
         values = snapshot.values if isinstance(snapshot.values, Mapping) else {}
-        before, now = branches(values), [result for written in self.earlier for result in branches(written)]
         tasks = [task for task in values.get("tasks") or () if isinstance(task, Task)]
-        self.known = [result.task for result in before if result.task not in tasks] + tasks, [*before, *now]
-        self.context.join.begin([task.id for task in tasks], before)
+        now = [result for written in self.earlier for result in branches(written)]
+        before = [result for result in branches(values) if result.task not in tasks]  # the others are of this round, or asked again in it
+        self.known = [*(result.task for result in before), *tasks], [*before, *now]
+        self.context.join.begin([task.id for task in tasks], branches(values))
         for result in now:
             self.context.join.left(result)
 

@@ -119,14 +119,19 @@ async def _kept(
             await storage.runs.beat(fence, **now.progress(), usage=result.usage)
             await storage.runs.finish(fence, result.status, error=result.error, result=result.model_dump(mode="json"), questions=questions)
         except Exception as error:
-            with contextlib.suppress(OrchestratorError):  # what is raised says what is wrong
-                await storage.runs.finish(fence, "failed", error=said(error))
+            await _broken_off(storage, fence, "failed", said(error), now)
             raise
         except asyncio.CancelledError:
-            with contextlib.suppress(OrchestratorError):
-                await storage.runs.finish(fence, "cancelled", error="whoever started it went away")
+            await _broken_off(storage, fence, "cancelled", "whoever started it went away", now)
             raise
     return result
+
+
+async def _broken_off(storage: Storage, fence: Fence, status: str, error: str, attempt: Attempt) -> None:
+    """Store how far an attempt without a result came; what is raised says what is wrong, also where this fails."""
+    with contextlib.suppress(OrchestratorError):
+        await storage.runs.beat(fence, **attempt.progress())
+        await storage.runs.finish(fence, status, error=error)
 
 
 async def folded(events: AsyncGenerator[Event, None]) -> Result:

@@ -1,8 +1,9 @@
 """Runs that go on: what is finished stays so, what is left is done, whatever ended the run, on every store."""
 
 import asyncio
+import contextlib
 import operator
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,11 +13,12 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send, interrupt
 from typing_extensions import TypedDict
 
-from orchestrator import Result, Workflow, resume, run
+from orchestrator import Budget, Controls, Event, Result, Workflow, resume, run, stream
 from orchestrator.errors import InputError
+from orchestrator.resuming import stream_resume
 from orchestrator.storage import Storage, open_storage
 from orchestrator.storage.database import Statement
-from orchestrator.testing import ModelServer, Responder, model_server
+from orchestrator.testing import ModelServer, Reply, Responder, answer_for, model_server
 from tests.research_made import topics_script, write_topics
 
 
@@ -242,6 +244,61 @@ async def test_a_partial_run_is_done_unless_it_is_to_be_tried_again(store: Stora
         assert (done.status, len(done.output["findings"])) == ("complete", 3)
         kept = [told for told in _told(server)[:made] if "topic 0?" in told[:1500] or "topic 2?" in told[:1500]]
         assert not set(kept) & set(_told(server)[made:])
+
+
+async def test_what_is_given_goes_over_what_the_run_was_started_with(store: Storage, storage_url: str) -> None:
+    steps = Steps("b")
+    controls = {"max_tokens": 1_000, "branch_budget": {"max_calls": 3, "max_tokens": 500}, "deadline": 60}
+    await run(steps.workflow, {"number": 1}, model="offline", controls=controls, run_id="r", db=storage_url)
+    steps.broken.clear()
+    given = {"max_calls": 9, "branch_budget": {"max_calls": 4}}
+    await resume("r", workflow=steps.workflow, model={"b": "offline"}, controls=given, db=storage_url)
+    record = await store.runs.get("r")
+    assert record is not None
+    assert record.models == {"": ["offline"], "b": ["offline"]}
+    kept = Controls.model_validate(record.controls)
+    assert (kept.deadline, kept.budget) == (60, Budget(max_calls=9, max_tokens=1_000))
+    assert kept.branch_budget == Budget(max_calls=4, max_tokens=500)
+
+
+async def test_the_round_that_was_under_way_goes_on_under_its_join_policy(store: Storage, storage_url: str, tmp_path: Path) -> None:
+    """Two branches were done when the process was to end: a third is enough for first:3."""
+    documents, held = write_topics(tmp_path / "topics", 5), asyncio.Event()
+    right = topics_script(5)
+
+    def reply(request: dict[str, Any]) -> Any:
+        answer = right(request)
+        findings = sum(answer_for(told.body) == "Findings" for told in server.requests)
+        if answer_for(request) == "Findings" and findings == 3 and not held.is_set():
+            loop.call_soon_threadsafe(held.set)
+            return Reply(value=answer, delay=60)
+        return answer
+
+    loop = asyncio.get_running_loop()
+    async with model_server(reply) as server:
+        given = {"question": "What is said of every topic?", "documents": [str(documents)]}
+        controls = {"join": "first:3", "max_concurrency": 1}
+        events = stream("research", given, model={"": server.chat_model()}, controls=controls, run_id="r", db=storage_url)
+        async with asyncio.TaskGroup() as group:
+            reading = group.create_task(_read(events))
+            await held.wait()
+            reading.cancel()
+        record = await store.runs.get("r")
+        assert record is not None
+        assert (record.status, record.done) == ("cancelled", 2)
+        seen = list[Event]()
+        async for event in stream_resume("r", model={"": server.chat_model()}, db=storage_url):
+            seen.append(event)
+        finished = [event.branch for event in seen if event.kind == "branch_finished" and event.fields["status"] == "ok"]
+        assert len(finished) == 3
+        assert [event.fields["attempt"] for event in seen if event.kind == "run_started"] == [2]
+        assert (seen[-1].fields["status"], len(seen[-1].fields["output"]["findings"])) == ("complete", 3)
+
+
+async def _read(events: AsyncGenerator[Event, None]) -> None:
+    async with contextlib.aclosing(events):
+        async for _ in events:
+            pass
 
 
 async def test_a_deadline_is_of_one_attempt(store: Storage, storage_url: str) -> None:
