@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from orchestrator.asking import Question, names
+from orchestrator.asking import Question, lines, names
 from orchestrator.errors import StorageError
 from orchestrator.output import columns, stdout, terminal_width, write_text
 from orchestrator.state import BranchResult, Task
@@ -261,7 +261,7 @@ def story_text(told: Mapping[str, Any], width: int | None = None) -> str:
         _section("branches", _branch_rows(told["branches"]), width),
         _section("calls", _call_rows(told["calls"]), width),
         _stored(told["calls"]),
-        _section("questions", _question_rows(told["questions"]), width),
+        _asked(told["questions"]),
         _report(told["output"]),
         f"\nnext: {told['next']}\n",
     ]
@@ -363,16 +363,13 @@ def _stored(calls: Mapping[str, Any]) -> str:
     return f"  {', '.join(said)}; what is stored is not asked for again\n" if said else ""
 
 
-def _question_rows(questions: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    return [
-        (
-            asked["name"],
-            asked["kind"],
-            one_line(asked["text"], 200),
-            f"answer: {one_line(asked['answer'], 200)}" if asked["answer"] is not None else "",
-        )
-        for asked in questions
-    ]
+def _asked(questions: Sequence[Mapping[str, Any]]) -> str:
+    """What the run waits for, as it is asked: the plan, the tool calls with their arguments; what may be answered, or what was."""
+    told = list[str]()
+    for one in questions:
+        asked, answer = Question.model_validate({key: one[key] for key in Question.model_fields}), one["answer"]
+        told += [*lines(asked, one["name"]), f"  takes: {asked.takes}" if answer is None else f"  answered: {one_line(answer, 200)}"]
+    return "\nquestions\n" + "".join(f"  {line}\n" for line in told) if told else ""
 
 
 def _report(output: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.asking import names, question
+from orchestrator.asking import names, plan_question, question
 from orchestrator.cli import main
 from orchestrator.storage import RunRecord, open_storage, owner
 from orchestrator.storage.database import Statement
@@ -111,12 +111,18 @@ def test_the_story_of_a_run(documents: Path, capsys: pytest.CaptureFixture[str],
 
 
 def test_the_story_of_a_run_that_waits_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
-    asked = [question("clarify", "Which journal?"), question("plan", "Research 3 questions?", choices=("yes", "no"))]
+    asked = [question("clarify", "Which journal?"), plan_question(["Who?", "When?"], number=1)]
     asyncio.run(stored("r1", "interrupted", questions=[each.model_dump(mode="json") for each in asked]))
     lines, _ = said(capsys, "show", "r1")
-    told = [line.split()[:2] for line in lines[lines.index("questions") + 1 :][:2]]
     named = [*names(asked).values()]
-    assert told == [[named[0], "clarify"], [named[1], "plan"]]
+    assert lines[lines.index("questions") + 1 :][:6] == [
+        f"  {named[0]}: Which journal?",
+        "    takes: an answer in your own words",
+        f"  {named[1]}: Research 2 questions?",
+        "    1. Who?",
+        "    2. When?",
+        "    takes: yes, no, or the plan as it should be: a JSON list of questions, or one question a line",
+    ]
     assert lines[-1] == f"next: python -m orchestrator resume r1 --answer {named[0]}=TEXT --answer {named[1]}=TEXT"
 
 

@@ -11,7 +11,7 @@ import pytest
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
-from person_made import BOSS, NOTING, command_line, noting, repeated, told_to_model
+from person_made import BOSS, NOTING, command_line, in_this_process, noting, repeated, told_to_model
 
 from orchestrator import Controls, load_workflow, run
 from orchestrator.asking import Question, names
@@ -61,7 +61,7 @@ def test_a_clarifying_question_is_answered_in_another_process(documents: Path) -
 
 def test_by_default_nothing_is_asked_and_the_requests_are_as_ever(documents: Path) -> None:
     with model_server(agents_script()) as server:
-        told = command_line(documents, *researching(documents), server=server)
+        told = in_this_process(documents, *researching(documents), server=server)
     assert told.returncode == 0
     assert "You may ask the user" not in json.dumps(server.requests[0].body["messages"][0])
     assert "PlanOrQuestion" not in json.dumps(server.requests[0].body)
@@ -74,18 +74,18 @@ def test_the_planner_asks_once_though_it_may_plan_two_rounds(documents: Path) ->
         findings={"findings": [], "missing": "nothing"},
     )
     with model_server(script) as server:
-        command_line(documents, *researching(documents, "--ask", "auto"), server=server)
-        command_line(documents, "resume", "r", "--answer", "the long one", server=server)
+        in_this_process(documents, *researching(documents, "--ask", "auto"), server=server)
+        in_this_process(documents, "resume", "r", "--answer", "the long one", server=server)
     plans = [str(request.body) for request in server.requests if "You plan research" in str(request.body)]
     assert ["The user answered: the long one" in plan for plan in plans] == [False, True, True]
 
 
 def test_the_offline_model_asks_only_where_it_always_has_to(documents: Path) -> None:
     words = ("research", "What limits a resume?", "--documents", str(documents), "--model", "offline")
-    assert command_line(documents, *words, "--ask", "auto").returncode == 0
-    first = command_line(documents, *words, "--ask", "always", "--run-id", "r")
+    assert in_this_process(documents, *words, "--ask", "auto").returncode == 0
+    first = in_this_process(documents, *words, "--ask", "always", "--run-id", "r")
     assert (first.returncode, len(pending(first))) == (5, 1)
-    second = command_line(documents, "resume", "r", "--answer", "the journal", "--json")
+    second = in_this_process(documents, "resume", "r", "--answer", "the journal", "--json")
     assert (second.returncode, result_of(second)["branches"][0]["task"]) == (0, "What limits a resume? the journal")
 
 
@@ -101,21 +101,21 @@ def test_a_plan_is_approved_days_later_without_another_request(documents: Path) 
 
 def test_a_plan_is_replaced_by_another_one(documents: Path) -> None:
     with model_server(agents_script()) as server:
-        command_line(documents, *researching(documents, "--approve", "plan"), server=server)
-        told = command_line(documents, "resume", "r", "--answer", '["Who designed the journal?", "When?"]', "--json", server=server)
+        in_this_process(documents, *researching(documents, "--approve", "plan"), server=server)
+        told = in_this_process(documents, "resume", "r", "--answer", '["Who designed the journal?", "When?"]', "--json", server=server)
     assert [branch["task"] for branch in result_of(told)["branches"]] == ["Who designed the journal?", "When?"]
     assert repeated(server) == []
 
 
 def test_a_plan_that_is_declined_ends_the_run_and_is_asked_again_by_resume(documents: Path) -> None:
     with model_server(agents_script()) as server:
-        command_line(documents, *researching(documents, "--approve", "plan"), server=server)
-        declined = command_line(documents, "resume", "r", "--answer", "no", "--json", server=server)
+        in_this_process(documents, *researching(documents, "--approve", "plan"), server=server)
+        declined = in_this_process(documents, "resume", "r", "--answer", "no", "--json", server=server)
         assert (declined.returncode, result_of(declined)["status"]) == (130, "cancelled")
         assert "the plan was declined" in result_of(declined)["error"]
-        again = command_line(documents, "resume", "r", server=server)
+        again = in_this_process(documents, "resume", "r", server=server)
         assert (again.returncode, len(pending(again)), len(server.requests)) == (5, 1, 1)
-        assert command_line(documents, "resume", "r", "--answer", "yes", server=server).returncode == 0
+        assert in_this_process(documents, "resume", "r", "--answer", "yes", server=server).returncode == 0
 
 
 @pytest.fixture
@@ -124,9 +124,9 @@ def folder(tmp_path: Path, documents: Path) -> Path:
     return tmp_path
 
 
-def start_noting(folder: Path, server: ModelServer, *words: str) -> Any:
+def start_noting(folder: Path, server: ModelServer, started: Any, *words: str) -> Any:
     options = ("--documents", "papers", "--model", "openai:small", "--run-id", "r", "--approve", "tools")
-    return command_line(folder, "./noting.py", "What limits a resume?", *options, *words, server=server)
+    return started(folder, "./noting.py", "What limits a resume?", *options, *words, server=server)
 
 
 def notes(folder: Path) -> list[str]:
@@ -136,7 +136,7 @@ def notes(folder: Path) -> list[str]:
 
 def test_three_branches_ask_at_once_while_the_fourth_one_ends(folder: Path) -> None:
     with model_server(noting("A?", "B?", "C?", quiet="D?")) as server:
-        first = start_noting(folder, server, "--json")
+        first = start_noting(folder, server, command_line, "--json")
         asked = result_of(first)["questions"]
         assert (first.returncode, [one["branch"] for one in asked], notes(folder)) == (5, ["t1", "t2", "t3"], [])
         assert asked[0]["detail"] == [{"tool": "file_note", "arguments": {"text": "A? 0"}}]
@@ -148,9 +148,9 @@ def test_three_branches_ask_at_once_while_the_fourth_one_ends(folder: Path) -> N
             (["q-000000=yes"], "no question 'q-000000' is pending"),
             ([f"{a}=yes", f"{b}=perhaps"], f"question {b} cannot be answered so: that is neither yes nor no nor always"),
         ):
-            wrong = command_line(folder, "resume", "r", *(part for word in words for part in ("--answer", word)), server=server)
+            wrong = in_this_process(folder, "resume", "r", *(part for word in words for part in ("--answer", word)), server=server)
             assert (wrong.returncode, says in wrong.stderr, len(server.requests), notes(folder)) == (2, True, spent, []), wrong.stderr
-        part = command_line(folder, "resume", "r", "--answer", f"{a}=yes", server=server)
+        part = in_this_process(folder, "resume", "r", "--answer", f"{a}=yes", server=server)
         assert (part.returncode, pending(part), notes(folder)) == (5, [b, c], ["A? 0"])
         last = command_line(folder, "resume", "r", "--answer", f"{b}=no", "--answer", f"{c}=yes", "--json", server=server)
     assert (last.returncode, notes(folder), repeated(server)) == (0, ["A? 0", "C? 0"], [])
@@ -161,16 +161,16 @@ def test_three_branches_ask_at_once_while_the_fourth_one_ends(folder: Path) -> N
 
 def test_one_question_lists_all_calls_of_a_message_and_always_is_for_the_whole_run(folder: Path) -> None:
     with model_server(noting("A?", "B?", calls=2)) as server:
-        first = start_noting(folder, server)
+        first = start_noting(folder, server, in_this_process)
         a, _ = pending(first)
         assert f"{a} (t1): Make these 2 tool calls?\n  file_note\n    text: A? 0\n  file_note\n    text: A? 1\n" in first.stderr
-        last = command_line(folder, "resume", "r", "--answer", f"{a}=always", server=server)
+        last = in_this_process(folder, "resume", "r", "--answer", f"{a}=always", server=server)
     assert (last.returncode, notes(folder), repeated(server)) == (0, ["A? 0", "A? 1", "B? 0", "B? 1"], [])
 
 
 def test_without_approval_of_tools_nothing_is_asked(folder: Path) -> None:
     with model_server(noting("A?")) as server:
-        told = start_noting(folder, server, "--approve", "none")
+        told = start_noting(folder, server, in_this_process, "--approve", "none")
     assert (told.returncode, notes(folder)) == (0, ["A? 0"])
 
 
@@ -179,7 +179,8 @@ async def test_whoever_calls_python_is_asked_while_the_run_goes_on(documents: Pa
 
     async def person(questions: Sequence[Question]) -> Mapping[str, Any]:
         asked.append([question.kind for question in questions])
-        await asyncio.sleep(3.1)  # longer than the whole deadline: a person's time is no time of the run
+        if len(asked) == 1:
+            await asyncio.sleep(3.1)  # longer than the whole deadline: a person's time is no time of the run
         return {question.id: {"clarify": "of a run", "plan": ["Who designed the journal?"]}[question.kind] for question in questions}
 
     async with model_server(agents_script({"PlanOrQuestion": AMBIGUOUS})) as server:
@@ -256,29 +257,29 @@ def test_a_graph_of_the_users_own_asks_in_the_same_way(tmp_path: Path) -> None:
         {"question": "How old?", "of": "Ada"},
     )
     age, level = (f"q-{asked[text]['id'][:4]}" for text in ("How old?", "Which level?"))
-    wrong = command_line(tmp_path, "resume", "r", "--answer", f"{age}=36", "--answer", f'{level}={{"level": "mid"}}')
+    wrong = in_this_process(tmp_path, "resume", "r", "--answer", f"{age}=36", "--answer", f'{level}={{"level": "mid"}}')
     assert (wrong.returncode, "the answer.level must be one of 'low', 'high', not 'mid'" in wrong.stderr) == (2, True)
     second = command_line(tmp_path, "resume", "r", "--answer", f"{age}=36", "--answer", f'{level}={{"level": "low"}}', "--json")
     (question,) = result_of(second)["questions"]
     assert (second.returncode, question["text"]) == (5, "And why?")
-    last = command_line(tmp_path, "resume", "r", "--answer", "it is enough", "--json")
+    last = in_this_process(tmp_path, "resume", "r", "--answer", "it is enough", "--json")
     assert (last.returncode, sorted(result_of(last)["output"]["said"])) == (0, ["age 36", "it is enough", "level low"])
 
 
 def test_a_tool_that_interrupts_asks_though_its_agent_has_no_checkpointer(folder: Path) -> None:
     (folder / "noting.py").write_text(BOSS, encoding="utf-8")
     with model_server(noting("A?", calls=2)) as server:
-        first = start_noting(folder, server, "--approve", "none", "--json")
+        first = start_noting(folder, server, in_this_process, "--approve", "none", "--json")
         asked = result_of(first)["questions"]
         assert [(one["text"], one["branch"], one["detail"]["asks"]["note"]) for one in asked] == [
             ("Who for?", "t1", "A? 0"),
             ("Who for?", "t1", "A? 1"),
         ]
         words = [part for name in pending(first) for part in ("--answer", f"{name}=Ada")]
-        second = command_line(folder, "resume", "r", *words, "--json", server=server)
+        second = in_this_process(folder, "resume", "r", *words, "--json", server=server)
         assert [one["text"] for one in result_of(second)["questions"]] == ["Why?", "Why?"]
         words = [part for name in pending(second) for part in ("--answer", f"{name}=because")]
-        last = command_line(folder, "resume", "r", *words, server=server)
+        last = in_this_process(folder, "resume", "r", *words, server=server)
     assert (last.returncode, repeated(server)) == (0, [])
     assert told_to_model(server) == ["filed: A? 0 for Ada, because", "filed: A? 1 for Ada, because"]
 
@@ -329,17 +330,17 @@ graph.add_edge("tools", END)
 @pytest.mark.parametrize(("answer", "says"), [("yes", "wiped /dev/x"), ("no", "Denied by the user")])
 def test_tools_of_graphs_that_know_nothing_of_this_wait_for_a_yes_too(tmp_path: Path, answer: str, says: str) -> None:
     (tmp_path / "foreign.py").write_text(FOREIGN, encoding="utf-8")
-    first = command_line(tmp_path, "./foreign.py", "go", "--run-id", "r", "--approve", "tools")
+    first = in_this_process(tmp_path, "./foreign.py", "go", "--run-id", "r", "--approve", "tools")
     assert (first.returncode, "wipe\n    path: /dev/x" in first.stderr) == (5, True), first.stderr
-    last = command_line(tmp_path, "resume", "r", "--answer", answer, "--json")
+    last = in_this_process(tmp_path, "resume", "r", "--answer", answer, "--json")
     assert (last.returncode, says in result_of(last)["output"]["messages"][-1]["content"]) == (0, True), last.stderr
 
 
 def test_names_stand_for_the_same_questions_in_show_and_at_the_end_of_the_run(documents: Path) -> None:
-    first = command_line(
+    first = in_this_process(
         documents, "research", "Who?", "--documents", str(documents), "--model", "offline", "--approve", "plan", "--run-id", "r"
     )
-    shown = command_line(documents, "show", "r", "--json")
+    shown = in_this_process(documents, "show", "r", "--json")
     (question,) = json.loads(shown.stdout)["questions"]
     assert pending(first) == [question["name"]]
     assert names([Question.model_validate({key: question[key] for key in Question.model_fields})]) == {question["id"]: question["name"]}

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from person_made import NOTING, ROOT, command_line, noting, repeated
+from person_made import NOTING, ROOT, in_this_process, noting, repeated
 
 from orchestrator.dialog import can_ask
 from orchestrator.testing import ModelServer, agents_script, model_server
@@ -150,13 +150,13 @@ def test_a_question_can_be_left_for_later(documents: Path, leave: str) -> None:
             code, told = screen.ended()
         assert (code, told.splitlines()[-1]) == (5, "resume: python -m orchestrator resume r")
         assert "Traceback" not in told
-        later = command_line(documents, "resume", "r", "--answer", "yes", server=server)
+        later = in_this_process(documents, "resume", "r", "--answer", "yes", server=server)
     assert (later.returncode, repeated(server)) == (0, [])
 
 
 def test_resume_asks_on_the_terminal_what_is_pending(documents: Path) -> None:
     with model_server(agents_script()) as server:
-        assert command_line(documents, *researching(documents, "--approve", "plan"), server=server).returncode == 5
+        assert in_this_process(documents, *researching(documents, "--approve", "plan"), server=server).returncode == 5
         with terminal(documents, "resume", "r", server=server) as screen:
             screen.until("yes, no, or edit> ")
             screen.type("y\n")
