@@ -136,7 +136,7 @@ def _start(batch: "Batch", options: "argparse.Namespace", words: Sequence[str], 
         except OrchestratorError:
             say(*summary_lines(view), again)
             raise
-        code = signals.exit_code if signals.received else view.exit_code
+        code = signals.exit_code if signals.received and view.done < view.total else view.exit_code
         if not options.quiet:
             say(*summary_lines(view))
         if options.json:

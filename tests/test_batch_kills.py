@@ -1,9 +1,11 @@
 """Batches that are killed and stopped: real processes, `kill -9` at any point, and a server that counts what it is asked."""
 
 import json
+import os
 import random
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,36 @@ def test_killed_and_limited_on_postgres(tmp_path: Path, postgres_url: str) -> No
     exact(tmp_path, 12)
     assert repeated(counting.asked) == 0
     assert counting.total <= 2 * 12 + 4
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of so little room that a batch fills it."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system needs the right to mount one")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_store_without_room_stops_the_batch_and_loses_nothing(tmp_path: Path, small_disk: Path) -> None:
+    counting = Counting(0.0)
+    make_chain(tmp_path, 200)
+    words = ("--db", f"sqlite:///{small_disk / 'runs.db'}", "--runs", "4")
+    with model_server(counting) as server:
+        with started(tmp_path, server.environ, *words) as process:
+            _, err = process.communicate(timeout=60)
+        assert (process.returncode, "its disk is full" in err.decode()) == (1, True), err
+        assert {line["status"] for line in results(tmp_path).values()} == {"complete"}
+        before = counting.total
+        subprocess.run(["mount", "-o", "remount,size=30m", str(small_disk)], check=True)
+        with started(tmp_path, server.environ, *words) as process:
+            assert process.wait(60) == 0
+    exact(tmp_path, 200)
+    assert repeated(counting.asked) == 0
+    assert 0 < before < counting.total <= 400 + 4
 
 
 def whole_lines(folder: Path) -> list[int]:

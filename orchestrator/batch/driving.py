@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from orchestrator.batch.outcomes import put_back, result_of
 from orchestrator.batch.reading import Inputs, Item, Survey, bad_lines
 from orchestrator.batch.spent import known_runs, spent
 from orchestrator.batch.suspects import DIED, clear, is_suspect, try_alone
@@ -18,9 +19,9 @@ from orchestrator.batch.writing import Output, add_usage, failed_result, result_
 from orchestrator.choices import ModelSpec, check_controls, choose_models, merged_controls
 from orchestrator.controls import Controls
 from orchestrator.driving import Attempt
-from orchestrator.errors import InputError, LostRunError, OrchestratorError, StorageError
-from orchestrator.keeping import attempt_events, create_run, folded, record_of
-from orchestrator.resuming import resume
+from orchestrator.errors import InputError, LostRunError, StorageError, StorageTypeError, said
+from orchestrator.keeping import attempt_events, create_run, record_of
+from orchestrator.resuming import stream_resume
 from orchestrator.runner import Graph, checked_workflow, prepare
 from orchestrator.storage import RunRecord, Storage, open_storage
 from orchestrator.terms import Shared
@@ -248,9 +249,12 @@ class Batch:
                 result = await (self._begun(item, storage) if record is None else self._resumed(record, alone))
             except LostRunError as error:
                 return Held(item.line, item.id, item.run_id, "running", str(error))
-            except StorageError:
+            except StorageError as error:
+                if isinstance(error, StorageTypeError):  # what it stores is its own
+                    return await self._refused(item, storage, error)
+                await put_back(storage, item.run_id, said(error))
                 raise
-            except OrchestratorError as error:
+            except Exception as error:  # noqa: BLE001 - whatever ends one run is its result, and no other's
                 return await self._refused(item, storage, error)
             refused = any(terms.ledger.refused for terms in own.terms)
         if result["status"] == "limited" and refused:
@@ -272,12 +276,12 @@ class Batch:
         self.view.stored += 1
         return {**result}
 
-    async def _refused(self, item: Item, storage: Storage, error: OrchestratorError) -> dict[str, Any] | Held:
+    async def _refused(self, item: Item, storage: Storage, error: Exception) -> dict[str, Any] | Held:
         """What an error comes to that ended a run before it had a result: final where the run itself has failed."""
         record = await storage.runs.get(item.run_id)
         if record is None or record.status == "failed":
-            return failed_result(self._workflow.name, str(error))
-        return Held(item.line, item.id, item.run_id, "running" if record.status == "running" else "refused", str(error))
+            return failed_result(self._workflow.name, said(error))
+        return Held(item.line, item.id, item.run_id, "running" if record.status == "running" else "refused", said(error))
 
     def _kept(self, item: Item, result: Mapping[str, Any]) -> dict[str, Any] | Held:
         """A result that is final, or that there is none yet."""
@@ -289,7 +293,7 @@ class Batch:
     async def _begun(self, item: Item, storage: Storage) -> dict[str, Any]:
         attempt, new = await asyncio.to_thread(self._prepared, item)
         record, fence = await create_run(storage, attempt, new)
-        return (await folded(attempt_events(attempt, storage, record, fence))).model_dump(mode="json")
+        return await result_of(attempt_events(attempt, storage, record, fence))
 
     def _prepared(self, item: Item) -> tuple[Attempt, RunRecord]:
         attempt = prepare(self._workflow, item.values or {}, model=self._model, controls=self._controls, run_id=item.run_id)
@@ -297,7 +301,7 @@ class Batch:
         return attempt, record_of(attempt, batch=self.view.batch)
 
     async def _resumed(self, record: RunRecord, alone: bool) -> dict[str, Any]:
-        result = await resume(
+        events = stream_resume(
             record.run_id,
             db=self._db,
             workflow=self._workflow,
@@ -308,7 +312,7 @@ class Batch:
             retry=alone or record.status == "failed",
             stop=self.stop,
         )
-        return result.model_dump(mode="json")
+        return await result_of(events)
 
     def _begin_view(self, survey: Survey) -> None:
         view = self.view

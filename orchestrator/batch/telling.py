@@ -103,7 +103,8 @@ async def _bar(view: BatchView, stream: TextIO) -> None:
                 bar.update(task, completed=view.done, description=progress_line(view, pace.rate()), refresh=True)
                 await asyncio.sleep(_REFRESH)
         finally:
-            bar.update(task, completed=view.done, description=progress_line(view, 0.0), refresh=True)
+            overall = (view.done - view.before) / max(view.seconds, 0.001)
+            bar.update(task, completed=view.done, description=progress_line(view, overall), refresh=True)
 
 
 def first_lines(view: BatchView, notes: Sequence[str] = ()) -> list[str]:
