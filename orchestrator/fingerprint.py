@@ -4,6 +4,7 @@ A run that goes on after the code changed may skip a node that was renamed, or w
 success. So a run stores its fingerprint when it begins, and `changes` says what is different when it is to go on.
 """
 
+import base64
 import dis
 import functools
 import inspect
@@ -11,7 +12,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
@@ -19,6 +21,7 @@ from weakref import WeakKeyDictionary
 
 from orchestrator.checks import GraphView
 from orchestrator.sources import OTHER, is_own, own_sources, short_digest, stamp
+from orchestrator.text import secrets_of
 
 if TYPE_CHECKING:
     from orchestrator.workflow import Workflow
@@ -35,7 +38,7 @@ _known: WeakKeyDictionary[Any, tuple[dict[str, tuple[int, int]], tuple[int, ...]
 
 
 def fingerprint(workflow: "Workflow") -> str:
-    """What a run of `workflow` rests on, as JSON for `changes`; it holds names and digests, no values and no source.
+    """What a run of `workflow` rests on, for `changes`: packed names and digests, no values and no source.
 
     Read once for a graph, as long as its files stay as they are.
     """
@@ -45,7 +48,7 @@ def fingerprint(workflow: "Workflow") -> str:
     files: set[str] = {str(workflow.path)} if workflow.path else set()
     graphs = {name: _graph(view, files) for name, view in _views(workflow.graph)}
     code, read = own_sources(path for path in files if is_own(path))
-    text = json.dumps({"versions": _versions(), "graphs": graphs, "code": code}, separators=(",", ":"), sort_keys=True)
+    text = _packed({"versions": _versions(), "graphs": graphs, "code": code})
     _known[workflow.graph] = read, size, text
     return text
 
@@ -60,7 +63,7 @@ def changes(old: str, new: str) -> list[str]:
     """A sentence for everything that is different between two fingerprints; none where a run may go on."""
     if old == new:
         return []
-    before, after = json.loads(old), json.loads(new)
+    before, after = _unpacked(old), _unpacked(new)
     return [
         *_compared(before["versions"], after["versions"], "{}", "{0} changed from {1} to {2}"),
         *(
@@ -70,6 +73,17 @@ def changes(old: str, new: str) -> list[str]:
         ),
         *_code_changes(before["code"], after["code"]),
     ]
+
+
+def _packed(found: Mapping[str, Any]) -> str:
+    """As text for a row of the store: each run has one, and most of it is names."""
+    plain = json.dumps(found, separators=(",", ":"), sort_keys=True)
+    return base64.b64encode(zlib.compress(plain.encode(), 6)).decode()
+
+
+def _unpacked(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(text)))
+    return found
 
 
 def in_short(found: Sequence[str], most: int = 8) -> str:
@@ -209,7 +223,12 @@ def _hold(name: str, value: Any, files: set[str], held: dict[str, str], prefix: 
     if text is None and depth and callable(value) and isinstance(value, FunctionType | functools.partial):
         text = _described(value, files, held, f"{prefix}{name}.", depth - 1)
     if text is not None:
-        held[prefix + name] = short_digest(text)
+        held[prefix + name] = short_digest("secret" if isinstance(value, str) and value in _secrets() else text)
+
+
+def _secrets() -> Collection[Any]:
+    """Values that another key may take the place of, and of which nothing is stored."""
+    return secrets_of(os.environ).values()
 
 
 def _simple(value: Any) -> str | None:

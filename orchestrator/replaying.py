@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ from orchestrator.workflow import Workflow, load_workflow
 __all__ = ["NotRecordedError", "Replayed", "play", "replay"]
 
 _SHOWN = 3  # requests that differ: what comes after them mostly follows from them
+_TIMES = re.compile(r" \([\d,]+ times\)$")
 _ROUNDS = 100  # questions of a graph's own, one after the other, until it is taken to go round
 
 
@@ -185,13 +187,20 @@ class _Tape(Journal):
         if key in self._given_up:  # of models that raced, say: nobody waited for its answer
             raise NotRecordedError("the run gave this call up", remedy="replay a run that waited for all its calls")
         if self._tape.result.get("status") == "limited":
-            raise BudgetExceeded(str(self._tape.result.get("error") or "a limit was reached"))
+            raise BudgetExceeded(self._limit(request.scope))
         now = TapedCall(
             kind=request.kind, scope=request.scope, role=request.role, model=request.model, request=request.content, response=None
         )
         others = [call for place, call in enumerate(self._tape.calls) if place not in self._taken and call.state in ("ok", "failed")]
         self.missed.append(request_difference(nearest_call(now, others), now))
         raise NotRecordedError(f"the run made no such request: {_named(now)}", remedy="record it anew, or undo what changed the request")
+
+    def _limit(self, scope: str) -> str:
+        """What the limit said that a call of this scope met."""
+        branches = self._tape.result.get("branches") or []
+        number = scope.removeprefix("branch t")
+        own = branches[int(number) - 1].get("error") if number.isdecimal() and int(number) <= len(branches) else None
+        return own or _TIMES.sub("", str(self._tape.result.get("error") or "a limit was reached"))
 
 
 def _named(call: TapedCall) -> str:

@@ -11,7 +11,7 @@ import pytest
 from langgraph.graph import END, START, StateGraph
 from typing_extensions import TypedDict
 
-from orchestrator.fingerprint import changes, fingerprint
+from orchestrator.fingerprint import _packed, _unpacked, changes, fingerprint, in_short
 from orchestrator.workflow import Workflow, load_workflow
 
 FLOW = '''"""A flow of two nodes."""
@@ -379,19 +379,31 @@ def test_graphs_inside_count() -> None:
 
 
 def test_another_version_counts() -> None:
-    now = built(within(1))
-    assert changes(now.replace('"langgraph":"1.', '"langgraph":"0.'), now)[0].startswith("langgraph changed from 0.")
+    found = _unpacked(built(within(1)))
+    earlier = {**found, "versions": {**found["versions"], "langgraph": "0.9"}}
+    assert changes(_packed(earlier), _packed(found)) == [f"langgraph changed from 0.9 to {found['versions']['langgraph']}"]
 
 
 def test_the_shipped_workflow_rests_on_its_agents_and_prompts() -> None:
     text = fingerprint(load_workflow("research"))
-    assert all(file in text for file in ("workflows/research.py", "agents/prompts.py", "agents/researcher.py", "'PLANNER'"))
-    assert len(text) < 9_000
+    assert len(text) < 4_000  # bytes in the row of each run
+    code = _unpacked(text)["code"]
+    assert {"workflows/research.py", "agents/prompts.py", "agents/planner.py", "agents/researcher.py"} <= set(code)
+    assert "value 'PLANNER'" in code["agents/prompts.py"]
 
 
-def test_values_and_source_are_not_stored() -> None:
-    text = built(within("sk-secret-value"))
-    assert "sk-secret-value" not in text
+def test_values_are_not_stored_and_another_key_is_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = []
+    for key in ("planted-secret-one", "planted-secret-two"):
+        monkeypatch.setenv("PLANTED_KEY", key)
+        texts.append(built(within(key)))
+        assert key not in str(_unpacked(texts[-1]))
+    assert changes(*texts) == []
+
+
+def test_of_many_changes_the_first_are_told() -> None:
+    assert in_short(["a", "b"]) == "a; b"
+    assert in_short([str(number) for number in range(10)], most=2) == "0; 1; and 8 more"
 
 
 def test_it_is_read_once_and_cheap() -> None:

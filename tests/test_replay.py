@@ -120,6 +120,40 @@ async def test_documents_that_changed_are_a_difference(store: Storage, storage_u
     assert "+Of topic 0 it is said that it is rare." in played.differences[0]
 
 
+@pytest.mark.parametrize(
+    ("controls", "status"),
+    [
+        ({}, "complete"),
+        ({"race": ["*"]}, "complete"),
+        ({"hedge": ["researcher"]}, "complete"),
+        ({"max_calls": 4}, "limited"),
+        ({"max_branches": 1}, "limited"),
+    ],
+    ids=["two models", "a race", "a hedge", "a budget", "too many branches"],
+)
+async def test_whatever_controls_a_run_had(tmp_path: Path, controls: dict[str, Any], status: str) -> None:
+    given = {"question": QUESTION, "documents": [str(write_topics(tmp_path / "topics", 2))]}
+    async with model_server(topics_script(2)) as server, model_server(lambda _: Reply(status=404)) as broken, open_storage("memory://"):
+        first = server.chat_model(model="first") if controls else broken.chat_model(model="first")
+        models = [first, server.chat_model()] if controls in ({}, {"race": ["*"]}) else first
+        result = await run("research", given, model=models, controls=controls, run_id="r", db="memory://")
+        assert result.status == status
+        sent = len(server.requests) + len(broken.requests)
+        played = await replay("r", db="memory://")
+        assert (played.differences, played.result.status) == ([], status)
+        assert len(server.requests) + len(broken.requests) == sent
+
+
+async def test_a_plan_that_was_approved_is_approved_again(tmp_path: Path) -> None:
+    given = {"question": QUESTION, "documents": [str(write_topics(tmp_path / "topics", 2))]}
+    async with model_server(topics_script(2)) as server, open_storage("memory://"):
+        model = server.chat_model()
+        asks = await run("research", given, model=model, controls={"approve": ["plan"]}, run_id="r", db="memory://")
+        answers = {question.id: "yes" for question in asks.questions}
+        assert (await resume("r", model=model, answers=answers, db="memory://")).status == "complete"
+        assert (await replay("r", db="memory://")).differences == []
+
+
 class State(TypedDict, total=False):
     """Of the graphs below."""
 
