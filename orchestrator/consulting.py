@@ -1,12 +1,13 @@
 """A run that asks a person while it goes on: the questions are told and asked, and the next attempt has the answers."""
 
+import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from langgraph.types import Command, StateSnapshot
 
-from orchestrator.asking import Question, accepted, given_to, names, validate
+from orchestrator.asking import Person, Question, accepted, given_to, names, validate
 from orchestrator.delivery import Delivery
 from orchestrator.driving import Attempt
 from orchestrator.events import Event
@@ -42,7 +43,7 @@ async def answered(attempt: Attempt, result: Result, runs: RunsTable, delivery: 
     named = names(result.questions)
     began = time.monotonic()
     delivery.put(Event("asking", {"questions": list(named.values())}))
-    kept = given_by(result.questions, await attempt.person(result.questions))
+    kept = given_by(result.questions, await _said(attempt.person, result.questions, attempt.stop))
     waited = time.monotonic() - began
     over = [named[asked.id] for asked in result.questions if given_to(asked, kept) is not None]
     delivery.put(Event("answered", {"questions": over}))
@@ -52,6 +53,20 @@ async def answered(attempt: Attempt, result: Result, runs: RunsTable, delivery: 
     following = _following(attempt, kept, waited)
     continue_from(following, await attempt.graph.aget_state({"configurable": {"thread_id": attempt.thread}}))
     return following
+
+
+async def _said(person: Person, questions: Sequence[Question], stop: asyncio.Event | None) -> Mapping[str, Any]:
+    """What the person answers; nothing where the run is asked to stop before."""
+    if stop is None:
+        return await person(questions)
+    said, stopped = asyncio.ensure_future(person(questions)), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({said, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        return said.result() if said.done() else {}
+    finally:
+        said.cancel()
+        stopped.cancel()
+        await asyncio.gather(said, stopped, return_exceptions=True)
 
 
 def _following(attempt: Attempt, kept: Mapping[str, Any], waited: float) -> Attempt:

@@ -207,6 +207,19 @@ async def test_what_a_person_leaves_is_answered_later(documents: Path) -> None:
     assert (first.status, last.status, repeated(server)) == ("interrupted", "complete", [])
 
 
+async def test_a_run_that_is_stopped_waits_for_nobody(documents: Path) -> None:
+    stop = asyncio.Event()
+
+    async def never(questions: Sequence[Question]) -> Mapping[str, Any]:
+        stop.set()
+        await asyncio.sleep(3600)
+        return {}
+
+    given = {"question": "What limits a resume?", "documents": [str(documents)]}
+    result = await run("research", given, model="offline", controls={"approve": ["plan"]}, person=never, stop=stop)
+    assert (result.status, [question.kind for question in result.questions]) == ("interrupted", ["plan"])
+
+
 OWN = '''
 """A graph of LangGraph's own kind that asks."""
 
