@@ -21,6 +21,7 @@ from orchestrator import load_workflow, run
 from orchestrator.cli import main
 from orchestrator.context import RunContext
 from orchestrator.errors import InputError
+from orchestrator.resuming import resume
 from orchestrator.storage import open_storage
 from orchestrator.testing import agents_script, model_server
 
@@ -173,8 +174,6 @@ def test_a_conversation_goes_on_in_other_processes(documents: Path, tmp_path: Pa
 
 
 async def test_a_run_that_the_conversation_went_on_without_is_not_resumed(tmp_path: Path) -> None:
-    from orchestrator.resuming import resume
-
     async with open_storage(None) as storage:
         await run(chat_graph(), {"messages": [HumanMessage("one")]}, model="offline", thread="talk", run_id="first")
         record = await storage.runs.get("first")
@@ -257,3 +256,45 @@ def test_what_is_remembered_is_listed_and_forgotten(capsys: pytest.CaptureFixtur
     assert cli("memory", "forget", "--all").stderr.strip() == "forgot 1 item"
     assert cli("memory", "list").stdout == ""
     assert cli("memory", "lost").returncode == 2
+
+
+async def test_a_run_that_begins_once_more_says_nothing_twice() -> None:
+    broken = {"times": 2}
+
+    async def answer(state: Chat) -> Chat:
+        broken["times"] -= 1
+        if broken["times"] >= 0:
+            raise RuntimeError("not yet")
+        return {"messages": [AIMessage(f"{len(state['messages'])} so far")]}
+
+    builder = StateGraph(Chat)
+    builder.add_node("answer", answer)
+    builder.add_edge(START, "answer")
+    async with open_storage(None):
+        await run(chat_graph(), {"messages": [HumanMessage("zero")]}, model="offline", thread="talk")
+        failed = await run(builder, {"messages": [HumanMessage("one")]}, model="offline", thread="talk", run_id="one")
+        again = await resume("one", workflow=builder, restart=True)
+        done = await resume("one", workflow=builder)
+    assert [failed.status, again.status, done.status] == ["failed", "failed", "complete"]
+    assert [message["content"] for message in done.output["messages"]] == ["zero", "1: zero", "one", "3 so far"]
+
+
+async def test_one_run_at_a_time() -> None:
+    going, over = asyncio.Event(), asyncio.Event()
+
+    async def answer(state: Chat) -> Chat:
+        going.set()
+        await over.wait()
+        return {"messages": [AIMessage("done")]}
+
+    builder = StateGraph(Chat)
+    builder.add_node("answer", answer)
+    builder.add_edge(START, "answer")
+    async with open_storage(None):
+        first = asyncio.create_task(run(builder, {"messages": [HumanMessage("one")]}, model="offline", thread="talk", run_id="one"))
+        await asyncio.wait_for(going.wait(), 10)
+        with pytest.raises(InputError, match=r"conversation 'talk' is in use by run one"):
+            await run(builder, {"messages": [HumanMessage("two")]}, model="offline", thread="talk")
+        over.set()
+        assert (await first).status == "complete"
+        assert (await run(builder, {"messages": [HumanMessage("two")]}, model="offline", thread="talk")).status == "complete"
