@@ -136,7 +136,7 @@ class Terms:
         if self.over:
             raise StopRequested("the run is over", remedy="await in a node what it starts")
         if self.stopped:
-            raise StopRequested("the run was asked to stop", remedy="run it again")
+            raise StopRequested("the run was asked to stop", remedy="resume the run")
 
     def stop(self) -> None:
         """Begin no further request: what waits for its turn is refused, what is in flight may end."""

@@ -473,6 +473,6 @@ async def test_a_stopped_run_does_not_wait_for_turns_that_no_call_will_take(docu
     assert (event.fields["status"], branch["status"], branch["error"]) == (
         "cancelled",
         "skipped",
-        "the run was asked to stop. run it again",
+        "the run was asked to stop. resume the run",
     )
     assert event.fields["seconds"] < 5

@@ -355,7 +355,7 @@ async def test_a_run_that_is_stopped_begins_no_branch_and_asks_no_writer(documen
     assert (result.status, asked) == ("cancelled", ["a", "b"])
     assert told(result) == [("a", "ok"), ("b", "ok"), ("c", "skipped")]
     assert "a holds. [1] b holds. [1]" in result.output["report"]
-    assert result.output["gaps"] == ["c (the run was asked to stop. run it again)"]
+    assert result.output["gaps"] == ["c (the run was asked to stop. resume the run)"]
 
 
 async def test_a_branch_of_the_users_own_agents_is_timed_too(documents: Path) -> None:
@@ -364,9 +364,9 @@ async def test_a_branch_of_the_users_own_agents_is_timed_too(documents: Path) ->
         return {"findings": [finding(f"{state['question']} holds.", documents)]}
 
     agents = planner(["a", "b"]), agent(own, "findings"), verifier(), writer()
-    result = await outcome(documents, *agents, controls={"branch_timeout": 0.5})
+    result = await outcome(documents, *agents, controls={"branch_timeout": 1.5})
     assert (result.status, told(result)) == ("partial", [("a", "ok"), ("b", "timed_out")])
-    assert result.error == "branch t2 took longer than branch_timeout, 0.5 s. raise --branch-timeout"
+    assert result.error == "branch t2 took longer than branch_timeout, 1.5 s. raise --branch-timeout"
 
 
 async def test_results_of_all_rounds_count_for_the_join_policy(documents: Path) -> None:

@@ -250,7 +250,7 @@ class Gate:
         line = self._lines.get(party)
         for _, ticket in [*line.tickets] if line is not None else []:
             if ticket._state == "waiting":
-                self._refuse(ticket, StopRequested("the run was asked to stop", remedy="run it again"))
+                self._refuse(ticket, StopRequested("the run was asked to stop", remedy="resume the run"))
 
     def _serve(self, now: float) -> float:
         """Lets in the next call whose line may go: `now`, else when one may. Lines with the same rates do not overtake one another."""
