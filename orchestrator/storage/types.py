@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 from uuid import UUID
+from weakref import WeakKeyDictionary
 from zoneinfo import ZoneInfo
 
 from langgraph.checkpoint.serde._msgpack import SAFE_MSGPACK_TYPES
@@ -265,14 +266,34 @@ def _form_of(kind: type[Any]) -> _Form:
     )
 
 
+_of_schemas: WeakKeyDictionary[Any, frozenset[TypeName]] = WeakKeyDictionary()
+
+
 def types_of(graph: Any) -> set[TypeName]:
     """The classes that the state schemas of a compiled graph, and of those inside it, name: as LangGraph's own strict mode finds them."""
-    from langgraph._internal._serde import collect_allowlist_from_schemas
-
     names: set[TypeName] = set()
     for each in (graph, *(inner for _, inner in graph.get_subgraphs(recurse=True))):
         builder = getattr(each, "builder", None)
-        schemas = [*builder.schemas, *(node.input_schema for node in builder.nodes.values())] if builder is not None else []
-        channels = {key: channel for key, channel in each.channels.items() if hasattr(channel, "ValueType")}
-        names |= collect_allowlist_from_schemas(schemas=[schema for schema in schemas if schema is not None], channels=channels)
+        if builder is None:  # a graph without schemas, as of LangGraph's functional API
+            names |= _collected(channels={key: channel for key, channel in each.channels.items() if hasattr(channel, "ValueType")})
+            continue
+        for schema in {*builder.schemas, *(node.input_schema for node in builder.nodes.values())} - {None}:
+            names |= _of_schema(schema)
     return names
+
+
+def _of_schema(schema: Any) -> frozenset[TypeName]:
+    """Kept for as long as the schema lives: finding them takes milliseconds, and a process may run a workflow a thousand times."""
+    try:
+        found = _of_schemas.get(schema)
+        if found is None:
+            found = _of_schemas[schema] = _collected(schemas=[schema])
+    except TypeError:  # what is no class, so that nothing can follow its life
+        return _collected(schemas=[schema])
+    return found
+
+
+def _collected(**given: Any) -> frozenset[TypeName]:
+    from langgraph._internal._serde import collect_allowlist_from_schemas
+
+    return frozenset(collect_allowlist_from_schemas(**given))
