@@ -187,11 +187,11 @@ async def test_one_active_run_a_conversation(storage: Storage) -> None:
         await storage.runs.create(RunRecord(run_id="b", workflow="w", thread="chat"))
     await storage.runs.cancel("a")
     second = await storage.runs.create(RunRecord(run_id="b", workflow="w", thread="chat"))
-    with pytest.raises(InputError, match="in use by run b"):
+    with pytest.raises(InputError, match="'chat' has gone on without run a: its last run is b"):
         await storage.runs.claim("a")
     await storage.runs.finish(second, "complete")
-    found, _ = await storage.runs.claim("a")
-    assert found.status == "cancelled"
+    found, _ = await storage.runs.claim("b")
+    assert found.status == "complete"
     assert {found.thread_id, RunRecord(run_id="chat", workflow="w").thread_id} == {"thread:chat", "chat"}
 
 
