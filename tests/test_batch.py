@@ -199,6 +199,7 @@ def test_a_file_that_has_no_inputs(folder: Path, capsys: pytest.CaptureFixture[s
         (["batch", "twice.py", "in.jsonl", "--output", "none/o"], "the folder 'none' does not exist"),
         (["batch", "twice.py", "in.jsonl", "--output", "o", "--model", "nope:x"], "nope"),
         (["batch", "twice.py", "in.jsonl", "--output", "o", "--timse", "3"], "unknown option '--timse'"),
+        (["batch", "twice.py", "in.jsonl", "--output", "o", "--times", "3", "--db", "nope://x"], "nope"),
     ],
 )
 def test_usage(folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], error: str) -> None:

@@ -146,9 +146,9 @@ class Batch:
         """Each result once its line is written, in the order in which they come. Raises OutputError, StorageError, InputError."""
         found: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(self._runs)
         try:
-            await asyncio.to_thread(self._output.begin)
-            self._items = self._inputs.items()
             async with open_storage(self._db) as storage:
+                await asyncio.to_thread(self._output.begin)
+                self._items = self._inputs.items()
                 self._begun_before = await known_runs(storage, self.view.batch) - self._output.written.keys()
                 self._shared.pool.count(await spent(storage, self.view.batch, self._begun_before))
                 working = [asyncio.create_task(self._work(storage, found), name=f"batch worker {n}") for n in range(self._runs)]
