@@ -42,8 +42,7 @@ async def answered(attempt: Attempt, result: Result, runs: RunsTable, delivery: 
         return None
     named = names(result.questions)
     began = time.monotonic()
-    delivery.put(Event("asking", {"questions": list(named.values())}))
-    kept = given_by(result.questions, await _said(attempt.person, result.questions, attempt.stop))
+    kept = given_by(result.questions, await _said(attempt, attempt.person, result.questions, delivery))
     waited = time.monotonic() - began
     over = [named[asked.id] for asked in result.questions if given_to(asked, kept) is not None]
     delivery.put(Event("answered", {"questions": over}))
@@ -55,11 +54,12 @@ async def answered(attempt: Attempt, result: Result, runs: RunsTable, delivery: 
     return following
 
 
-async def _said(person: Person, questions: Sequence[Question], stop: asyncio.Event | None) -> Mapping[str, Any]:
+async def _said(attempt: Attempt, person: Person, questions: Sequence[Question], delivery: Delivery) -> Mapping[str, Any]:
     """What the person answers; nothing where the run is asked to stop before."""
-    if stop is None:
-        return await person(questions)
-    said, stopped = asyncio.ensure_future(person(questions)), asyncio.ensure_future(stop.wait())
+    said = asyncio.ensure_future(person(questions))
+    stopped = asyncio.ensure_future((attempt.stop or asyncio.Event()).wait())
+    await asyncio.sleep(0)  # who is to ask is ready when it is told to
+    delivery.put(Event("asking", {"questions": list(names(questions).values())}))
     try:
         await asyncio.wait({said, stopped}, return_when=asyncio.FIRST_COMPLETED)
         return said.result() if said.done() else {}

@@ -154,6 +154,18 @@ def test_a_question_can_be_left_for_later(documents: Path, leave: str) -> None:
     assert (later.returncode, repeated(server)) == (0, [])
 
 
+def test_a_process_that_dies_while_it_asks_has_lost_nothing(documents: Path) -> None:
+    with model_server(agents_script()) as server:
+        with terminal(documents, *researching(documents, "--approve", "plan"), server=server) as screen:
+            screen.until("yes, no, or edit> ")
+            screen.process.kill()
+            screen.process.wait()
+        again = in_this_process(documents, "resume", "r", server=server)
+        assert (again.returncode, "Research 1 question?" in again.stderr, len(server.requests)) == (5, True, 1)
+        last = in_this_process(documents, "resume", "r", "--answer", "yes", server=server)
+    assert (last.returncode, repeated(server)) == (0, [])
+
+
 def test_resume_asks_on_the_terminal_what_is_pending(documents: Path) -> None:
     with model_server(agents_script()) as server:
         assert in_this_process(documents, *researching(documents, "--approve", "plan"), server=server).returncode == 5
