@@ -24,8 +24,13 @@ from orchestrator.asking import (
     tools_question,
     validate,
 )
+from orchestrator.controls import Controls
 from orchestrator.errors import InputError
+from orchestrator.forecast import forecast
+from orchestrator.limits import add_controls, environment_controls, option_controls
+from orchestrator.options import Parser, parse
 from orchestrator.schemas import misfit
+from orchestrator.workflow import load_workflow
 
 PLAN = plan_question(["Who?", "When?"], number=1)
 CLARIFY = question("clarify", "Which Paris?", choices=("Paris, France", "Paris, Texas"))
@@ -205,6 +210,28 @@ def test_a_question_as_it_is_read() -> None:
     ]
     assert lines(CLARIFY, "q-1") == ["q-1: Which Paris?", "  1. Paris, France", "  2. Paris, Texas"]
     assert lines(PLAN, "q-2") == ["q-2: Research 2 questions?", "  1. Who?", "  2. When?"]
+
+
+def test_what_waits_for_a_yes_is_an_option_and_a_variable() -> None:
+    parser = Parser("run")
+    add_controls(parser)
+    found, _ = parse(parser, ["--approve", "plan", "--approve", "tools", "--ask", "always"])
+    assert option_controls(found) == {"approve": ("plan", "tools"), "ask": "always"}
+    assert environment_controls({"ORCHESTRATOR_APPROVE": "tools,plan"}) == ({"approve": ("tools", "plan")}, [])
+    for words, says in (
+        (["--approve", "plna"], "--approve is any of plan, tools with commas between them, or none, not 'plna'. did you mean plan?"),
+        (["--ask", "sometimes"], "--ask is never or auto or always, not 'sometimes'. give one of these, or leave the option out"),
+    ):
+        found, _ = parse(parser, words)
+        with pytest.raises(InputError) as caught:
+            option_controls(found)
+        assert str(caught.value) == says
+
+
+def test_a_forecast_counts_the_question_to_the_user() -> None:
+    research = load_workflow("research")
+    never, auto = (forecast(research, Controls(ask=ask, max_branches=1), {"": "offline"}).calls for ask in ("never", "auto"))
+    assert auto > never
 
 
 class Address(BaseModel):
