@@ -118,7 +118,7 @@ def _one_process(url: str, runs: int, pipe: Connection) -> None:
 
 def processes(url: str, count: int, runs: int, lock: float) -> str:
     """R9: `count` processes with `runs` runs each on one store, which a stranger locks for `lock` seconds meanwhile."""
-    asyncio.run(in_a_row(url, 100))
+    asyncio.run(run(five_branches(), {"number": 0}, db=url))
     context = multiprocessing.get_context("spawn")
     pipes, began = [], time.perf_counter()
     for _ in range(count):
@@ -126,8 +126,9 @@ def processes(url: str, count: int, runs: int, lock: float) -> str:
         context.Process(target=_one_process, args=(url, runs, there)).start()
         pipes.append(here)
     if lock and url.startswith("sqlite"):
-        time.sleep(4)
         with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=60, isolation_level=None)) as stranger:
+            while stranger.execute("SELECT count(*) FROM runs").fetchone()[0] < count * runs // 4:
+                time.sleep(0.01)
             stranger.execute("BEGIN EXCLUSIVE")
             time.sleep(lock)
             stranger.execute("COMMIT")
