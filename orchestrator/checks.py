@@ -74,7 +74,7 @@ def _compile_problems(graph: "Graph") -> list[str]:
 
     if isinstance(graph, StateGraph):
         try:
-            copied(graph).compile()
+            copied(graph).validate()  # all that `compile` checks
         except ValueError as error:
             return [str(error)]
     return []

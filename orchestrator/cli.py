@@ -38,7 +38,6 @@ from orchestrator.output import (
 )
 from orchestrator.stopping import Signals
 from orchestrator.text import one_line
-from orchestrator.verbs import RUN_VERBS
 
 if TYPE_CHECKING:
     import argparse
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 PROG = "python -m orchestrator"
+_OF_RUNS = {"runs", "show", "cancel", "replay", "gc"}
 _USAGE = f"""usage: {PROG} WORKFLOW [INPUT] [--FIELD VALUE ...] [options]
        {PROG} list | describe WORKFLOW | graph WORKFLOW | doctor
        {PROG} batch WORKFLOW INPUTS.jsonl --output OUT.jsonl
@@ -144,9 +144,13 @@ def _dispatch(words: list[str], signals: Signals) -> int:
         from orchestrator.memory_command import memory_command
 
         return memory_command(rest)
-    if first in {*_VERBS, "memory"} and ({"-h", "--help"} & set(rest)):
+    if first in {*_VERBS, *_OF_RUNS, "memory"} and ({"-h", "--help"} & set(rest)):
         write_text(_HELP)
         return 0
+    if first in _OF_RUNS:
+        from orchestrator.verbs import run_verb
+
+        return run_verb(first, rest)
     if first in _VERBS:
         return _VERBS[first](rest)
     return _run(first, rest, signals)
@@ -285,7 +289,6 @@ _VERBS: dict[str, Callable[[list[str]], int]] = {
     "describe": _describe,
     "graph": _graph,
     "doctor": _doctor,
-    **RUN_VERBS,
 }
 
 

@@ -13,7 +13,7 @@ from orchestrator.asking import Question, accepted, lines, names, still_open, va
 from orchestrator.errors import InputError
 from orchestrator.text import printable
 
-__all__ = ["Dialog", "can_ask"]
+__all__ = ["Dialog"]
 
 _WIDEST = 100  # columns that a question is wrapped to
 _LEAVE = "Ctrl-D leaves it for later: the run then waits, and resume goes on with it."
@@ -23,16 +23,6 @@ _PROMPTS = {
     "tools": "yes, no, or always (yes to every call of these tools in this run)",
     "custom": "your answer",
 }
-
-
-def can_ask(*, stdin: TextIO | None, stderr: TextIO | None) -> bool:
-    """Whether a person sits at both: terminals, and this process is in the foreground of theirs."""
-    if stdin is None or stderr is None or stdin.closed or stderr.closed or not (stdin.isatty() and stderr.isatty()):
-        return False
-    try:
-        return os.tcgetpgrp(stdin.fileno()) == os.getpgrp()
-    except (OSError, AttributeError, ValueError):  # a terminal that is not ours, or a system without process groups
-        return False
 
 
 class Dialog:

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import gc
+import os
 import shlex
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from orchestrator.errors import InputError, LostRunError, OrchestratorError, StorageError
 from orchestrator.events import Event
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from orchestrator.dialog import Dialog
     from orchestrator.progress import RunView
 
-__all__ = ["Followed", "follow_run", "is_attended"]
+__all__ = ["Followed", "can_ask", "follow_run", "is_attended"]
 
 LEAVING = 1.0
 """Seconds that threads which go on after the result have to end."""
@@ -46,9 +47,17 @@ class Followed:
 
 def is_attended(options: "argparse.Namespace") -> bool:
     """Whether a person can be asked: stdin and stderr are terminals, and nothing on them is for a program."""
-    from orchestrator.dialog import can_ask
-
     return not (options.json or options.events or options.quiet) and can_ask(stdin=sys.stdin, stderr=sys.stderr)
+
+
+def can_ask(*, stdin: TextIO | None, stderr: TextIO | None) -> bool:
+    """Whether a person sits at both: terminals, and this process is in the foreground of theirs."""
+    if stdin is None or stderr is None or stdin.closed or stderr.closed or not (stdin.isatty() and stderr.isatty()):
+        return False
+    try:
+        return os.tcgetpgrp(stdin.fileno()) == os.getpgrp()
+    except (OSError, AttributeError, ValueError):  # a terminal that is not ours, or a system without process groups
+        return False
 
 
 def follow_run(run: Followed, signals: Signals) -> int:

@@ -20,7 +20,7 @@ from orchestrator.text import counted, one_line
 if TYPE_CHECKING:
     from orchestrator.storage import RunRecord, Storage
 
-__all__ = ["RUN_VERBS", "check_there"]
+__all__ = ["check_there", "run_verb"]
 
 T = TypeVar("T")
 
@@ -33,6 +33,11 @@ _STATUSES = ("running", "complete", "partial", "failed", "limited", "interrupted
 _SPANS = {"s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _SIZES = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
 _MEASURE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+
+
+def run_verb(verb: str, words: list[str]) -> int:
+    """Do what the words after a verb ask for; the exit code."""
+    return _VERBS[verb](words)
 
 
 def _runs(words: list[str]) -> int:
@@ -274,5 +279,4 @@ def _bytes(size: float) -> str:
     return f"{size / factor:.1f} {unit}" if factor > 1 else f"{int(size)} B"
 
 
-RUN_VERBS: dict[str, Callable[[list[str]], int]] = {"runs": _runs, "show": _show, "cancel": _cancel, "replay": _replay, "gc": _gc}
-"""Each verb with what it does to the words after it; the exit code comes back."""
+_VERBS: dict[str, Callable[[list[str]], int]] = {"runs": _runs, "show": _show, "cancel": _cancel, "replay": _replay, "gc": _gc}

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from person_made import NOTING, ROOT, in_this_process, noting, repeated
 
-from orchestrator.dialog import can_ask
+from orchestrator.following import can_ask
 from orchestrator.testing import ModelServer, agents_script, model_server
 
 CSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
