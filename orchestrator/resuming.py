@@ -16,7 +16,7 @@ from orchestrator.driving import Attempt
 from orchestrator.errors import InputError, OrchestratorError, WorkflowLoadError
 from orchestrator.events import Event
 from orchestrator.fingerprint import changes, fingerprint, in_short
-from orchestrator.keeping import attempt_events, checkpointed, folded
+from orchestrator.keeping import attempt_events, checkpointed, folded, give_back
 from orchestrator.outcome import Result, branches, failures
 from orchestrator.runner import Graph, checked_workflow
 from orchestrator.starts import begin_at, start_of
@@ -30,7 +30,7 @@ Answers = str | Sequence[str] | Mapping[str, Any]
 """What a person says: to the one question that is pending, as `NAME=TEXT`, or by the name or id of each question."""
 
 _NESTED = ("branch_budget", "role_budgets")
-_FAILED = ("failed", "refused", "timed_out")
+_FAILED = ("failed", "refused")  # of what ran out of time, the calls that were answered are good
 _AGAIN = "python -m orchestrator resume"
 
 
@@ -50,6 +50,7 @@ class Wish:
     retry: bool = False
     enter_folder: bool = False
     is_attended: bool = False
+    is_fork: bool = False
 
 
 async def stream_resume(
@@ -98,13 +99,14 @@ async def stream_resume(
         attempt = await asyncio.to_thread(prepared, found, wish)
         attempt.stop, attempt.person = stop, person
         found, fence = await storage.runs.claim(run_id, retry=retry or restart)
+        ready = False
         try:
             ready = await _ready(attempt, storage, found, fence, wish)
-        except BaseException:
-            await _released(storage, found, fence)
-            raise
+        finally:
+            if not ready:
+                with contextlib.suppress(OrchestratorError):
+                    await give_back(storage, found, fence)
         if not ready:
-            await _released(storage, found, fence)
             yield Event("result", stored_result(found))
             return
         async with contextlib.aclosing(attempt_events(attempt, storage, found, fence, mode="resume")) as events:
@@ -192,10 +194,11 @@ def prepared(record: RunRecord, wish: Wish) -> Attempt:
     now = fingerprint(workflow)
     different = changes(record.fingerprint, now) if record.fingerprint else []
     if different and not (wish.accept_changes or wish.restart):
+        remedy = f"{_AGAIN} {record.run_id} --accept-changes goes on with it, --restart begins once more"
         raise InputError(
             f"the code of run {record.run_id!r} has changed since it was started",
             where=in_short(different),
-            remedy=f"{_AGAIN} {record.run_id} --accept-changes goes on with it, --restart begins once more",
+            remedy="add --accept-changes: the new run has the code as it is now" if wish.is_fork else remedy,
         )
     _answered(record, wish.answers)
     models = choose_models(_models(record, wish.model), workflow)
@@ -313,6 +316,9 @@ def _answered(record: RunRecord, given: Answers | None) -> dict[str, Any]:
     if given is None:
         return {}
     pending = still_open(_questions(record), record.answers or {})
+    if not pending:
+        again = "; resume it without, and it asks again" if record.status == "cancelled" else ""
+        raise InputError("the run asks nothing", where=f"run {record.run_id!r} is {record.status}", remedy=f"leave --answer out{again}")
     if not isinstance(given, Mapping):
         return read_answers(pending, [given] if isinstance(given, str) else given)
     answers: dict[str, Any] = {}
@@ -320,10 +326,3 @@ def _answered(record: RunRecord, given: Answers | None) -> dict[str, Any]:
         question = find(pending, name)
         answers |= accepted(question, validate(question, answer))
     return answers
-
-
-async def _released(storage: Storage, found: RunRecord, fence: Fence) -> None:
-    """Give the run back as it was found; nobody works for it, so one whose process died counts as cancelled."""
-    status = "cancelled" if found.status == "crashed" else found.status
-    with contextlib.suppress(OrchestratorError):
-        await storage.runs.finish(fence, status, error=found.error, result=found.result, questions=found.questions)

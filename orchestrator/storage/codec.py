@@ -377,7 +377,10 @@ async def open_codec(database: Database, environ: Mapping[str, str] | None = Non
     environ = os.environ if environ is None else environ
     cipher = Cipher.from_environ(environ)
     proof = cipher.proof() if cipher else "plain"
-    await database.run(Statement("INSERT INTO meta(key, value) VALUES('encryption', ?) ON CONFLICT(key) DO NOTHING", (proof,)))
-    [[(kept,)]] = await database.run(Statement("SELECT value FROM meta WHERE key = 'encryption'"))
-    Cipher.check(cipher, kept, database.url)
+    select = Statement("SELECT value FROM meta WHERE key = 'encryption'")
+    [found] = await database.run(select)
+    if not found:  # else nothing is written: who only looks at a store waits for no writer
+        insert = Statement("INSERT INTO meta(key, value) VALUES('encryption', ?) ON CONFLICT(key) DO NOTHING", (proof,))
+        _, found = await database.run(insert, select)
+    Cipher.check(cipher, found[0][0], database.url)
     return Codec(cipher=cipher, secrets=secrets_of(environ).values())

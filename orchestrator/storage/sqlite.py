@@ -23,7 +23,7 @@ from orchestrator.storage.schema import VERSION_SQL, current_version, refuse_new
 __all__ = ["SQLiteDatabase", "open_sqlite"]
 
 _WAIT = 60.0  # seconds for another process that writes: one that holds the lock for 30 or 40 seconds is waited for
-_SLICE = 1.0  # seconds of that between two looks at whether the database is being closed
+_SLICE = 0.25  # seconds of that between two looks at whether anybody still waits, and whether the database is being closed
 _LEAVE = 5.0  # seconds that a database which is being closed waits for such a process
 _BATCH = 500  # jobs of one transaction
 _PAGES = 1000  # freed at a time
@@ -142,7 +142,8 @@ class _Writer:
             try:
                 return self._transaction(jobs)
             except sqlite3.OperationalError as error:
-                if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > min(until, self.leave_at) - _SLICE / 2:
+                late = time.monotonic() > min(until, self.leave_at) - _SLICE / 2
+                if _code(error) != sqlite3.SQLITE_BUSY or late or all(job.rows.cancelled() for job in jobs):
                     raise
 
     def _transaction(self, jobs: Sequence[Job]) -> list[Outcome]:
@@ -263,7 +264,8 @@ def _connected(location: str, wait: float) -> sqlite3.Connection:
     try:
         version = _version(connection, location)  # before anything is written
         connection.execute("PRAGMA trusted_schema = OFF")
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        if not version:
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # takes the write lock: who only looks at a store waits for no writer
         _use_log(connection, wait)
         connection.execute("PRAGMA journal_size_limit = 67108864")
         # An acknowledged row survives the loss of power, not only of the process; callers that wait share the cost.
