@@ -26,6 +26,7 @@ __all__ = [
     "question",
     "question_of",
     "read_answers",
+    "read_named",
     "still_open",
     "tool_question",
     "tools_question",
@@ -42,7 +43,7 @@ _LONGEST = 20_000  # characters of an answer in words
 _SHOWN = 1_000  # characters of one text in a question's detail
 _ALLOWED = "always "  # stands before the name of a tool, among the answers: no id has a space
 _DECLINED = "declined "
-_NAMED = re.compile(r"q-[0-9a-fA-F]+|[0-9a-f]{32}")
+_NAMED = re.compile(r"q-\w+|[0-9a-f]{32}")
 _MOST = 200  # questions of an edited plan
 _WORDS = {"y": "yes", "yes": "yes", "true": "yes", "n": "no", "no": "no", "false": "no", "always": "always", "a": "always"}
 _TAKES = {
@@ -220,6 +221,15 @@ def read_answers(questions: Sequence[Question], given: Sequence[str]) -> dict[st
             raise InputError(f"question {names(questions)[asked.id]} is answered twice", remedy="give one answer to each")
         seen.add(asked.id)
         answers |= accepted(asked, validate(asked, text))
+    return answers
+
+
+def read_named(questions: Sequence[Question], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Answers by the name or the id of their question as what a run keeps; raises InputError as `read_answers` does."""
+    answers: dict[str, Any] = {}
+    for name, answer in given.items():
+        asked = find(questions, name)
+        answers |= accepted(asked, validate(asked, answer))
     return answers
 
 

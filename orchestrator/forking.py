@@ -45,6 +45,11 @@ class _Visit(NamedTuple):
     number: int
     snapshot: StateSnapshot
 
+    @property
+    def name(self) -> str:
+        """As `--from` takes it: `plan`, or `plan#2` for its second time."""
+        return self.node if self.number == 1 else f"{self.node}#{self.number}"
+
 
 async def stream_fork(
     run_id: str,
@@ -69,10 +74,11 @@ async def stream_fork(
     """
     edits = dict(edit or {})
     if not step and _PLAN not in edits:
-        raise InputError("a fork needs the step that it begins at", remedy="name one, or edit the plan")
+        remedy = "name one with --from STEP, or edit the plan of a supervisor with --edit plan=@FILE"
+        raise InputError("a fork needs the step that it begins at", where=f"--edit {', '.join(edits)}" if edits else None, remedy=remedy)
     if new_id is not None and not RUN_ID.fullmatch(new_id):
         raise InputError(f"{new_id!r} is no run id", remedy="use 1 to 128 letters, digits, dots, dashes and underscores")
-    wish = Wish(workflow=workflow, model=model, controls=controls, accept_changes=accept_changes, enter_folder=enter_folder)
+    wish = Wish(workflow=workflow, model=model, controls=controls, accept_changes=accept_changes, enter_folder=enter_folder, is_fork=True)
     async with open_storage(db) as storage:
         parent = await storage.runs.get(run_id)
         if parent is None:
@@ -86,6 +92,8 @@ async def stream_fork(
         stored, fence = await create_run(storage, attempt, record)
         await storage.journal.copy(parent.number, stored.number, fence)
         continue_from(attempt, snapshot)
+        note = f"a fork of {run_id} at {visit.name}: what that run was answered is not asked again, and costs nothing here"
+        attempt.workflow = replace(attempt.workflow, notes=(*attempt.workflow.notes, note))
         async with contextlib.aclosing(attempt_events(attempt, storage, stored, fence, mode="resume")) as events:
             async for event in events:
                 yield event
@@ -143,7 +151,11 @@ def _file(name: str) -> str:
     try:
         return Path(name).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise InputError(f"the file {one_line(name, 120)!r} cannot be read: {one_line(error)}", remedy="name a file of text") from error
+        raise InputError(f"the file {one_line(name, 120)!r} cannot be read: {_why(error)}", remedy="name a file of text") from error
+
+
+def _why(error: Exception) -> str:
+    return one_line(getattr(error, "strerror", None) or ("it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error))
 
 
 async def _branched_off(
@@ -194,7 +206,7 @@ def _chosen(visits: list[_Visit], step: str, parent: RunRecord) -> _Visit:
     for visit in visits[::-1]:
         if visit.node in (node, step) and (number is None or visit.node == step or visit.number == int(number)):
             return visit
-    ran = [visit.node if visit.number == 1 else f"{visit.node}#{visit.number}" for visit in visits]
+    ran = [visit.name for visit in visits]
     near = nearest(node, ran)
     raise InputError(
         f"run {parent.run_id!r} has no step {one_line(step, 80)!r}",

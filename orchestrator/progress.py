@@ -378,7 +378,7 @@ def summary(result: Mapping[str, Any], *, failures: bool = False) -> list[str]:
         named = ((one_line(branch.get("task"), 60), status_words(branch.get("status")), branch.get("error")) for branch in lost[:_LISTED])
         lines += [f"  {task}: {status}{f': {one_line(error)}' if error else ''}" for task, status, error in named]
         lines += [f"  and {len(lost) - _LISTED:,} more"] if len(lost) > _LISTED else []
-    if result.get("error"):
+    if result.get("error") and not result.get("questions"):  # which are asked below
         lines.append(f"{'waiting' if result.get('status') == 'interrupted' else 'error'}: {one_line(result['error'], 400)}")
     lines.append(_usage_line(result))
     if result.get("trace_url"):
