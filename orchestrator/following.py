@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from orchestrator.errors import InputError, LostRunError, OrchestratorError, StorageError
 from orchestrator.events import Event
-from orchestrator.output import deliver, deliver_json, is_terminal, say, write_event
+from orchestrator.output import deliver, deliver_json, describe_error, is_terminal, say, write_event
 from orchestrator.stopping import Signals
 
 if TYPE_CHECKING:
@@ -81,13 +81,21 @@ def follow_run(run: Followed, signals: Signals) -> int:
                     deliver_json(options, run.run_id, view.ended(run.run_id, "failed", str(error)))
                 raise
             except StorageError as error:
-                if view.workflow and not isinstance(error, LostRunError):
-                    raise OrchestratorError(error.what, where=error.where, remedy=f"{error.remedy}. {_command(run)}") from error
-                raise
+                if view.workflow:
+                    deliver_json(options, run.run_id, view.ended(run.run_id, "failed", str(error)))
+                if not view.workflow or isinstance(error, LostRunError):
+                    raise
+                code = _broken_off(run, error)
             leaving = signals.leave_after(LEAVING, code)
         leaving.cancel()
     signals.stop = None
     return code
+
+
+def _broken_off(run: Followed, error: StorageError) -> int:
+    """Say what the store did to the run, the command that goes on with it last; the exit code."""
+    say(*describe_error(error), *([] if run.options.db == "memory://" else [_command(run)]))
+    return error.exit_code
 
 
 def _command(run: Followed) -> str:
