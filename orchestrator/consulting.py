@@ -2,19 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from langgraph.types import Command, StateSnapshot
 
-from orchestrator.asking import Person, Question, accepted, given_to, names, validate
+from orchestrator.asking import Person, Question, given_to, names, read_named
 from orchestrator.delivery import Delivery
 from orchestrator.driving import Attempt
 from orchestrator.events import Event
 from orchestrator.outcome import Result, questions_of
 from orchestrator.storage.runs import RunsTable
 
-__all__ = ["answered", "continue_from", "given_by", "tell_questions"]
+__all__ = ["answered", "continue_from", "tell_questions"]
 
 
 def tell_questions(questions: Sequence[Question], delivery: Delivery) -> None:
@@ -22,15 +23,6 @@ def tell_questions(questions: Sequence[Question], delivery: Delivery) -> None:
     for asked, name in zip(questions, names(questions).values(), strict=True):
         told = asked.model_dump(mode="json", include={"text", "detail", "choices"})
         delivery.put(Event("question", {"name": name, "asks": asked.kind, **told, "takes": asked.takes}, branch=asked.branch))
-
-
-def given_by(questions: Iterable[Question], answers: Mapping[str, Any]) -> dict[str, Any]:
-    """The answers of a person, checked, as the run keeps them; raises InputError."""
-    kept: dict[str, Any] = {}
-    for asked in questions:
-        if asked.id in answers:
-            kept |= accepted(asked, validate(asked, answers[asked.id]))
-    return kept
 
 
 async def answered(attempt: Attempt, result: Result, runs: RunsTable, delivery: Delivery) -> Attempt | None:
@@ -42,14 +34,13 @@ async def answered(attempt: Attempt, result: Result, runs: RunsTable, delivery: 
         return None
     named = names(result.questions)
     began = time.monotonic()
-    kept = given_by(result.questions, await _said(attempt, attempt.person, result.questions, delivery))
-    waited = time.monotonic() - began
-    over = [named[asked.id] for asked in result.questions if given_to(asked, kept) is not None]
-    delivery.put(Event("answered", {"questions": over}))
+    kept = read_named(result.questions, await _said(attempt, attempt.person, result.questions, delivery))
+    over = time.monotonic()
+    delivery.put(Event("answered", {"questions": [named[asked.id] for asked in result.questions if given_to(asked, kept) is not None]}))
     if not kept:
         return None
     await runs.answer(attempt.run_id, kept)
-    following = _following(attempt, kept, waited)
+    following = replace(attempt, answers={**attempt.answers, **kept}, spoilt=frozenset(), goes_on=True, began=attempt.began + over - began)
     continue_from(following, await attempt.graph.aget_state({"configurable": {"thread_id": attempt.thread}}))
     return following
 
@@ -67,28 +58,6 @@ async def _said(attempt: Attempt, person: Person, questions: Sequence[Question],
         said.cancel()
         stopped.cancel()
         await asyncio.gather(said, stopped, return_exceptions=True)
-
-
-def _following(attempt: Attempt, kept: Mapping[str, Any], waited: float) -> Attempt:
-    """The attempt after this one."""
-    return Attempt(
-        workflow=attempt.workflow,
-        graph=attempt.graph,
-        values=attempt.values,
-        models=attempt.models,
-        controls=attempt.controls,
-        run_id=attempt.run_id,
-        boundary=attempt.boundary,
-        thread=attempt.thread,
-        fingerprint=attempt.fingerprint,
-        number=attempt.number,
-        answers={**attempt.answers, **kept},
-        before=attempt.before,
-        stop=attempt.stop,
-        person=attempt.person,
-        goes_on=True,
-        began=attempt.began + waited,
-    )
 
 
 def continue_from(attempt: Attempt, snapshot: StateSnapshot) -> None:

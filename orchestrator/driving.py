@@ -56,7 +56,8 @@ class Attempt:
     """One attempt of a run while it lasts.
 
     `values` is the run's validated input. `thread`: LangGraph's thread_id, where the graph has a checkpointer. `given`: what the graph
-    is started with; None or a Command where it goes on with the tasks that its thread still has.
+    is started with; None or a Command where it goes on with the tasks that its thread still has. An attempt that is made of another one
+    by `dataclasses.replace` begins with nothing of what that one has come to.
     """
 
     workflow: Workflow
@@ -78,15 +79,15 @@ class Attempt:
     person: Person | None = None  # who answers while the run goes on
     goes_on: bool = False  # after a question that this person answered: what was told of the run stays so
     began: float = field(default_factory=time.monotonic)
-    known: tuple[list[Task], list[BranchResult]] = field(default_factory=lambda: ([], []))  # of earlier attempts
-    state: dict[str, Any] = field(default_factory=dict)
-    ahead: list[Mapping[str, Any]] = field(default_factory=list)  # what steps wrote since the state was last told
-    earlier: list[Mapping[str, Any]] = field(default_factory=list)  # what steps wrote in an earlier attempt, in the step that goes on
-    interrupts: list[Interrupt] = field(default_factory=list)
-    planned: set[str] = field(default_factory=set)  # branches, by their tasks' ids
-    done: set[str] = field(default_factory=set)
-    lost_step: str = ""
-    used: JournalUsage = NO_USAGE  # by earlier attempts
+    known: tuple[list[Task], list[BranchResult]] = field(init=False, default_factory=lambda: ([], []))  # of earlier attempts
+    state: dict[str, Any] = field(init=False, default_factory=dict)
+    ahead: list[Mapping[str, Any]] = field(init=False, default_factory=list)  # what steps wrote since the state was last told
+    earlier: list[Mapping[str, Any]] = field(init=False, default_factory=list)  # and in an earlier attempt, in the step that goes on
+    interrupts: list[Interrupt] = field(init=False, default_factory=list)
+    planned: set[str] = field(init=False, default_factory=set)  # branches, by their tasks' ids
+    done: set[str] = field(init=False, default_factory=set)
+    lost_step: str = field(init=False, default="")
+    used: JournalUsage = field(init=False, default=NO_USAGE)  # by earlier attempts
 
     def __post_init__(self) -> None:
         self.context = RunContext(

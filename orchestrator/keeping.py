@@ -13,13 +13,14 @@ from orchestrator.consulting import answered, tell_questions
 from orchestrator.conversing import begin_turn
 from orchestrator.delivery import Delivery
 from orchestrator.driving import Attempt
-from orchestrator.errors import OrchestratorError, said
+from orchestrator.errors import InputError, OrchestratorError, said
 from orchestrator.events import Event
 from orchestrator.journal import Journal, JournalMode
 from orchestrator.outcome import Result
 from orchestrator.storage import Fence, RunRecord, Storage, kept
+from orchestrator.storage.owner import drop
 
-__all__ = ["attempt_events", "checkpointed", "create_run", "folded", "record_of"]
+__all__ = ["attempt_events", "checkpointed", "create_run", "folded", "give_back", "record_of"]
 
 
 def record_of(attempt: Attempt, *, thread: str | None = None, batch: str | None = None) -> RunRecord:
@@ -52,9 +53,12 @@ def _plain(values: dict[str, Any]) -> dict[str, Any] | None:
 async def create_run(storage: Storage, attempt: Attempt, record: RunRecord) -> tuple[RunRecord, Fence]:
     """Store a new run, claimed by this process; raises InputError where its id is taken, StorageError."""
     fence = await storage.runs.create(record)
-    stored = await storage.runs.get(record.run_id)
-    if stored is None:
-        raise OrchestratorError(f"run {record.run_id!r} went from the store as it began", remedy="run it again")
+    with contextlib.ExitStack() as claim:
+        claim.callback(drop, fence.owner)  # else the run would count as one that goes on for as long as this process lives
+        stored = await storage.runs.get(record.run_id)
+        if stored is None:
+            raise OrchestratorError(f"run {record.run_id!r} went from the store as it began", remedy="run it again")
+        claim.pop_all()
     attempt.thread = stored.thread_id
     attempt.given = attempt.values
     return stored, fence
@@ -89,9 +93,8 @@ async def attempt_events(
             yield event
         yield Event("result", (await driving).model_dump())
     finally:
-        if not driving.done():
-            driving.cancel()
-            await _over(driving)
+        driving.cancel()
+        await _over(driving)
 
 
 async def _kept(
@@ -99,6 +102,7 @@ async def _kept(
 ) -> Result:
     """Drive the attempt while its run's heart beats, and store what it came to."""
     now = attempt  # a question that is answered while the run goes on begins another one
+    result: Result | None = None
     async with kept(storage.runs, fence, lambda: now.progress()):
         try:
             now.graph = checkpointed(now.graph, storage.checkpoints(fence, now.graph), storage.memory(fence))
@@ -114,24 +118,41 @@ async def _kept(
                 following = await answered(now, result, storage.runs, delivery)
                 if following is None:
                     break
-                now, mode = following, "resume"
-            questions = [question.model_dump(mode="json") for question in result.questions]
-            await storage.runs.beat(fence, **now.progress(), usage=result.usage)
-            await storage.runs.finish(fence, result.status, error=result.error, result=result.model_dump(mode="json"), questions=questions)
-        except Exception as error:
-            await _broken_off(storage, fence, "failed", said(error), now)
-            raise
-        except asyncio.CancelledError:
-            await _broken_off(storage, fence, "cancelled", "whoever started it went away", now)
+                now, mode, result = following, "resume", None
+            await _finish(storage, fence, now, result)
+        except BaseException as error:
+            with contextlib.suppress(OrchestratorError):  # what is raised says what is wrong
+                await _break_off(storage, record, fence, now, result, error)
             raise
     return result
 
 
-async def _broken_off(storage: Storage, fence: Fence, status: str, error: str, attempt: Attempt) -> None:
-    """Store how far an attempt without a result came; what is raised says what is wrong, also where this fails."""
-    with contextlib.suppress(OrchestratorError):
+async def _finish(storage: Storage, fence: Fence, attempt: Attempt, result: Result) -> None:
+    questions = [question.model_dump(mode="json") for question in result.questions]
+    await storage.runs.beat(fence, **attempt.progress(), usage=result.usage)
+    await storage.runs.finish(fence, result.status, error=result.error, result=result.model_dump(mode="json"), questions=questions)
+
+
+async def _break_off(
+    storage: Storage, record: RunRecord, fence: Fence, attempt: Attempt, result: Result | None, error: BaseException
+) -> None:
+    """Store how far an attempt came that `error` ended. A run that waits for a person goes on waiting, whatever became of who was asked;
+    one that had a result before, and cannot go on with what it was given, keeps that.
+    """
+    if result is not None and result.questions:
+        await _finish(storage, fence, attempt, result)
+    elif isinstance(error, InputError) and record.result is not None:
+        await give_back(storage, record, fence)
+    else:
         await storage.runs.beat(fence, **attempt.progress())
-        await storage.runs.finish(fence, status, error=error)
+        ended = ("failed", said(error)) if isinstance(error, Exception) else ("cancelled", "whoever started it went away")
+        await storage.runs.finish(fence, ended[0], error=ended[1])
+
+
+async def give_back(storage: Storage, found: RunRecord, fence: Fence) -> None:
+    """Leave a run as it was found; nobody works for it, so one whose process died counts as cancelled."""
+    status = "cancelled" if found.status == "crashed" else found.status
+    await storage.runs.finish(fence, status, error=found.error, result=found.result, questions=found.questions)
 
 
 async def folded(events: AsyncGenerator[Event, None]) -> Result:
@@ -146,12 +167,14 @@ async def folded(events: AsyncGenerator[Event, None]) -> Result:
 
 
 async def _over(task: "asyncio.Task[Any]") -> None:
-    """Wait for the end of a task that was cancelled, however often whoever waits is cancelled meanwhile."""
+    """Wait for the end of a task whose result nobody wants, however often whoever waits is cancelled meanwhile."""
     again: asyncio.CancelledError | None = None
     while not task.done():
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError as error:
             again = error
+    if not task.cancelled():
+        task.exception()  # the row has it; else asyncio would complain that nobody looked
     if again is not None:
         raise again

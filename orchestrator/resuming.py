@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.asking import Person, Question, accepted, carried, find, read_answers, still_open, validate
+from orchestrator.asking import Person, Question, carried, read_answers, read_named, still_open
 from orchestrator.choices import Models, ModelSpec, check_controls, choose_models, merged_controls
 from orchestrator.consulting import continue_from
 from orchestrator.controls import Controls
@@ -319,10 +319,6 @@ def _answered(record: RunRecord, given: Answers | None) -> dict[str, Any]:
     if not pending:
         again = "; resume it without, and it asks again" if record.status == "cancelled" else ""
         raise InputError("the run asks nothing", where=f"run {record.run_id!r} is {record.status}", remedy=f"leave --answer out{again}")
-    if not isinstance(given, Mapping):
-        return read_answers(pending, [given] if isinstance(given, str) else given)
-    answers: dict[str, Any] = {}
-    for name, answer in given.items():
-        question = find(pending, name)
-        answers |= accepted(question, validate(question, answer))
-    return answers
+    if isinstance(given, Mapping):
+        return read_named(pending, given)
+    return read_answers(pending, [given] if isinstance(given, str) else given)
