@@ -30,6 +30,7 @@ __all__ = ["PostgresDatabase", "open_postgres"]
 
 _PATIENCE = 20.0  # seconds that a server may be away before a transaction is given up
 _ANSWER = 60.0  # seconds for one transaction, locks of others included
+_LEAVE = 5.0  # seconds that a database which is being closed waits for the server
 _BATCH = 500  # jobs of one transaction
 _SCHEMA = "orchestrator"
 _LOCK = 0x6F726368  # of the set-up: any number that others do not take
@@ -94,6 +95,7 @@ class PostgresDatabase:
         self._patience = patience
         self._limit = limit
         self._jobs: deque[Job] = deque()
+        self._taken: list[Job] = []  # those that the worker is at
         self._worker: asyncio.Task[None] | None = None  # there is one while jobs wait
         self._closed = False
 
@@ -114,8 +116,13 @@ class PostgresDatabase:
     async def aclose(self) -> None:
         """See `Database.aclose`."""
         self._closed = True
-        if self._worker is not None:
-            await asyncio.wait([self._worker])
+        until = asyncio.get_running_loop().time() + _LEAVE
+        while self._worker is not None:
+            await asyncio.wait([self._worker], timeout=0.05)
+            waited = [job for job in (*self._taken, *self._jobs) if not job.rows.done()]
+            if self._worker is not None and (not waited or asyncio.get_running_loop().time() > until):
+                settle(zip(waited, self._failures("it was closed before the server answered", len(waited)), strict=True))
+                self._worker.cancel()
         await self._disconnect()
 
     async def _done(self, job: Job) -> list[list[Row]]:
@@ -127,17 +134,17 @@ class PostgresDatabase:
         return await job.rows
 
     async def _serve(self) -> None:
-        jobs: list[Job] = []
         try:
             while self._jobs:
-                jobs = [self._jobs.popleft() for _ in range(min(len(self._jobs), _BATCH))]
-                for alone, group in groupby(jobs, attrgetter("alone")):
+                self._taken = [self._jobs.popleft() for _ in range(min(len(self._jobs), _BATCH))]
+                for alone, group in groupby(self._taken, attrgetter("alone")):
                     for batch in [[job] for job in group] if alone else [[*group]]:
                         settle(zip(batch, await self._outcomes(batch), strict=True))
         finally:
             self._worker = None
-            for job in (*jobs, *self._jobs):  # it was cancelled, the whole loop ends: nobody waits in vain
+            for job in (*self._taken, *self._jobs):  # it was cancelled, the whole loop ends: nobody waits in vain
                 job.rows.cancel()
+            self._taken = []
             self._jobs.clear()
 
     async def _outcomes(self, jobs: Sequence[Job]) -> Sequence[Outcome]:
@@ -152,7 +159,7 @@ class PostgresDatabase:
                 return self._failures(f"no answer within {self._limit:g} seconds", len(jobs))
             except Exception as error:  # noqa: BLE001 - whatever it is, its caller waits for it, and the others go on
                 if _is_away(error):
-                    if asyncio.get_running_loop().time() > until:
+                    if asyncio.get_running_loop().time() > until or all(job.rows.done() for job in jobs):
                         return self._failures(_masked(error, self._address), len(jobs))
                     await asyncio.sleep(0.1)
                 elif exact or len(jobs) > 1:
