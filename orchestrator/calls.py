@@ -133,7 +133,7 @@ class Call:
         if durable is not None:
             await durable
 
-    def kept(self, answer: Callable[[], Any]) -> "Future[None] | None":
+    def kept(self, answer: Callable[[], Any]) -> "Future[Any] | None":
         """Begin to keep the answer."""
         if self.terms.journal is None or self.request is None:
             return None

@@ -154,8 +154,8 @@ class _Door:
         """`keep` for a thread. A sync call on the event loop itself cannot wait: its answer is durable soon."""
         if call.request and not self.is_here():
             self._awaited(call.keep(answer))
-        elif call.request and (durable := call.kept(answer)):
-            durable.add_done_callback(asyncio.Future.exception)  # seen: the next call fails with it
+        elif call.request:
+            call.kept(answer)  # where that fails the next call does, too
 
     async def _there(self, work: Coroutine[Any, Any, T]) -> T:
         return await (work if self.is_here() else asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop)))

@@ -8,7 +8,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import ormsgpack
 
@@ -16,9 +16,9 @@ from orchestrator.clocks import waiting
 from orchestrator.errors import LostRunError, OrchestratorError, said
 from orchestrator.events import current_branch, tell
 from orchestrator.storage.codec import Known
-from orchestrator.storage.database import Fence, Statement
+from orchestrator.storage.database import Fence
 from orchestrator.storage.journal import NO_USAGE, Entry, JournalRow, JournalTable, JournalUsage, Sum
-from orchestrator.text import secrets_of, without
+from orchestrator.text import printable, secrets_of, without
 
 __all__ = ["Journal", "JournalMode", "Recalled", "Request", "current_scope", "rows_of_flight"]
 
@@ -68,14 +68,6 @@ class _Answer:
     taken: bool = False
 
 
-class _Write(NamedTuple):
-    """An entry on its way to the database, and who waits for it."""
-
-    statements: list[Statement]
-    texts: set[bytes]
-    durable: "asyncio.Future[None] | None"
-
-
 class Journal:
     """One run's, on the run's event loop; `sources` are the numbers of further runs whose answers count: a fork's parent."""
 
@@ -91,10 +83,8 @@ class Journal:
         self._any: dict[bytes, deque[_Answer]] = defaultdict(deque)
         self._inherited: dict[bytes, deque[_Answer]] = defaultdict(deque)  # those of `sources`, which are nobody's here
         self._known = Known()  # the texts that are stored for this run
-        self._pending: list[_Write] = []
-        self._writing: asyncio.Task[None] | None = None
+        self._unwaited: set[asyncio.Future[Any]] = set()  # rows that nobody waits for, until they are durable
         self._lost: LostRunError | None = None
-        self._untold: Exception | None = None  # why something was not written that nobody waited for
 
     @classmethod
     async def open(
@@ -157,13 +147,11 @@ class Journal:
         with waiting():  # for a store that is slow, or away for some seconds: that is no time of the call, nor of its branch
             await durable
 
-    def keep(self, request: Request, response: Any, *, usage: JournalUsage = NO_USAGE, seconds: float = 0.0) -> "asyncio.Future[None]":
+    def keep(self, request: Request, response: Any, *, usage: JournalUsage = NO_USAGE, seconds: float = 0.0) -> "asyncio.Future[Any]":
         """Begin to keep an answer; it is durable when what is returned is done. Raises StorageError."""
         if self._lost is not None:
             raise self._lost
-        durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._put(self._entry(request, "ok", response, usage, seconds), durable)
-        return durable
+        return self._written(self._entry(request, "ok", response, usage, seconds))
 
     async def share(self, rows: Sequence[int]) -> None:
         """Keep that the code around was given the answers of `rows`, which other code had asked for; durable when it returns."""
@@ -176,13 +164,14 @@ class Journal:
         """Keep what a call that gave no answer has used, and why; written soon, and at the latest when the journal is closed."""
         if self._lost is None:
             failed = isinstance(error, Exception)
-            self._put(self._entry(request, state or ("failed" if failed else "abandoned"), _parts(error), usage, seconds, error), None)
+            entry = self._entry(request, state or ("failed" if failed else "abandoned"), _parts(error), usage, seconds, error)
+            self._unwaited.add(self._written(entry))
 
     async def aclose(self) -> None:
-        """Write what is still to be written; raises StorageError, LostRunError where that cannot be."""
-        while self._writing is not None:
-            await asyncio.shield(self._writing)
-        for error in (self._lost, self._untold):
+        """Wait for what is still to be written; raises StorageError, LostRunError where that could not be."""
+        if self._unwaited:
+            await asyncio.wait(self._unwaited)
+        for error in (self._lost, *(written.exception() for written in self._unwaited)):
             if error is not None:
                 raise error
 
@@ -210,29 +199,17 @@ class Journal:
         if rows is not None and seq is not None:
             rows.append(seq)
 
-    def _put(self, entry: Entry, durable: "asyncio.Future[None] | None") -> None:
-        statements, texts = self._table.statements(self._run, entry, self._known)
-        self._pending.append(_Write(statements, texts, durable))
-        if self._writing is None:
-            self._writing = asyncio.get_running_loop().create_task(self._write(), name=f"journal of {self._fence.run_id}")
+    def _written(self, entry: Entry) -> "asyncio.Future[Any]":
+        written = self._table.append(self._run, entry, self._known, self._fence)
+        written.add_done_callback(self._settle)
+        return written
 
-    async def _write(self) -> None:
-        """Write what waits, in one transaction; and so on while more has come meanwhile."""
-        try:
-            while self._pending:
-                batch, self._pending = self._pending, []
-                try:
-                    await self._table.append([statement for write in batch for statement in write.statements], self._fence)
-                except Exception as error:  # noqa: BLE001 - it is that of whoever waits; where nobody does, it is told at the end
-                    self._lost = error if isinstance(error, LostRunError) else self._lost
-                    if all(write.durable is None for write in batch):
-                        self._untold = error
-                    _settle(batch, error)
-                else:
-                    self._known.stored.update(*(write.texts for write in batch))
-                    _settle(batch, None)
-        finally:
-            self._writing = None
+    def _settle(self, written: "asyncio.Future[Any]") -> None:
+        error = None if written.cancelled() else written.exception()
+        if isinstance(error, LostRunError):
+            self._lost = error
+        elif error is None:
+            self._unwaited.discard(written)
 
     def _load(self, run: int, rows: Sequence[JournalRow], shared: Mapping[int, Sequence[int]]) -> None:
         known = {row.seq: row for row in rows}
@@ -282,7 +259,7 @@ def current_scope() -> str:
 
 def _sentence(error: BaseException) -> str:
     """What went wrong, without the values of secrets: a row's sentence is stored as it is."""
-    return without(secrets_of(os.environ).values(), said(error), "[key]") if isinstance(error, Exception) else "cancelled"
+    return without(secrets_of(os.environ).values(), printable(said(error)), "[key]") if isinstance(error, Exception) else "cancelled"
 
 
 def _parts(error: BaseException | None) -> Any:
@@ -290,13 +267,3 @@ def _parts(error: BaseException | None) -> Any:
     if not isinstance(error, OrchestratorError):
         return {"error": type(error).__name__, "said": "" if error is None else str(error)}
     return {"error": type(error).__name__, "what": error.what, "where": error.where, "remedy": error.remedy}
-
-
-def _settle(batch: "Sequence[_Write]", error: Exception | None) -> None:
-    for write in batch:
-        if write.durable is None or write.durable.done():
-            continue
-        if error is None:
-            write.durable.set_result(None)
-        else:
-            write.durable.set_exception(error)

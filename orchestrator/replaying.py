@@ -138,8 +138,8 @@ class _Tape(Journal):
             tell("recalled", role=request.role or None, model=request.model)
         return Recalled(renamed(call.response, self._numbers), call.state, call.error)
 
-    def keep(self, request: Request, response: Any, *, usage: JournalUsage = NO_USAGE, seconds: float = 0.0) -> "asyncio.Future[None]":
-        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def keep(self, request: Request, response: Any, *, usage: JournalUsage = NO_USAGE, seconds: float = 0.0) -> "asyncio.Future[Any]":
+        kept: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         kept.set_result(None)
         return kept
 

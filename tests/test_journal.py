@@ -302,23 +302,18 @@ async def test_a_fork_is_answered_from_its_parent_and_pays_for_its_own_calls_onl
         assert (len(await run.rows()), len(await fork.rows())) == (1, 1)
 
 
-async def test_rows_that_are_recorded_at_once_are_one_transaction() -> None:
+async def test_rows_that_are_recorded_at_once_share_their_commits() -> None:
     async with kept() as run:
         journal = await Journal.open(run.table, 1, run.fence)
-        made: list[int] = []
-        original = run.database.run
-
-        async def counted(*statements: Statement, **options: Any) -> Any:
-            made.append(len(statements))
-            return await original(*statements, **options)
-
-        run.database.run = counted  # type: ignore[method-assign]
+        made: list[str] = []
+        run.database._writer._connection.set_trace_callback(made.append)  # type: ignore[attr-defined]
         text = "long " * 200
         await asyncio.gather(*(journal.record(request(text, f"branch {number}"), text) for number in range(50)))
+        assert made.count("COMMIT") < 10
+        made.clear()
         await journal.record(request(text), text)
         await journal.aclose()
-    assert len(made) == 2
-    assert made[1] == 1  # the texts are there already
+    assert [one.split("(")[0] for one in made if one.startswith("INSERT")] == ["INSERT INTO journal"]  # the texts are there already
 
 
 async def test_what_is_asked_is_kept_and_long_texts_once() -> None:

@@ -1,4 +1,4 @@
-"""Where everything durable goes: one method that runs statements in one transaction, over SQLite, Postgres or memory."""
+"""Where everything durable goes: statements in one transaction, over SQLite, Postgres or memory."""
 
 import asyncio
 import os
@@ -37,12 +37,16 @@ class Database(Protocol):
 
     url: str
 
-    async def run(self, *statements: Statement, fence: Fence | None = None) -> list[list[Row]]:
-        """Runs all in one transaction, shared with the callers that wait meanwhile, and gives the rows of each; durable when it returns.
+    def submit(self, *statements: Statement, fence: Fence | None = None) -> "asyncio.Future[list[list[Row]]]":
+        """Hands all over to be run in one transaction, shared with what waits meanwhile, and in the order in which it was handed over.
 
+        The future has the rows of each statement, and is done when they are durable; whoever cancels it leaves them to be written.
         The statements are idempotent: after a lost connection they may run again. Raises StorageError, and LostRunError where the
         run of `fence` has another owner: then nothing is written.
         """
+
+    async def run(self, *statements: Statement, fence: Fence | None = None) -> list[list[Row]]:
+        """`submit`, and its rows when they are there."""
 
     async def size(self) -> int:
         """Bytes that the stored rows take, room that was freed left out."""

@@ -1,6 +1,7 @@
 """The journal's table: a row for each finished call of a run, its request and response apart from what is searched and summed."""
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -88,18 +89,20 @@ class JournalTable:
         """What a request's digest is stored as: under encryption one that tells nothing of a request that could be guessed."""
         return digest if self._codec.cipher is None else self._codec.digest(digest)
 
-    def statements(self, run: int, entry: Entry, known: Known) -> tuple[list[Statement], set[bytes]]:
-        """What writes `entry`, and the hashes of the texts in that; those that are `known` are there already. Raises StorageTypeError."""
+    def append(self, run: int, entry: Entry, known: Known, fence: Fence) -> asyncio.Future[Any]:
+        """Begin to write `entry`, without the texts that are `known`; durable when the future is done.
+
+        Raises StorageTypeError; the future StorageError or LostRunError.
+        """
         request, response = self._codec.pack(entry.request, known), self._codec.pack(entry.response, known)
         texts, row = request.texts | response.texts, entry.row
         values = (run, row.seq, row.kind, row.scope, row.role, row.model, row.digest, row.state, request.blob, response.blob)
         error = row.error if self._codec.cipher is None or row.error is None else "encrypted"  # its parts are in the response
         insert = Statement(_INSERT, (*values, *entry.usage, row.began, row.seconds, error))
-        return [*keep_texts(texts, run), insert], set(texts)
-
-    async def append(self, statements: Iterable[Statement], fence: Fence) -> None:
-        """Write entries, durable when it returns; raises StorageError, LostRunError."""
-        await self._database.run(*statements, fence=fence)
+        written = self._database.submit(*keep_texts(texts, run), insert, fence=fence)
+        if texts:
+            written.add_done_callback(lambda done: None if done.cancelled() or done.exception() else known.stored.update(texts))
+        return written
 
     async def next_seq(self, run: int) -> int:
         """The number of the row that is written next."""

@@ -96,12 +96,17 @@ class PostgresDatabase:
         self._limit = limit
         self._jobs: deque[Job] = deque()
         self._taken: list[Job] = []  # those that the worker is at
+        self._given_up = False  # the server was away for too long: until it is back, nothing is waited for
         self._worker: asyncio.Task[None] | None = None  # there is one while jobs wait
         self._closed = False
 
+    def submit(self, *statements: Statement, fence: Fence | None = None) -> asyncio.Future[list[list[Row]]]:
+        """See `Database.submit`."""
+        return self._handed_over(new_job(statements, fence))
+
     async def run(self, *statements: Statement, fence: Fence | None = None) -> list[list[Row]]:
         """See `Database.run`."""
-        return await self._done(new_job(statements, fence))
+        return await self.submit(*statements, fence=fence)
 
     async def size(self) -> int:
         """See `Database.size`; the server counts room that it will use again as well."""
@@ -111,7 +116,7 @@ class PostgresDatabase:
         """See `Database.shrink`: what was deleted is made room for what comes."""
         tables = await self.run(Statement("SELECT tablename FROM pg_tables WHERE schemaname = ?", (_SCHEMA,)))
         names = ", ".join(f"{_SCHEMA}.{name}" for (name,) in tables[0])
-        await self._done(new_job((Statement(f"VACUUM {names}"),), alone=True))
+        await self._handed_over(new_job((Statement(f"VACUUM {names}"),), alone=True))
 
     async def aclose(self) -> None:
         """See `Database.aclose`."""
@@ -125,13 +130,13 @@ class PostgresDatabase:
                 self._worker.cancel()
         await self._disconnect()
 
-    async def _done(self, job: Job) -> list[list[Row]]:
+    def _handed_over(self, job: Job) -> asyncio.Future[list[list[Row]]]:
         if self._closed:
             raise StorageError(f"The database {self.url} is closed")
         self._jobs.append(job)
         if self._worker is None:
             self._worker = asyncio.create_task(self._serve(), name="orchestrator-postgres")
-        return await job.rows
+        return job.rows
 
     async def _serve(self) -> None:
         try:
@@ -149,17 +154,20 @@ class PostgresDatabase:
 
     async def _outcomes(self, jobs: Sequence[Job]) -> Sequence[Outcome]:
         """What came of each job. Where one fails it is found by halves, so that it takes no other with it."""
-        until = asyncio.get_running_loop().time() + self._patience
+        until = asyncio.get_running_loop().time() + (0 if self._given_up else self._patience)
         exact = False
         while True:
             try:
                 async with asyncio.timeout(self._limit):
-                    return await self._transaction(jobs, exact)
+                    outcomes = await self._transaction(jobs, exact)
+                self._given_up = False
+                return outcomes
             except TimeoutError:
                 return self._failures(f"no answer within {self._limit:g} seconds", len(jobs))
             except Exception as error:  # noqa: BLE001 - whatever it is, its caller waits for it, and the others go on
                 if _is_away(error):
                     if asyncio.get_running_loop().time() > until or all(job.rows.done() for job in jobs):
+                        self._given_up = self._given_up or asyncio.get_running_loop().time() > until
                         return self._failures(_masked(error, self._address), len(jobs))
                     await asyncio.sleep(0.1)
                 elif exact or len(jobs) > 1:

@@ -62,9 +62,13 @@ class SQLiteDatabase:
         threading.Thread(target=self._writer.serve, name="orchestrator-sqlite", daemon=True).start()
         weakref.finalize(self, self._writer.jobs.put, None).atexit = False  # one that nobody closed ends its thread
 
+    def submit(self, *statements: Statement, fence: Fence | None = None) -> asyncio.Future[list[list[Row]]]:
+        """See `Database.submit`."""
+        return self._handed_over(new_job(statements, fence))
+
     async def run(self, *statements: Statement, fence: Fence | None = None) -> list[list[Row]]:
         """See `Database.run`."""
-        return await self._done(new_job(statements, fence))
+        return await self.submit(*statements, fence=fence)
 
     async def size(self) -> int:
         """See `Database.size`."""
@@ -76,8 +80,8 @@ class SQLiteDatabase:
         before = None
         while (left := (await self.run(free))[0][0][0]) and left != before:
             before = left
-            await self._done(new_job((Statement(f"PRAGMA incremental_vacuum({_PAGES})"),), alone=True))
-        await self._done(new_job((Statement("PRAGMA wal_checkpoint(TRUNCATE)"),), alone=True))
+            await self._handed_over(new_job((Statement(f"PRAGMA incremental_vacuum({_PAGES})"),), alone=True))
+        await self._handed_over(new_job((Statement("PRAGMA wal_checkpoint(TRUNCATE)"),), alone=True))
 
     async def aclose(self) -> None:
         """See `Database.aclose`; another process that holds the write lock is waited for 5 seconds more, so that an exit is not held up."""
@@ -88,11 +92,11 @@ class SQLiteDatabase:
             self._writer.jobs.put(None)
         await asyncio.shield(self._closing.rows)
 
-    async def _done(self, job: Job) -> list[list[Row]]:
+    def _handed_over(self, job: Job) -> asyncio.Future[list[list[Row]]]:
         if self._closing is not None:
             raise StorageError(f"The database {self.url} is closed")
         self._writer.jobs.put(job)
-        return await job.rows
+        return job.rows
 
 
 class _Writer:
@@ -103,6 +107,7 @@ class _Writer:
         self.closed: Job | None = None
         self.leave_at = math.inf  # when a lock is waited for no longer
         self._wait = wait
+        self._given_up = False  # another process held the lock for too long: until it is let in, nothing more waits for it
         self._path = path
         self._connection = connection
         self._files: list[tuple[int, int]] = []
@@ -137,14 +142,19 @@ class _Writer:
 
     def _locked(self, jobs: Sequence[Job]) -> list[Outcome]:
         """The transaction, once other processes let it in."""
-        until = time.monotonic() + self._wait
+        until = time.monotonic() + (0 if self._given_up else self._wait)
         while True:
             try:
-                return self._transaction(jobs)
+                outcomes = self._transaction(jobs)
             except sqlite3.OperationalError as error:
+                busy = _code(error) == sqlite3.SQLITE_BUSY
                 late = time.monotonic() > min(until, self.leave_at) - _SLICE / 2
-                if _code(error) != sqlite3.SQLITE_BUSY or late or all(job.rows.cancelled() for job in jobs):
+                self._given_up = self._given_up or (busy and late)
+                if not busy or late or all(job.rows.cancelled() for job in jobs):
                     raise
+            else:
+                self._given_up = self._given_up and all(map(_reads, jobs))  # readers wait for no lock
+                return outcomes
 
     def _transaction(self, jobs: Sequence[Job]) -> list[Outcome]:
         execute = self._connection.execute
