@@ -265,7 +265,8 @@ def _details(asked: Question) -> list[str]:
         return [f"{number}. {one_line(text, 2_000)}" for number, text in enumerate(asked.detail, start=1)]
     if asked.kind == "tools":
         return [line for call in asked.detail for line in _call_lines(call)]
-    return printable(json.dumps(asked.detail, ensure_ascii=False, indent=2))[:_LONGEST].splitlines()
+    told = {key: value for key, value in asked.detail.items() if value != asked.text} if isinstance(asked.detail, dict) else asked.detail
+    return printable(json.dumps(told, ensure_ascii=False, indent=2))[:_LONGEST].splitlines() if told != {} else []
 
 
 def _call_lines(call: Mapping[str, Any]) -> list[str]:

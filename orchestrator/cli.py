@@ -54,7 +54,7 @@ _OF_RUNS = {"runs", "show", "cancel", "replay", "gc"}
 _USAGE = f"""usage: {PROG} WORKFLOW [INPUT] [--FIELD VALUE ...] [options]
        {PROG} list | describe WORKFLOW | graph WORKFLOW | doctor
        {PROG} batch WORKFLOW INPUTS.jsonl --output OUT.jsonl
-       {PROG} runs | show RUN | resume RUN [--answer TEXT] | cancel RUN | gc
+       {PROG} runs | show RUN | resume RUN [--answer TEXT] | replay RUN | cancel RUN | gc | memory
 """
 _HELP = f"""{_USAGE}
 Run a workflow: a name that `list` shows, a dotted module, or path/to/file.py[:attribute].
@@ -140,11 +140,11 @@ def _dispatch(words: list[str], signals: Signals) -> int:
         from orchestrator.resume_command import resume_command
 
         return resume_command(rest, signals)
-    if first == "memory" and not {"-h", "--help"} & set(rest):
+    if first == "memory":
         from orchestrator.memory_command import memory_command
 
         return memory_command(rest)
-    if first in {*_VERBS, *_OF_RUNS, "memory"} and ({"-h", "--help"} & set(rest)):
+    if first in _VERBS and ({"-h", "--help"} & set(rest)):
         write_text(_HELP)
         return 0
     if first in _OF_RUNS:

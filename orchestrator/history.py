@@ -1,5 +1,6 @@
 """What the store tells of runs, for people and as JSON: the list of them, and the story of one."""
 
+import shlex
 import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from orchestrator.errors import StorageError
 from orchestrator.output import columns, stdout, terminal_width, write_text
 from orchestrator.state import BranchResult, Task
 from orchestrator.storage import RunRecord
+from orchestrator.storage.database import url_shown
 from orchestrator.text import counted, in_words, one_line, printable
 
 if TYPE_CHECKING:
@@ -131,8 +133,10 @@ def write_story(told: Mapping[str, Any]) -> None:
 
 
 def next_words(record: RunRecord) -> list[str]:
-    """What is to be done with a run next, as words of the command line."""
+    """What is to be done with a run next, as words of the command line; nothing with one that is complete."""
     run = record.run_id
+    if record.status == "complete":
+        return []
     if record.status == "running":
         return ["cancel", run]
     if record.status == "interrupted":
@@ -144,9 +148,14 @@ def next_words(record: RunRecord) -> list[str]:
     return ["resume", run]
 
 
-def next_command(record: RunRecord, db: str | None = None) -> str:
-    """The command line of `next_words`; `db` is the store's URL where it was given."""
-    return " ".join([PROG, *next_words(record), *(("--db", db) if db else ())])
+def next_command(record: RunRecord, db: str | None = None) -> str | None:
+    """The command line of `next_words`, None where there is none; `db` is the store's URL where it was given."""
+    words = next_words(record)
+    return _command(words, db) if words else None
+
+
+def _command(words: Sequence[str], db: str | None) -> str:
+    return " ".join([PROG, *words, *(("--db", shlex.quote(url_shown(db))) if db else ())])
 
 
 async def story(storage: "Storage", record: RunRecord, db: str | None = None) -> dict[str, Any]:
@@ -181,6 +190,7 @@ async def story(storage: "Storage", record: RunRecord, db: str | None = None) ->
         "output": (record.result or {}).get("output"),
         "seconds": (record.result or {}).get("seconds"),
         "next": next_command(record, db),
+        "whole": _command(["resume", record.run_id], db) if record.status == "complete" else None,
     }
 
 
@@ -260,10 +270,10 @@ def story_text(told: Mapping[str, Any], width: int | None = None) -> str:
         _wrapped(_facts(told), width),
         _section("branches", _branch_rows(told["branches"]), width),
         _section("calls", _call_rows(told["calls"]), width),
-        _stored(told["calls"]),
+        _stored(told["calls"], told["parent"]),
         _asked(told["questions"]),
         _report(told["output"]),
-        f"\nnext: {told['next']}\n",
+        f"\nnext: {told['next']}\n" if told["next"] else f"\nthe whole result: {told['whole']}\n",
     ]
     return printable("".join(parts))
 
@@ -284,13 +294,21 @@ def _facts(told: Mapping[str, Any]) -> list[tuple[str, str]]:
         "used": [_used(usage)] if usage else [],
         "conversation": [one_line(told["thread"], 80)] if told["thread"] else [],
         "batch": [one_line(told["batch"], 120)] if told["batch"] else [],
-        "forked from": [told["parent"] + (f" at {one_line(told['parent_step'], 60)}" if told["parent_step"] else "")]
-        if told["parent"]
-        else [],
+        "forked from": [_forked_from(told["parent"], told["parent_step"])] if told["parent"] else [],
         "forks": told["forks"],
-        "error": [one_line(told["error"], 400)] if told["error"] else [],
+        "error": [one_line(told["error"], 400)] if told["error"] and not _waits(told) else [],
     }
     return [(name if not place else "", line) for name, lines in facts.items() for place, line in enumerate(lines)]
+
+
+def _forked_from(parent: str, step: str | None) -> str:
+    """The parent and its step, as `--from` takes it."""
+    return f"{parent} at {one_line(step, 60).removesuffix('#1')}" if step else parent
+
+
+def _waits(told: Mapping[str, Any]) -> bool:
+    """Whether the questions, which are told by themselves, are all that is wrong."""
+    return bool(told["status"] == "interrupted" and told["questions"])
 
 
 def _value(value: object) -> str:
@@ -356,11 +374,12 @@ def _call_rows(calls: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-def _stored(calls: Mapping[str, Any]) -> str:
-    """What became of the calls, and what that is good for."""
+def _stored(calls: Mapping[str, Any], parent: str | None) -> str:
+    """What became of the calls, and what that is good for; a fork has those of its parent too."""
     words = (("finished", "finished and stored"), ("failed", "failed"), ("did_not_fit", "did not fit"), ("given_up", "given up"))
     said = [f"{calls[key]:,} {word}" for key, word in words if calls[key]]
-    return f"  {', '.join(said)}; what is stored is not asked for again\n" if said else ""
+    taken = f", with those of {parent}, which cost nothing here" if parent else ""
+    return f"  {', '.join(said)}{taken}; what is stored is not asked for again\n" if said else ""
 
 
 def _asked(questions: Sequence[Mapping[str, Any]]) -> str:

@@ -20,22 +20,35 @@ __all__ = ["memory_command"]
 
 PROG = "python -m orchestrator memory"
 _USAGE = f"{PROG} list [--json] [NAMESPACE], or {PROG} forget KEY | --all [NAMESPACE]"
+_ABOUT = "What is remembered over runs: facts that were told in conversations, and what graphs keep in LangGraph's Store."
 _MOST = 100_000
 
 
 def memory_command(words: Sequence[str]) -> int:
     """Does what `words` ask for and returns the exit code; raises OrchestratorError."""
     parser = Parser(PROG, usage=_USAGE)
-    for option in ("--json", "--all", "--debug", "--quiet"):
-        parser.add_argument(option, action="store_true")
-    parser.add_argument("--db", metavar="URL")
+    said = {
+        "--json": "stdout holds one JSON array",
+        "--all": "forget all, or all under NAMESPACE",
+        "--quiet": "nothing on stderr but errors",
+        "--debug": "tracebacks",
+    }
+    for option, what in said.items():
+        parser.add_argument(option, action="store_true", help=what)
+    parser.add_argument("--db", metavar="URL", help="where it is kept: sqlite:///PATH or postgresql://USER@HOST/NAME")
+    parser.add_argument("-h", "--help", action="store_true", help="show this")
     found, rest = parse(parser, words)
+    if found.help:
+        write_text(f"{_ABOUT}\n\n{parser.format_help()}")
+        return 0
     verb, names = (rest[0], rest[1:]) if rest else ("", [])
     if verb == "list" and len(names) <= 1 and not found.all:
         return asyncio.run(_list(found.db, names, as_json=found.json))
     if verb == "forget" and (len(names) <= 1 if found.all else len(names) == 1) and not found.json:
         return asyncio.run(_forget(found.db, names, every=found.all, quiet=found.quiet))
-    raise InputError(f"memory does not take {one_line(' '.join(rest) or 'no words', 80)!r}", remedy=_USAGE)
+    if rest == ["forget"]:
+        raise InputError("memory forget takes a key, or --all", remedy=f"{PROG} list shows the keys")
+    raise InputError(f"memory does not take {one_line(' '.join(rest), 80)!r}" if rest else "memory takes list or forget", remedy=_USAGE)
 
 
 async def _list(url: str | None, names: list[str], *, as_json: bool) -> int:

@@ -37,15 +37,22 @@ _MEASURE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
 
 def run_verb(verb: str, words: list[str]) -> int:
     """Do what the words after a verb ask for; the exit code."""
+    if {"-h", "--help"} & set(words):
+        write_text(_PARSERS[verb]().format_help())
+        return 0
     return _VERBS[verb](words)
 
 
+def _runs_parser() -> Parser:
+    parser = _parser("runs", "", "The runs that are stored, the newest first.")
+    parser.add_argument("--json", action="store_true", help="stdout holds one JSON array")
+    parser.add_argument("--status", choices=_STATUSES, metavar="S", help=f"only runs of this status: {', '.join(_STATUSES)}")
+    parser.add_argument("--limit", type=_count, default=20, metavar="N", help="the newest N (default: 20)")
+    return parser
+
+
 def _runs(words: list[str]) -> int:
-    parser = _parser("runs")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--status", choices=_STATUSES)
-    parser.add_argument("--limit", type=_count, default=20, metavar="N")
-    found = _no_words(parser, words)
+    found = _no_words(_runs_parser(), words)
 
     async def read() -> "list[RunRecord]":
         async with _opened(found.db) as storage:
@@ -63,10 +70,14 @@ def _runs(words: list[str]) -> int:
     return 0
 
 
+def _show_parser() -> Parser:
+    parser = _parser("show", "RUN", "What a run was asked, did and used, what it asks, and the command that comes next.")
+    parser.add_argument("--json", action="store_true", help="stdout holds one JSON object, with the steps and their times")
+    return parser
+
+
 def _show(words: list[str]) -> int:
-    parser = _parser("show")
-    parser.add_argument("--json", action="store_true")
-    found, run_id = _one_run(parser, words)
+    found, run_id = _one_run(_show_parser(), words)
 
     from orchestrator.history import story, write_story
 
@@ -85,8 +96,15 @@ def _show(words: list[str]) -> int:
     return 0
 
 
+def _cancel_parser() -> Parser:
+    about = (
+        f"Stop a run that another shell started: it reports what it found. Waits up to {CANCEL_WAIT:g} seconds; exit code 1: it still runs."
+    )
+    return _parser("cancel", "RUN", about)
+
+
 def _cancel(words: list[str]) -> int:
-    found, run_id = _one_run(_parser("cancel"), words)
+    found, run_id = _one_run(_cancel_parser(), words)
 
     async def cancel() -> int:
         async with _opened(found.db, run_id) as storage:
@@ -144,15 +162,27 @@ def _signal(record: "RunRecord") -> None:
         raise InputError(f"run {record.run_id!r} {what}", where=owner.said(record.since), remedy=remedy)
 
 
-def _gc(words: list[str]) -> int:
-    from orchestrator.storage.gc import MAX_SIZE, OLDER_THAN, collect
+def _gc_parser() -> Parser:
+    from orchestrator.storage.gc import MAX_SIZE, OLDER_THAN
 
-    parser = _parser("gc")
-    parser.add_argument("--older-than", type=_span, default=OLDER_THAN, metavar="30d")
-    parser.add_argument("--keep", type=_count, metavar="N")
-    parser.add_argument("--max-size", type=_size, default=float(MAX_SIZE), metavar="1GB")
-    parser.add_argument("--dry-run", action="store_true")
-    found = _no_words(parser, words)
+    parser = _parser(
+        "gc", "", "Delete runs that ended long ago, with all that only they use. Every run does so once a day, within the defaults."
+    )
+    old, size = (
+        "what ended longer ago goes: 90min, 12h, 30d, 2w, or none (default: 30d)",
+        "the oldest go until the store is no larger, or none",
+    )
+    parser.add_argument("--older-than", type=_span, default=OLDER_THAN, metavar="TIME", help=old)
+    parser.add_argument("--keep", type=_count, metavar="N", help="only the newest N that ended stay")
+    parser.add_argument("--max-size", type=_size, default=float(MAX_SIZE), metavar="SIZE", help=f"{size} (default: 1GB)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would go, and delete nothing")
+    return parser
+
+
+def _gc(words: list[str]) -> int:
+    from orchestrator.storage.gc import collect
+
+    found = _no_words(_gc_parser(), words)
 
     async def clean() -> None:
         async with _opened(found.db) as storage:
@@ -168,11 +198,16 @@ def _gc(words: list[str]) -> int:
     return 0
 
 
+def _replay_parser() -> Parser:
+    about = "Run a finished run again, answered from its journal and without a network, and compare. Exit code 1: something differs."
+    parser = _parser("replay", "RUN", about)
+    parser.add_argument("--json", action="store_true", help="stdout holds one JSON object")
+    parser.add_argument("--save", metavar="FOLDER", help="make a test of it: FOLDER is what orchestrator.testing.replay_cassette takes")
+    return parser
+
+
 def _replay(words: list[str]) -> int:
-    parser = _parser("replay")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--save", metavar="FOLDER")
-    found, run_id = _one_run(parser, words)
+    found, run_id = _one_run(_replay_parser(), words)
 
     from orchestrator.replaying import replay
     from orchestrator.testing.cassettes import save_cassette
@@ -187,7 +222,8 @@ def _replay(words: list[str]) -> int:
     else:
         write_text("\n\n".join(played.differences) + "\n")
     if found.save and not found.quiet:
-        say(f"saved in {found.save}" if played.identical else f"not saved: the run is not what it was, so that {found.save} would fail")
+        saved = f"saved in {found.save}; a test of it: orchestrator.testing.replay_cassette({found.save!r})"
+        say(saved if played.identical else f"not saved: the run is not what it was, so that {found.save} would fail")
     return 0 if played.identical else 1
 
 
@@ -197,11 +233,12 @@ def _wait(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
-def _parser(verb: str) -> Parser:
-    parser = Parser(f"{PROG} {verb}")
-    parser.add_argument("--db", metavar="URL")
-    for option in ("--debug", "--quiet"):
-        parser.add_argument(option, action="store_true")
+def _parser(verb: str, takes: str, about: str) -> Parser:
+    parser = Parser(f"{PROG} {verb}", usage=" ".join(f"{PROG} {verb} {takes} [options]".split()), description=about)
+    parser.add_argument("--db", metavar="URL", help="where runs are kept: sqlite:///PATH or postgresql://USER@HOST/NAME")
+    parser.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
+    parser.add_argument("--debug", action="store_true", help="tracebacks")
+    parser.add_argument("-h", "--help", action="store_true", help="show this")
     return parser
 
 
@@ -279,4 +316,11 @@ def _bytes(size: float) -> str:
     return f"{size / factor:.1f} {unit}" if factor > 1 else f"{int(size)} B"
 
 
+_PARSERS: dict[str, Callable[[], Parser]] = {
+    "runs": _runs_parser,
+    "show": _show_parser,
+    "cancel": _cancel_parser,
+    "replay": _replay_parser,
+    "gc": _gc_parser,
+}
 _VERBS: dict[str, Callable[[list[str]], int]] = {"runs": _runs, "show": _show, "cancel": _cancel, "replay": _replay, "gc": _gc}

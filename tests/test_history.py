@@ -106,7 +106,7 @@ def test_the_story_of_a_run(documents: Path, capsys: pytest.CaptureFixture[str],
     assert [row["role"] for row in told["calls"]["by_role"]] == ["planner", "researcher", "verifier", "writer"]
     assert (told["calls"]["finished"], told["usage"]["model_calls"]) == (len(server.requests),) * 2
     assert "\nreport\n  # Who designed the journal?\n" in text
-    assert (lines[-1], told["next"]) == ("next: python -m orchestrator resume r1", "python -m orchestrator resume r1")
+    assert (lines[-1], told["next"]) == ("the whole result: python -m orchestrator resume r1", None)
     assert {step["scope"] for step in told["steps"] if step["role"] == "researcher"} == {"branch t1", "branch t2"}
 
 
