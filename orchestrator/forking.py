@@ -75,7 +75,7 @@ async def stream_fork(
     edits = dict(edit or {})
     if not step and _PLAN not in edits:
         remedy = "name one with --from STEP, or edit the plan of a supervisor with --edit plan=@FILE"
-        raise InputError("a fork needs the step that it begins at", where=f"--edit {', '.join(edits)}" if edits else None, remedy=remedy)
+        raise InputError("a fork needs the step that it begins at", where=f"--edit {', '.join(edits)}" if edits else "", remedy=remedy)
     if new_id is not None and not RUN_ID.fullmatch(new_id):
         raise InputError(f"{new_id!r} is no run id", remedy="use 1 to 128 letters, digits, dots, dashes and underscores")
     wish = Wish(workflow=workflow, model=model, controls=controls, accept_changes=accept_changes, enter_folder=enter_folder, is_fork=True)
