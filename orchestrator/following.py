@@ -75,6 +75,8 @@ def follow_run(run: Followed, signals: Signals) -> int:
                 code = deliver(options, run.output, result)
                 if result["status"] == "cancelled" and signals.received:
                     code = signals.exit_code
+                if not (view.workflow or options.quiet) and result["status"] in ("complete", "partial", "failed"):
+                    say("nothing was run: this is the result that was stored")
                 _say_how_to_go_on(run, result)
             except InputError as error:
                 if view.workflow:  # found only once the run had begun, as documents of which none can be read
@@ -94,8 +96,15 @@ def follow_run(run: Followed, signals: Signals) -> int:
 
 def _broken_off(run: Followed, error: StorageError) -> int:
     """Say what the store did to the run, the command that goes on with it last; the exit code."""
-    say(*describe_error(error), *([] if run.options.db == "memory://" else [_command(run)]))
+    say(*describe_error(error), *([_command(run)] if _is_kept(run) else []))
     return error.exit_code
+
+
+def _is_kept(run: Followed) -> bool:
+    """Whether the run outlives the process."""
+    from orchestrator.storage.database import default_url
+
+    return (run.options.db or default_url()).lower() != "memory://"
 
 
 def _command(run: Followed) -> str:
@@ -108,15 +117,19 @@ def _command(run: Followed) -> str:
 
 
 def _say_how_to_go_on(run: Followed, result: Mapping[str, Any]) -> None:
-    """The last line of a run that is not complete; what was kept in memory alone is gone."""
+    """The last line of a run that is not complete; what was kept in memory alone is gone, and is said so."""
     status = result["status"]
-    if status in _SHORT and run.options.db != "memory://":
+    if status not in _SHORT:
+        return
+    if _is_kept(run):
         command = _command(run)
         say(*_questions(result, command.removeprefix("resume: ")), command + _SHORT[status])
+    else:
+        say(*_questions(result, ""), "this run was kept in memory alone, and cannot be resumed")
 
 
 def _questions(result: Mapping[str, Any], command: str) -> list[str]:
-    """What an interrupted run asks, each question with the command that answers it."""
+    """What an interrupted run asks, each question with the command that answers it where there is one."""
     if not result.get("questions"):
         return []
     from orchestrator.asking import Question, lines, names
@@ -125,7 +138,7 @@ def _questions(result: Mapping[str, Any], command: str) -> list[str]:
     told = list[str]()
     for asked, name in zip(questions, names(questions).values(), strict=True):
         answer = "yes" if asked.kind in ("plan", "tools") else "ANSWER"
-        told += [*lines(asked, name), f"  takes: {asked.takes}", f"  answer: {command} --answer {name}={answer}"]
+        told += [*lines(asked, name), f"  takes: {asked.takes}", *([f"  answer: {command} --answer {name}={answer}"] if command else [])]
     return told
 
 
