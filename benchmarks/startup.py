@@ -45,7 +45,8 @@ def main() -> None:
     options = parser.parse_args()
     ratios: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as home:
-        environ = {**os.environ, "ORCHESTRATOR_HOME": home}
+        compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(Path(home, "compiled"))}
+        environ = {**os.environ, "ORCHESTRATOR_HOME": home, **compiled}
         folder = Path(home, "documents")
         folder.mkdir()
         (folder / "a.md").write_text("# A\n\nIt is said that one document is enough.\n", encoding="utf-8")

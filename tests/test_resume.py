@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import operator
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ from langgraph.types import Send, interrupt
 from typing_extensions import TypedDict
 
 from orchestrator import Budget, Controls, Event, Result, Workflow, resume, run, stream
+from orchestrator.asking import Question
 from orchestrator.errors import InputError
 from orchestrator.resuming import stream_resume
 from orchestrator.storage import Storage, open_storage
@@ -165,6 +166,36 @@ async def test_answers_reach_the_questions_that_they_are_for(store: Storage, sto
     assert "questions" not in done.model_dump()
 
 
+def _asking() -> Workflow:
+    graph = StateGraph(State)
+    graph.add_node("ask", lambda state: {"done": [str(interrupt("what is 3 squared?"))]})
+    graph.add_edge(START, "ask")
+    graph.add_edge("ask", END)
+    return Workflow(graph, name="asking")
+
+
+async def test_who_is_asked_may_fail_and_the_run_waits_on(store: Storage, storage_url: str) -> None:
+    async def breaks(questions: Sequence[Question]) -> dict[str, Any]:
+        raise RuntimeError("nobody is at the desk")
+
+    async def never(questions: Sequence[Question]) -> dict[str, Any]:
+        await asyncio.Event().wait()
+        return {}
+
+    with pytest.raises(RuntimeError, match="at the desk"):
+        await run(_asking(), {"number": 0}, model="offline", run_id="r", db=storage_url, person=breaks)
+    left = asyncio.create_task(run(_asking(), {"number": 0}, model="offline", run_id="s", db=storage_url, person=never))
+    await asyncio.sleep(0.5)
+    left.cancel()
+    await asyncio.gather(left, return_exceptions=True)
+    for run_id in "rs":
+        record = await store.runs.get(run_id)
+        assert record is not None
+        assert (record.status, [asked["text"] for asked in record.questions]) == ("interrupted", ["what is 3 squared?"])
+        done = await resume(run_id, workflow=_asking(), answers="9", db=storage_url)
+        assert (done.status, done.output["done"]) == ("complete", ["9"])
+
+
 async def test_a_graph_that_was_compiled_to_pause_goes_on(store: Storage, storage_url: str) -> None:
     steps = Steps()
     workflow = Workflow(steps.graph.compile(interrupt_before=["d"]), name="steps")
@@ -203,6 +234,21 @@ def _told(server: ModelServer) -> list[str]:
 async def _research(server: ModelServer, documents: Path, url: str, **controls: Any) -> Result:
     given = {"question": "What is said of every topic?", "documents": [str(documents)]}
     return await run("research", given, model={"": server.chat_model()}, controls=controls, run_id="r", db=url)
+
+
+async def test_what_a_run_had_is_kept_where_its_documents_are_gone(store: Storage, storage_url: str, tmp_path: Path) -> None:
+    documents = write_topics(tmp_path / "documents", 1)
+    async with model_server(topics_script(1)) as server:
+        waits = await _research(server, documents, storage_url, approve=("plan",))
+        documents.rename(tmp_path / "elsewhere")
+        with pytest.raises(InputError, match="documents"):
+            await resume("r", model=server.chat_model(), answers="yes", db=storage_url)
+        record = await store.runs.get("r")
+        assert record is not None
+        assert (record.status, record.result["status"], len(record.questions)) == ("interrupted", "interrupted", len(waits.questions))
+        (tmp_path / "elsewhere").rename(documents)
+        done = await resume("r", model=server.chat_model(), db=storage_url)
+    assert done.status == "complete"
 
 
 async def test_a_run_at_its_budget_goes_on_with_more_and_asks_nothing_twice(store: Storage, storage_url: str, tmp_path: Path) -> None:
