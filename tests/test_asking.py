@@ -163,6 +163,14 @@ def test_answers_by_name_are_all_checked_before_any_counts() -> None:
             read_answers(asked, given)
     with pytest.raises(InputError, match="the run asks nothing"):
         read_answers([], ["yes"])
+    with pytest.raises(InputError, match="no question 'q-wrong' is pending"):  # though every text would be an answer to what is
+        read_answers([CLARIFY], ["q-wrong=yes"])
+
+
+def test_what_a_graph_asks_is_told_once() -> None:
+    asked = question_of("a" * 32, {"question": "Which number?", "most": 3})
+    assert lines(asked, "q-aaaa") == ["q-aaaa: Which number?", "  {", '    "most": 3', "  }"]
+    assert lines(question_of("a" * 32, {"question": "Which number?"}), "q-aaaa") == ["q-aaaa: Which number?"]
 
 
 def test_always_allows_a_tool_for_good_and_answers_what_is_pending_of_it() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import operator
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -184,6 +185,10 @@ def test_the_command_line_forks(tmp_path: Path, documents: Path) -> None:
     new = orchestrator(tmp_path, "resume", "old", "--edit", "plan=@plan.txt", "--json")
     assert new.returncode == 0, new.stderr
     told = json.loads(new.stdout)
+    assert "note: a fork of old at plan: what that run was answered is not asked again, and costs nothing here" in new.stderr.splitlines()
+    shown = orchestrator(tmp_path, "show", told["run_id"]).stdout
+    assert re.search(r"forked from +old at plan\n", shown)
+    assert ", with those of old, which cost nothing here; " in shown
     assert [branch["task"] for branch in told["branches"]] == ["When was Ada Byron born?", "What is a budget?"]
     assert told["run_id"] != "old"
     wrong = orchestrator(tmp_path, "resume", "old", "--from", "wrote")

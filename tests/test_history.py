@@ -126,6 +126,13 @@ def test_the_story_of_a_run_that_waits_for_a_person(capsys: pytest.CaptureFixtur
     assert lines[-1] == f"next: python -m orchestrator resume r1 --answer {named[0]}=TEXT --answer {named[1]}=TEXT"
 
 
+@pytest.mark.parametrize("verb", ["runs", "show", "cancel", "replay", "gc", "memory"])
+def test_each_verb_has_its_own_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lines, errors = said(capsys, verb, "--help")
+    assert any(line.startswith(f"usage: python -m orchestrator {verb}") for line in lines)
+    assert (any("--db URL" in line for line in lines), errors) == (True, [])
+
+
 def test_a_story_has_no_escapes_of_what_it_tells(capsys: pytest.CaptureFixture[str]) -> None:
     asyncio.run(stored("r1", "failed", input={"question": "\x1b[2Jhidden\x1b]0;title\x07"}, error="\x1b[31mred", workflow="\x1b[1mw"))
     for words in (["show", "r1"], ["show", "r1", "--json"], ["runs"], ["runs", "--json"]):

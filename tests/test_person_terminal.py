@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from person_made import NOTING, ROOT, in_this_process, noting, repeated
 
+from orchestrator.cli import main
 from orchestrator.following import can_ask
 from orchestrator.testing import ModelServer, agents_script, model_server
 
@@ -197,6 +198,21 @@ def test_nobody_is_asked_where_a_program_reads(documents: Path, words: list[str]
     with terminal(documents, *offline) as screen:
         code, told = screen.ended()
     assert (code, "> " in told.splitlines()[-1]) == (5, False)
+
+
+def test_a_question_that_nobody_answers_is_told_once_with_the_command_that_answers_it(
+    documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path / "home"))
+    words = ["research", "Who?", "--documents", str(documents), "--model", "offline", "--approve", "plan", "--run-id", "r"]
+    assert main(words) == 5
+    told = capfd.readouterr().err
+    assert told.count("Research 1 question?") == 1
+    assert re.search(r"\n  answer: python -m orchestrator resume r --answer q-\w+=yes\nresume: python -m orchestrator resume r\n\Z", told)
+    assert main([*words[:-1], "s", "--db", "memory://"]) == 5
+    told = capfd.readouterr().err
+    assert (told.count("Research 1 question?"), "resume s" in told) == (1, False)
+    assert told.splitlines()[-1] == "this run was kept in memory alone, and cannot be resumed"
 
 
 def test_nobody_is_asked_where_there_is_no_terminal(tmp_path: Path) -> None:

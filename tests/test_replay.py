@@ -261,3 +261,10 @@ def test_the_command_line_replays(tmp_path: Path, documents: Path) -> None:
     assert other.returncode == 1
     assert "+Ada Byron was born in Paris." in other.stdout
     assert orchestrator(tmp_path, "replay", "odd").returncode == 2
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_in_three_parts(tmp_path: Path) -> None:
+    assert orchestrator(tmp_path, "wordcount", "--texts", "a b", "--run-id", "r", "--quiet").returncode == 0
+    told = orchestrator(tmp_path, "replay", "r", "--save", "/proc/x")
+    assert (told.returncode, told.stderr.splitlines()[1:]) == (2, ["  /proc/x", "  do: name another folder"])
+    assert told.stderr.startswith("error: the cassette cannot be written: ")

@@ -23,7 +23,7 @@ from orchestrator.storage.schema import VERSION_SQL, current_version, refuse_new
 __all__ = ["SQLiteDatabase", "open_sqlite"]
 
 _WAIT = 60.0  # seconds for another process that writes: one that holds the lock for 30 or 40 seconds is waited for
-_SLICE = 0.25  # seconds of that between two looks at whether anybody still waits, and whether the database is being closed
+_SLICE = 0.1  # seconds of that between two looks at whether anybody still waits, and whether the database is being closed
 _LEAVE = 5.0  # seconds that a database which is being closed waits for such a process
 _BATCH = 500  # jobs of one transaction
 _PAGES = 1000  # freed at a time
@@ -150,7 +150,7 @@ class _Writer:
                 busy = _code(error) == sqlite3.SQLITE_BUSY
                 late = time.monotonic() > min(until, self.leave_at) - _SLICE / 2
                 self._given_up = self._given_up or (busy and late)
-                if not busy or late or all(job.rows.cancelled() for job in jobs):
+                if not busy or late or (self.closed is not None and all(job.rows.cancelled() for job in jobs)):
                     raise
             else:
                 self._given_up = self._given_up and all(map(_reads, jobs))  # readers wait for no lock
@@ -254,13 +254,14 @@ def _make_folder(folder: Path, private: bool) -> None:
 
 
 def _make_file(path: Path) -> None:
-    """For this user alone; SQLite gives the files beside it the same mode."""
+    """For this user alone, unless it is another program's; SQLite gives the files beside it the same mode."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(0, "It is not a regular file")
-        if status.st_mode & 0o077 and status.st_uid == os.getuid():
+        ours = not status.st_size or os.pread(descriptor, 4, 68) == _APPLICATION.to_bytes(4, "big")  # as SQLite's header has it
+        if ours and status.st_mode & 0o077 and status.st_uid == os.getuid():
             os.fchmod(descriptor, 0o600)
     finally:
         os.close(descriptor)

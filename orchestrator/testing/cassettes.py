@@ -86,7 +86,12 @@ async def save_cassette(
         raise InputError(what, remedy="replay it from the store, or save a run that was started as one")
     played = await play(tape, workflow)
     if played.identical:
-        await asyncio.to_thread(_write, tape, target, played.documents)
+        try:
+            await asyncio.to_thread(_write, tape, target, played.documents)
+        except OSError as error:
+            raise InputError(
+                f"the cassette cannot be written: {error.strerror or error}", where=str(target), remedy="name another folder"
+            ) from error
     return played
 
 
