@@ -3,10 +3,12 @@
 import base64
 import contextlib
 import enum
+import itertools
 import re
 import sys
 import time
 import uuid
+import zlib
 from collections import deque, namedtuple
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -195,8 +197,12 @@ def ext(code: int, *parts: Any) -> ormsgpack.Ext:
     return ormsgpack.Ext(code, ormsgpack.packb(list(parts)))
 
 
-def row(value: Any) -> bytes:
-    return b"\x01" + ormsgpack.packb(value)
+def row(value: Any, kind: int = 1) -> bytes:
+    return sealed(bytes((kind,)) + ormsgpack.packb(value))
+
+
+def sealed(content: bytes) -> bytes:
+    return content[:1] + zlib.crc32(content[1:], content[0]).to_bytes(4) + content[1:]
 
 
 TOUCH = f"touch {HERE}-was-here"
@@ -238,7 +244,7 @@ def test_a_hostile_text_runs_nothing() -> None:
     content = b"\x01" + ormsgpack.packb(["os", "system", TOUCH])
     digest = KNOWN.digest(content)
     with pytest.raises(StorageTypeError, match=r"os\.system"):
-        KNOWN.unpack(b"\x02" + ormsgpack.packb(ormsgpack.Ext(1, digest)), {digest: content})
+        KNOWN.unpack(row(ormsgpack.Ext(1, digest), 2), {digest: sealed(content)})
 
 
 def test_values_of_a_class_that_has_changed_are_refused() -> None:
@@ -267,8 +273,8 @@ async def test_long_texts_are_stored_once_for_all_runs(tmp_path: Path) -> None:
     )
     assert texts == [(3,)]  # the text, the finding, and the branch with it
     assert uses == [(1, 3), (2, 1)]
-    assert await unpack_all(database, KNOWN, [first.blob, None, second.blob]) == [{"a": text, "b": [text, BRANCH]}, None, [text]]
-    assert await references_of(database, KNOWN, [first.blob]) == first.texts.keys()
+    assert await unpack_all(database, KNOWN, [first.blob, None, second.blob], "here") == [{"a": text, "b": [text, BRANCH]}, None, [text]]
+    assert await references_of(database, KNOWN, [first.blob], "here") == first.texts.keys()
     await database.aclose()
 
 
@@ -277,7 +283,23 @@ def test_a_text_that_is_missing_or_changed_is_told() -> None:
     with pytest.raises(StorageError, match="a stored text is missing"):
         KNOWN.unpack(packed.blob, {})
     with pytest.raises(StorageError, match="not what its hash says"):
-        KNOWN.unpack(packed.blob, dict.fromkeys(packed.texts, b"\x03other"))
+        KNOWN.unpack(packed.blob, dict.fromkeys(packed.texts, sealed(b"\x03other")))
+
+
+@pytest.mark.parametrize("codec", [KNOWN, Codec(cipher=Cipher(b"k" * 32))], ids=["plain", "encrypted"])
+def test_every_bit_of_a_blob_and_of_a_text_counts(codec: Codec) -> None:
+    for packed in (codec.pack({"a": [1, 2.5]}), codec.pack(["word " * 300, "é" * 40]), codec.pack("".join(map(chr, range(33, 633))))):
+        for place, bit in itertools.product(range(len(packed.blob)), range(8)):
+            with pytest.raises(StorageError):
+                codec.unpack(flipped(packed.blob, place, bit), packed.texts)
+        for digest, text in packed.texts.items():
+            for place, bit in itertools.product(range(len(text)), range(8)):
+                with pytest.raises(StorageError):
+                    codec.unpack(packed.blob, {digest: flipped(text, place, bit)})
+
+
+def flipped(blob: bytes, place: int, bit: int) -> bytes:
+    return blob[:place] + bytes((blob[place] ^ 1 << bit,)) + blob[place + 1 :]
 
 
 def test_what_is_known_is_not_stored_again() -> None:

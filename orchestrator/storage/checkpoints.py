@@ -173,7 +173,7 @@ class Checkpoints(BaseCheckpointSaver[int]):
         for row in rows:
             if left <= 0:
                 return
-            [metadata] = await unpack_all(self._database, self._codec, [row[-1]])
+            [metadata] = await unpack_all(self._database, self._codec, [row[-1]], f"in the table checkpoints: thread {row[0]}")
             if all(metadata.get(key) == value for key, value in (filter or {}).items()):
                 left -= 1
                 yield await self._tuple(row)
@@ -256,7 +256,9 @@ class Checkpoints(BaseCheckpointSaver[int]):
             "SELECT content FROM writes",
         )
         rows = await self._database.run(*(Statement(f"{select} WHERE thread = ?", (thread,)) for select in selects))
-        left = await references_of(self._database, self._codec, [row[0] for found in rows for row in found])
+        left = await references_of(
+            self._database, self._codec, [row[0] for found in rows for row in found], f"checkpoints of thread {thread}"
+        )
         number = thread_number(thread)
         [used] = await self._database.run(Statement("SELECT hash FROM uses WHERE run = ?", (number,)))
         unused = [
@@ -289,7 +291,7 @@ class Checkpoints(BaseCheckpointSaver[int]):
     async def _tuple(self, row: Row) -> CheckpointTuple:
         """The checkpoint of a row, with its values and pending writes."""
         thread, ns, checkpoint_id, parent, blob, notes = row
-        [head, metadata] = await unpack_all(self._database, self._codec, [blob, notes])
+        [head, metadata] = await unpack_all(self._database, self._codec, [blob, notes], f"in the table checkpoints: thread {thread}")
         pairs = _pairs(head["channel_versions"])
         written = "SELECT task, channel, content FROM writes WHERE thread = ? AND ns = ? AND id = ? ORDER BY path, task, idx"
         reads = [Statement(written, (thread, ns, checkpoint_id))]
@@ -298,7 +300,8 @@ class Checkpoints(BaseCheckpointSaver[int]):
             reads.append(Statement(asked, (thread, ns, *pairs)))
         [writes, *values] = await self._database.run(*reads)
         stored = values[0] if values else []
-        unpacked = await unpack_all(self._database, self._codec, [*(row[-1] for row in stored), *(row[-1] for row in writes)])
+        blobs = [row[-1] for row in (*stored, *writes)]
+        unpacked = await unpack_all(self._database, self._codec, blobs, f"in the tables values_ and writes: thread {thread}")
         channel_values = {row[0]: value for row, value in zip(stored, unpacked, strict=False)}
         checkpoint = {**head, "id": checkpoint_id, "channel_values": channel_values}
         return CheckpointTuple(

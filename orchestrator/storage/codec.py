@@ -1,16 +1,17 @@
-"""What is stored, as bytes: msgpack that is strict both ways, bulky parts taken out by hash, optionally encrypted.
+"""What is stored, as bytes: msgpack that is strict both ways, bulky parts taken out by hash, with a checksum or encrypted.
 
 A value is plain data, the standard types of `storage/types.py`, LangChain's messages and documents, LangGraph's own types, those of
 `orchestrator.state`, and the types that the graph's state schemas name. Anything else is an error where it is written, and again where
 it is read: a row chooses among the types that are known, and never names code to run.
 """
 
+import contextlib
 import hashlib
 import hmac
 import os
 import sys
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,15 +21,16 @@ from orchestrator.errors import StorageError, StorageTypeError
 from orchestrator.storage.cipher import KEY_VARIABLE, Cipher
 from orchestrator.storage.database import Database, Statement
 from orchestrator.storage.types import BUILT, OBJECT, STANDARD, TEXT, TUPLE, TypeName, Types
-from orchestrator.text import secrets_of, without
+from orchestrator.text import one_line, secrets_of, without
 
-__all__ = ["BULKY", "Codec", "Known", "Packed", "keep_texts", "open_codec", "references_of", "unpack_all"]
+__all__ = ["BULKY", "Codec", "Known", "Packed", "keep_texts", "open_codec", "read_from", "references_of", "unpack_all"]
 
 BULKY = 512
 """From how many characters on a string, and from how many bytes on a value of a class, is stored once under its hash."""
 
 _MARK = "[key]"
 _DAMAGED = "the store is damaged: restore it from a backup, or begin another with --db"
+_CHECKSUM = 4  # bytes, after the first one of what is not encrypted
 
 _OPTION = (
     ormsgpack.OPT_NON_STR_KEYS
@@ -131,7 +133,7 @@ class Codec:
         if len(body) >= _WORTH_DEFLATING and len(deflated := _deflated(body)) < len(body):
             flag, body = flag | _DEFLATED, deflated
         if self.cipher is None:
-            return bytes((flag,)) + body
+            return bytes((flag,)) + _checksum(flag, body) + body
         return bytes((flag | _SEALED,)) + self.cipher.encrypt(body, flag)
 
     def _open(self, blob: bytes) -> tuple[int, bytes]:
@@ -153,10 +155,18 @@ class Codec:
         if self.cipher is None:
             if sealed:
                 raise StorageError("a stored value is encrypted", remedy=f"set {KEY_VARIABLE} to the key that it was written with")
-            return flag, blob[1:]
+            body = blob[1 + _CHECKSUM :]
+            if blob[1 : 1 + _CHECKSUM] != _checksum(flag, body):
+                raise StorageError("a stored value is damaged: its checksum is another one", remedy=_DAMAGED)
+            return flag, body
         if not sealed:
             raise StorageError("a stored value is not encrypted, and this store is", remedy="somebody else wrote it: do not trust it")
         return flag, self.cipher.decrypt(blob[1:], flag)
+
+
+def _checksum(flag: int, body: bytes) -> bytes:
+    """Of both: another `flag` is another value to begin with."""
+    return zlib.crc32(body, flag).to_bytes(_CHECKSUM)
 
 
 def _deflated(body: bytes) -> bytes:
@@ -345,15 +355,27 @@ def keep_texts(texts: Mapping[bytes, bytes], number: int) -> list[Statement]:
     return statements
 
 
-async def unpack_all(database: Database, codec: Codec, blobs: Sequence[bytes | None]) -> list[Any]:
-    """The values of `blobs`, their texts read with them; None of None. Raises StorageError."""
-    texts = await _all_texts(database, codec, blobs)
-    return [codec.unpack(blob, texts) for blob in blobs]
+async def unpack_all(database: Database, codec: Codec, blobs: Sequence[bytes | None], where: str) -> list[Any]:
+    """The values of `blobs`, their texts read with them; None of None. Raises StorageError, which says `where` they are stored."""
+    with read_from(where):
+        texts = await _all_texts(database, codec, blobs)
+        return [codec.unpack(blob, texts) for blob in blobs]
 
 
-async def references_of(database: Database, codec: Codec, blobs: Sequence[bytes | None]) -> set[bytes]:
-    """The hashes of all texts that `blobs` refer to, and that those texts do."""
-    return set(await _all_texts(database, codec, blobs))
+async def references_of(database: Database, codec: Codec, blobs: Sequence[bytes | None], where: str) -> set[bytes]:
+    """The hashes of all texts that `blobs` refer to, and that those texts do; raises StorageError as `unpack_all`."""
+    with read_from(where):
+        return set(await _all_texts(database, codec, blobs))
+
+
+@contextlib.contextmanager
+def read_from(where: str) -> Iterator[None]:
+    """A StorageError that is raised inside says `where` what is read is stored."""
+    try:
+        yield
+    except StorageError as error:
+        error.where = error.where or one_line(where, 300)
+        raise
 
 
 async def _all_texts(database: Database, codec: Codec, blobs: Sequence[bytes | None]) -> dict[bytes, bytes]:

@@ -22,7 +22,7 @@ from langgraph.store.base import (
 )
 
 from orchestrator.errors import StorageError
-from orchestrator.storage.codec import Codec
+from orchestrator.storage.codec import Codec, read_from
 from orchestrator.storage.database import Database, Fence, Row, Statement
 from orchestrator.storage.loops import wait_outside
 
@@ -118,10 +118,12 @@ class Memory(BaseStore):
 
     def _fields(self, row: Row) -> dict[str, Any]:
         namespace, key, blob, created, updated = row
+        with read_from(f"in the table facts: {key!r} of {namespace!r}"):
+            value = self._codec.unpack(blob)
         return {
             "namespace": tuple(namespace.split(_DOT)),
             "key": key,
-            "value": self._codec.unpack(blob),
+            "value": value,
             "created_at": datetime.fromtimestamp(created, UTC),
             "updated_at": datetime.fromtimestamp(updated, UTC),
         }

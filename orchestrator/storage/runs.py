@@ -230,7 +230,8 @@ class RunsTable:
 
     async def _records(self, rows: Sequence[Row]) -> _Records:
         places = [_COLUMNS.index(name) for name in _PACKED]
-        values = iter(await unpack_all(self.database, self.codec, [row[place] for row in rows for place in places]))
+        where = f"in the table runs: {', '.join(row[_COLUMNS.index('run_id')] for row in rows)}"
+        values = iter(await unpack_all(self.database, self.codec, [row[place] for row in rows for place in places], where))
         records = [_record(row, {name: next(values) for name in _PACKED}) for row in rows]
         looked = [record for record in records if record.status == "running"]
         if not looked:
