@@ -265,7 +265,9 @@ def _details(asked: Question) -> list[str]:
         return [f"{number}. {one_line(text, 2_000)}" for number, text in enumerate(asked.detail, start=1)]
     if asked.kind == "tools":
         return [line for call in asked.detail for line in _call_lines(call)]
-    told = {key: value for key, value in asked.detail.items() if value != asked.text} if isinstance(asked.detail, dict) else asked.detail
+    told = asked.detail
+    if isinstance(told, dict):
+        told = {key: value for key, value in told.items() if key not in _SAYING or value != asked.text}
     return printable(json.dumps(told, ensure_ascii=False, indent=2))[:_LONGEST].splitlines() if told != {} else []
 
 

@@ -1,5 +1,6 @@
 """What the store tells of runs, for people and as JSON: the list of them, and the story of one."""
 
+import re
 import shlex
 import textwrap
 import time
@@ -38,6 +39,7 @@ _STYLES = {
     "crashed": "red",
     "cancelled": "dim",
 }
+_ANSWERED = re.compile(r"(?:\w+ )?[0-9a-f]{32}")  # the id of a question, also of one that was declined
 _NARROWEST = 24  # columns of wrapped text
 _REPORT = 12  # lines of a report that its story begins with
 _BRANCHES = 200  # branches that are listed
@@ -296,6 +298,7 @@ def _facts(told: Mapping[str, Any]) -> list[tuple[str, str]]:
         "batch": [one_line(told["batch"], 120)] if told["batch"] else [],
         "forked from": [_forked_from(told["parent"], told["parent_step"])] if told["parent"] else [],
         "forks": told["forks"],
+        "answered": _answers(told),
         "error": [one_line(told["error"], 400)] if told["error"] and not _waits(told) else [],
     }
     return [(name if not place else "", line) for name, lines in facts.items() for place, line in enumerate(lines)]
@@ -304,6 +307,13 @@ def _facts(told: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _forked_from(parent: str, step: str | None) -> str:
     """The parent and its step, as `--from` takes it."""
     return f"{parent} at {one_line(step, 60).removesuffix('#1')}" if step else parent
+
+
+def _answers(told: Mapping[str, Any]) -> list[str]:
+    """What a person said to questions that are not asked any more, by the names that these had."""
+    pending = {question["id"] for question in told["questions"]}
+    said = {key.split()[-1]: value for key, value in told["answers"].items() if _ANSWERED.fullmatch(key)}
+    return [f"q-{id[:4]}: {_value(value)}" for id, value in said.items() if id not in pending]
 
 
 def _waits(told: Mapping[str, Any]) -> bool:

@@ -127,5 +127,6 @@ def test_the_command_line_saves_one(place: Path) -> None:
     given = ("research", "What is said of topic 1?", "--documents", "topics", "--run-id", "r", "--quiet")
     assert orchestrator(*given).returncode == 0
     saved = orchestrator("replay", "r", "--save", "tests/cassettes/topic")
-    assert (saved.returncode, saved.stderr) == (0, "saved in tests/cassettes/topic\n")
+    told = "saved in tests/cassettes/topic; a test of it: orchestrator.testing.replay_cassette('tests/cassettes/topic')\n"
+    assert (saved.returncode, saved.stderr) == (0, told)
     assert replay_cassette("tests/cassettes/topic").identical

@@ -126,6 +126,14 @@ def test_the_story_of_a_run_that_waits_for_a_person(capsys: pytest.CaptureFixtur
     assert lines[-1] == f"next: python -m orchestrator resume r1 --answer {named[0]}=TEXT --answer {named[1]}=TEXT"
 
 
+def test_the_story_of_a_run_tells_what_a_person_answered(capsys: pytest.CaptureFixture[str]) -> None:
+    answers = {"ab" * 16: "Paris, Texas", "declined " + "cd" * 16: "no"}
+    asyncio.run(stored("r1", "complete", answers=answers))
+    lines, _ = said(capsys, "show", "r1")
+    place = next(place for place, line in enumerate(lines) if line.split()[:1] == ["answered"])
+    assert [line.split(maxsplit=1)[-1].strip() for line in lines[place : place + 2]] == ["q-abab: Paris, Texas", "no"]
+
+
 @pytest.mark.parametrize("verb", ["runs", "show", "cancel", "replay", "gc", "memory"])
 def test_each_verb_has_its_own_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     lines, errors = said(capsys, verb, "--help")
