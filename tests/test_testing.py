@@ -211,7 +211,7 @@ async def test_an_answer_that_the_script_does_not_know_is_named() -> None:
     await server.__aenter__()
     with pytest.raises(CallFailedError, match="no answer for 'Quote'"):
         await ask(server.chat_model(), prompt("x", boundary="b"), Quote, role="r", terms=Terms())
-    with pytest.raises(LookupError, match="no answer for 'Quote', only for Plan, .*Findings, Judgement, Draft"):
+    with pytest.raises(LookupError, match=r"no answer for 'Quote', only for Plan, .*Findings, Judgement, Draft"):
         await server.__aexit__(None, None, None)
 
 
