@@ -45,8 +45,14 @@ __all__ = ["GRACE", "Attempt"]
 GRACE = 10.0
 """Seconds that a run which was asked to stop has for what is in flight, and for its report."""
 
-# LangGraph's own, of branches that wait for max_concurrency when a run is cut: there is nothing that anybody could do about it.
-_NEVER_BEGUN = ("ignore", re.compile("coroutine 'arun_with_retry' was never awaited", re.IGNORECASE), RuntimeWarning, None, 0)
+# LangGraph's own, of branches that wait for max_concurrency and of checkpoints when a run is cut: nobody could do anything about it.
+_NEVER_BEGUN = (
+    "ignore",
+    re.compile("coroutine '(arun_with_retry|AsyncPregelLoop\\._checkpointer_put_after_previous)' was never awaited", re.IGNORECASE),
+    RuntimeWarning,
+    None,
+    0,
+)
 _CALLS, _QUIET = 0.8, 0.1  # of GRACE: for calls in flight, and without any; the report is written in the rest
 _OF_A_BRANCH = {"status", "error", "gap", "rejected", "attempts", "seconds"}
 

@@ -169,8 +169,13 @@ class Journal:
 
     async def aclose(self) -> None:
         """Wait for what is still to be written; raises StorageError, LostRunError where that could not be."""
-        if self._unwaited:
-            await asyncio.wait(self._unwaited)
+        try:
+            if self._unwaited:
+                await asyncio.wait(self._unwaited)
+        except asyncio.CancelledError:  # the run has no more time: the database need not wait for whoever holds it up
+            for written in self._unwaited:
+                written.cancel()
+            raise
         for error in (self._lost, *(written.exception() for written in self._unwaited)):
             if error is not None:
                 raise error

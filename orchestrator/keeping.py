@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from copy import copy
 from typing import Any
 
@@ -12,8 +12,8 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from orchestrator.consulting import answered, tell_questions
 from orchestrator.conversing import begin_turn
 from orchestrator.delivery import Delivery
-from orchestrator.driving import Attempt
-from orchestrator.errors import InputError, OrchestratorError, said
+from orchestrator.driving import GRACE, Attempt
+from orchestrator.errors import InputError, LostRunError, OrchestratorError, StorageError, said
 from orchestrator.events import Event
 from orchestrator.journal import Journal, JournalMode
 from orchestrator.outcome import Result
@@ -21,6 +21,9 @@ from orchestrator.storage import Fence, RunRecord, Storage, kept
 from orchestrator.storage.owner import drop
 
 __all__ = ["attempt_events", "checkpointed", "create_run", "folded", "give_back", "record_of"]
+
+STORING = 0.3
+"""Seconds after its grace for which a run that was asked to stop waits for its store; then what it came to is delivered all the same."""
 
 
 def record_of(attempt: Attempt, *, thread: str | None = None, batch: str | None = None) -> RunRecord:
@@ -84,7 +87,10 @@ async def attempt_events(
     mode: JournalMode = "record",
     sources: Sequence[int] = (),
 ) -> AsyncGenerator[Event, None]:
-    """Drive an attempt of a run that this process has claimed and yield its events; the last is `result`, and the row has it by then."""
+    """Drive an attempt of a run that this process has claimed and yield its events; the last is `result`, and the row has it by then.
+
+    Only where a run was asked to stop and its store is held up, or fails, the result says that it is not stored.
+    """
     delivery = Delivery()
     driving = asyncio.create_task(_kept(attempt, storage, record, fence, mode, sources, delivery), name=f"run {attempt.run_id}")
     driving.add_done_callback(lambda _: delivery.end())
@@ -105,26 +111,61 @@ async def _kept(
     result: Result | None = None
     async with kept(storage.runs, fence, lambda: now.progress()):
         try:
-            now.graph = checkpointed(now.graph, storage.checkpoints(fence, now.graph), storage.memory(fence))
-            if record.thread is not None and now.given is now.values:
-                await begin_turn(now)
-            while True:
-                async with contextlib.aclosing(
-                    await Journal.open(storage.journal, record.number, fence, mode=mode, sources=sources)
-                ) as journal:
-                    await now.record_in(journal)
-                    result = await now.drive(delivery)
-                tell_questions(result.questions, delivery)
-                following = await answered(now, result, storage.runs, delivery)
-                if following is None:
-                    break
-                now, mode, result = following, "resume", None
-            await _finish(storage, fence, now, result)
+            async with _in_time(attempt.stop, lambda: storage.database.leave(fence)):
+                now.graph = checkpointed(now.graph, storage.checkpoints(fence, now.graph), storage.memory(fence))
+                if record.thread is not None and now.given is now.values:
+                    await begin_turn(now)
+                while True:
+                    async with contextlib.aclosing(
+                        await Journal.open(storage.journal, record.number, fence, mode=mode, sources=sources)
+                    ) as journal:
+                        await now.record_in(journal)
+                        result = await now.drive(delivery)
+                    tell_questions(result.questions, delivery)
+                    following = await answered(now, result, storage.runs, delivery)
+                    if following is None:
+                        break
+                    now, mode, result = following, "resume", None
+                await _finish(storage, fence, now, result)
         except BaseException as error:
-            with contextlib.suppress(OrchestratorError):  # what is raised says what is wrong
-                await _break_off(storage, record, fence, now, result, error)
+            unkept = None if attempt.stop is None or not attempt.stop.is_set() else _unkept(result, error)
+            if unkept is not None:
+                return unkept
+            with contextlib.suppress(OrchestratorError, TimeoutError):  # what is raised says what is wrong
+                async with asyncio.timeout(GRACE):
+                    await _break_off(storage, record, fence, now, result, error)
             raise
     return result
+
+
+@contextlib.asynccontextmanager
+async def _in_time(stop: asyncio.Event | None, leave: Callable[[], None]) -> AsyncGenerator[None, None]:
+    """Around what a run does: asked to stop it waits for its store until its grace is nearly over, and STORING seconds after that it
+    is cancelled, which raises TimeoutError.
+    """
+
+    async def watch(stop: asyncio.Event, clock: asyncio.Timeout) -> None:
+        await stop.wait()
+        end = asyncio.get_running_loop().time() + GRACE
+        clock.reschedule(end + STORING)
+        await asyncio.sleep(GRACE - STORING)
+        leave()
+
+    async with asyncio.timeout(None) as clock:
+        watching = None if stop is None else asyncio.create_task(watch(stop, clock), name="end of the grace")
+        try:
+            yield
+        finally:
+            if watching is not None:
+                watching.cancel()
+
+
+def _unkept(result: Result | None, error: BaseException) -> Result | None:
+    """What a stopped run came to though its store failed or was held up; None where it came to nothing, or something else failed."""
+    if result is None or isinstance(error, LostRunError) or not isinstance(error, StorageError | TimeoutError):
+        return None
+    why = said(error) if isinstance(error, StorageError) else "the store did not answer"
+    return result.model_copy(update={"error": "; ".join(part for part in (result.error, f"this is not stored: {why}") if part)})
 
 
 async def _finish(storage: Storage, fence: Fence, attempt: Attempt, result: Result) -> None:

@@ -48,6 +48,9 @@ class Database(Protocol):
     async def run(self, *statements: Statement, fence: Fence | None = None) -> list[list[Row]]:
         """`submit`, and its rows when they are there."""
 
+    def leave(self, fence: Fence) -> None:
+        """From now on nothing of this run waits for a lock that others hold, nor for a server that is away: it fails where it meets one."""
+
     async def size(self) -> int:
         """Bytes that the stored rows take, room that was freed left out."""
 

@@ -30,7 +30,7 @@ __all__ = ["PostgresDatabase", "open_postgres"]
 
 _PATIENCE = 20.0  # seconds that a server may be away before a transaction is given up
 _ANSWER = 60.0  # seconds for one transaction, locks of others included
-_LEAVE = 5.0  # seconds that a database which is being closed waits for the server
+_LEAVE, _UNWAITED = 5.0, 0.2  # seconds that a database which is being closed waits for the server, and where nobody waits for the rows
 _BATCH = 500  # jobs of one transaction
 _SCHEMA = "orchestrator"
 _LOCK = 0x6F726368  # of the set-up: any number that others do not take
@@ -96,6 +96,7 @@ class PostgresDatabase:
         self._limit = limit
         self._jobs: deque[Job] = deque()
         self._taken: list[Job] = []  # those that the worker is at
+        self._left: set[str] = set()  # claims whose runs have no time to wait for the server
         self._given_up = False  # the server was away for too long: until it is back, nothing is waited for
         self._worker: asyncio.Task[None] | None = None  # there is one while jobs wait
         self._closed = False
@@ -107,6 +108,10 @@ class PostgresDatabase:
     async def run(self, *statements: Statement, fence: Fence | None = None) -> list[list[Row]]:
         """See `Database.run`."""
         return await self.submit(*statements, fence=fence)
+
+    def leave(self, fence: Fence) -> None:
+        """See `Database.leave`."""
+        self._left.add(fence.owner)
 
     async def size(self) -> int:
         """See `Database.size`; the server counts room that it will use again as well."""
@@ -121,11 +126,11 @@ class PostgresDatabase:
     async def aclose(self) -> None:
         """See `Database.aclose`."""
         self._closed = True
-        until = asyncio.get_running_loop().time() + _LEAVE
+        began = asyncio.get_running_loop().time()
         while self._worker is not None:
             await asyncio.wait([self._worker], timeout=0.05)
             waited = [job for job in (*self._taken, *self._jobs) if not job.rows.done()]
-            if self._worker is not None and (not waited or asyncio.get_running_loop().time() > until):
+            if self._worker is not None and asyncio.get_running_loop().time() - began > (_LEAVE if waited else _UNWAITED):
                 settle(zip(waited, self._failures("it was closed before the server answered", len(waited)), strict=True))
                 self._worker.cancel()
         await self._disconnect()
@@ -160,19 +165,21 @@ class PostgresDatabase:
             try:
                 async with asyncio.timeout(self._limit):
                     outcomes = await self._transaction(jobs, exact)
-                self._given_up = False
-                return outcomes
             except TimeoutError:
                 return self._failures(f"no answer within {self._limit:g} seconds", len(jobs))
             except Exception as error:  # noqa: BLE001 - whatever it is, its caller waits for it, and the others go on
                 if _is_away(error):
-                    if asyncio.get_running_loop().time() > until or all(job.rows.done() for job in jobs):
-                        self._given_up = self._given_up or asyncio.get_running_loop().time() > until
+                    late = asyncio.get_running_loop().time() > until
+                    self._given_up = self._given_up or late
+                    if late or all(job.fence is not None and job.fence.owner in self._left for job in jobs):
                         return self._failures(_masked(error, self._address), len(jobs))
                     await asyncio.sleep(0.1)
                 elif exact or len(jobs) > 1:
                     return await self._parted(jobs, error)
                 exact = True
+            else:
+                self._given_up = False
+                return outcomes
 
     async def _parted(self, jobs: Sequence[Job], error: Exception) -> Sequence[Outcome]:
         if len(jobs) == 1 or isinstance(error, errors.DiskFull | errors.OutOfMemory):  # no job is at fault

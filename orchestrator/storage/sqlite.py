@@ -70,6 +70,10 @@ class SQLiteDatabase:
         """See `Database.run`."""
         return await self.submit(*statements, fence=fence)
 
+    def leave(self, fence: Fence) -> None:
+        """See `Database.leave`."""
+        self._writer.left.add(fence.owner)
+
     async def size(self) -> int:
         """See `Database.size`."""
         return int((await self.run(Statement(_SIZE)))[0][0][0])
@@ -106,6 +110,7 @@ class _Writer:
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()  # None: the end
         self.closed: Job | None = None
         self.leave_at = math.inf  # when a lock is waited for no longer
+        self.left: set[str] = set()  # claims whose runs have no time to wait for one
         self._wait = wait
         self._given_up = False  # another process held the lock for too long: until it is let in, nothing more waits for it
         self._path = path
@@ -150,11 +155,15 @@ class _Writer:
                 busy = _code(error) == sqlite3.SQLITE_BUSY
                 late = time.monotonic() > min(until, self.leave_at) - _SLICE / 2
                 self._given_up = self._given_up or (busy and late)
-                if not busy or late or (self.closed is not None and all(job.rows.cancelled() for job in jobs)):
+                if not busy or late or all(map(self._is_left, jobs)):
                     raise
             else:
                 self._given_up = self._given_up and all(map(_reads, jobs))  # readers wait for no lock
                 return outcomes
+
+    def _is_left(self, job: Job) -> bool:
+        """Whether a lock is not worth waiting for: the run has no time, or the database is being closed and nobody wants the rows."""
+        return (job.fence is not None and job.fence.owner in self.left) or (self.closed is not None and job.rows.cancelled())
 
     def _transaction(self, jobs: Sequence[Job]) -> list[Outcome]:
         execute = self._connection.execute
