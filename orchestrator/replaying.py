@@ -31,7 +31,7 @@ from orchestrator.models import resolve_model
 from orchestrator.outcome import Result
 from orchestrator.runner import Graph, checked_workflow
 from orchestrator.starts import begin_at, place_of
-from orchestrator.storage import open_storage
+from orchestrator.storage import open_storage, scratch_storage
 from orchestrator.storage.journal import NO_USAGE, JournalUsage
 from orchestrator.tapes import Tape, TapedCall, passages_of, plain_request, read_tape, renamed
 from orchestrator.unconnected import no_network
@@ -283,7 +283,7 @@ def _models(tape: Tape) -> Choice:
 
 async def _driven(attempt: Attempt, journal: _Tape, tape: Tape) -> tuple[Result, list[str]]:
     """Drive the attempt to its end, and what documents it opened; questions of the graph's own are answered as they were, in order."""
-    async with open_storage("memory://") as scratch:
+    async with scratch_storage() as scratch:
         attempt.thread = f"{attempt.run_id}:replay:{id(attempt)}"
         attempt.graph = checkpointed(attempt.graph, scratch.checkpoints(None, attempt.graph), scratch.memory())
         if tape.start is None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.storage.checkpoints import Checkpoints
     from orchestrator.storage.memory import Memory
 
-__all__ = ["Fence", "RunRecord", "Storage", "kept", "open_storage"]
+__all__ = ["Fence", "RunRecord", "Storage", "kept", "open_storage", "scratch_storage"]
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Storage:
         """The checkpoints as LangGraph takes them: what is written carries `fence`, and the types of the compiled `graph` are known."""
         from orchestrator.storage.checkpoints import Checkpoints
 
-        return Checkpoints(self.database, self.codec).of(fence, graph)
+        return Checkpoints(self.database, self.codec, fence, graph)
 
     def memory(self, fence: Fence | None = None) -> "Memory":
         """LangGraph's store of long-term memory; what is written carries `fence`."""
         from orchestrator.storage.memory import Memory
 
-        return Memory(self.database, self.codec).of(fence)
+        return Memory(self.database, self.codec, fence)
 
 
 class _Shared:
@@ -80,7 +80,21 @@ async def open_storage(url: str | None = None) -> AsyncGenerator[Storage, None]:
             await asyncio.shield(asyncio.ensure_future(shared.aclose()))
 
 
+@contextlib.asynccontextmanager
+async def scratch_storage() -> AsyncGenerator[Storage, None]:
+    """A store in memory that nobody else has: `memory://` is shared by all who open it."""
+    storage = await _open("memory://")
+    try:
+        yield storage
+    finally:
+        await storage.database.aclose()
+
+
 async def _open(url: str | None) -> Storage:
     database = await open_database(url)
-    codec = await open_codec(database)
+    try:
+        codec = await open_codec(database)
+    except BaseException:
+        await asyncio.shield(asyncio.ensure_future(database.aclose()))
+        raise
     return Storage(database, codec, RunsTable(database, codec), JournalTable(database, codec))

@@ -62,30 +62,19 @@ def thread_number(thread: str) -> int:
 class Checkpoints(BaseCheckpointSaver[int]):
     """A checkpointer over a Database, for one event loop; what it stores are values that its codec knows.
 
-    `of` gives the view of one run, which is what a graph is compiled with or lent. The synchronous methods work from other threads.
+    What is written carries `fence`, and the types that the schemas of the compiled `graph` name are known. The pending writes of a step
+    are dropped with the checkpoint after it where the graph is known and none of its channels is built from them.
+    The synchronous methods work from other threads.
     """
 
-    def __init__(self, database: Database, codec: Codec) -> None:
+    def __init__(self, database: Database, codec: Codec, fence: Fence | None = None, graph: Any = None) -> None:
         super().__init__()
         self._database = database
-        self._codec = codec
-        self._fence: Fence | None = None
-        self._superseded = True  # whether the writes of checkpoints that have a successor are kept
+        self._codec = codec if graph is None else codec.allowing(types_of(graph))
+        self._fence = fence
+        self._superseded = graph is None or _has_delta(graph)  # whether the writes of checkpoints that have a successor are kept
         self._known: dict[str, Known] = {}  # by thread
         self._loop = asyncio.get_running_loop()
-
-    def of(self, fence: Fence | None = None, graph: Any = None) -> "Checkpoints":
-        """The view of a run: its writes carry `fence`, and the types that the schemas of its compiled `graph` name are known.
-
-        The pending writes of a step are dropped with the checkpoint after it, except where one of the graph's channels is built from them.
-        """
-        view = copy.copy(self)
-        view._fence = fence
-        view._known = {}
-        if graph is not None:
-            view._codec = self._codec.allowing(types_of(graph))
-            view._superseded = _has_delta(graph)
-        return view
 
     def with_allowlist(self, extra_allowlist: Collection[tuple[str, ...]]) -> "Checkpoints":
         """The same, which also knows these types: LangGraph asks for it with those of a graph's schemas."""

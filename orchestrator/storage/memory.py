@@ -1,7 +1,6 @@
 """Long-term memory: LangGraph's Store over a Database. By namespace and key, and by filter; there is no search by meaning in it."""
 
 import asyncio
-import copy
 import operator
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,21 +41,18 @@ _COMPARED: Mapping[str, Callable[[Any, Any], Any]] = {
 
 
 class Memory(BaseStore):
-    """A store of facts that outlive runs, for one event loop; values are JSON objects. The synchronous methods work from other threads."""
+    """A store of facts that outlive runs, for one event loop; values are JSON objects, and what is written carries `fence`.
+
+    The synchronous methods work from other threads.
+    """
 
     supports_ttl = False
 
-    def __init__(self, database: Database, codec: Codec) -> None:
+    def __init__(self, database: Database, codec: Codec, fence: Fence | None = None) -> None:
         self._database = database
         self._codec = codec
-        self._fence: Fence | None = None
+        self._fence = fence
         self._loop = asyncio.get_running_loop()
-
-    def of(self, fence: Fence | None) -> "Memory":
-        """The view of a run: what it writes carries its fence."""
-        view = copy.copy(self)
-        view._fence = fence
-        return view
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         """As `abatch`, for another thread than the event loop's."""

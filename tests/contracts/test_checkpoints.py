@@ -103,7 +103,7 @@ async def test_a_graph_pauses_and_goes_on_with_another_process_saver(checkpoints
 
 async def test_time_travel_leaves_the_first_line_as_it_was(checkpoints: Checkpoints) -> None:
     config: RunnableConfig = {"configurable": {"thread_id": "t"}}
-    graph = graph_of().compile(checkpointer=checkpoints.of())
+    graph = graph_of().compile(checkpointer=Checkpoints(checkpoints._database, Codec()))
     await graph.ainvoke({}, config, durability="sync")
     done = await graph.ainvoke(Command(resume="yes"), config, durability="sync")
     history = [each async for each in graph.aget_state_history(config)]
@@ -134,7 +134,7 @@ async def test_a_value_of_an_unknown_type_fails_the_run_and_names_its_key(checkp
 
 async def test_who_lost_the_run_writes_nothing(checkpoints: Checkpoints) -> None:
     await checkpoints._database.run(Statement("INSERT INTO runs(run_id, status, owner) VALUES('r', 'running', 'somebody else')"))
-    graph = graph_of().compile(checkpointer=checkpoints.of(Fence("r", "me")))
+    graph = graph_of().compile(checkpointer=Checkpoints(checkpoints._database, Codec(), Fence("r", "me")))
     config: RunnableConfig = {"configurable": {"thread_id": "r"}}
     with pytest.raises(LostRunError):
         await graph.ainvoke({}, config, durability="sync")
@@ -143,7 +143,7 @@ async def test_who_lost_the_run_writes_nothing(checkpoints: Checkpoints) -> None
 
 async def test_a_step_that_is_over_leaves_no_writes(checkpoints: Checkpoints) -> None:
     graph = graph_of().compile()
-    graph.checkpointer = checkpoints.of(graph=graph)
+    graph.checkpointer = Checkpoints(checkpoints._database, Codec(), graph=graph)
     config: RunnableConfig = {"configurable": {"thread_id": "t"}}
     await graph.ainvoke({}, config, durability="sync")
     await graph.ainvoke(Command(resume="yes"), config, durability="sync")
