@@ -10,7 +10,8 @@ __all__ = ["no_network"]
 
 _lock = threading.Lock()
 _replays = 0  # that are under way; the first one takes the network away, and the last one gives it back
-_METHODS = ("connect", "connect_ex")
+_METHODS = ("connect", "connect_ex", "sendto")
+_LOOKUPS = ("getaddrinfo", "gethostbyname", "gethostbyname_ex", "gethostbyaddr")
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
 
 
@@ -52,14 +53,15 @@ def _take_away() -> None:
         original = getattr(socket.socket, name)
         _taken.append((socket.socket, name, original))
         setattr(socket.socket, name, _guarded(original))
-    _taken.append((socket, "getaddrinfo", socket.getaddrinfo))
-    socket.getaddrinfo = lambda host, port, *args, **kwargs: _refuse((host, port))
+    for name in _LOOKUPS:
+        _taken.append((socket, name, getattr(socket, name)))
+        setattr(socket, name, lambda host, *args, **kwargs: _refuse(host))
 
 
 def _guarded(original: Any) -> Any:
-    def connect(self: socket.socket, address: Any) -> Any:
+    def guarded(self: socket.socket, *args: Any) -> Any:
         if self.family in _INTERNET:
-            _refuse(address)
-        return original(self, address)
+            _refuse(args[-1])  # the address
+        return original(self, *args)
 
-    return connect
+    return guarded

@@ -240,6 +240,27 @@ async def test_nothing_in_a_replay_connects(store: Storage, storage_url: str) ->
     assert "_UnconnectedError" in played.differences[0]
 
 
+async def test_what_a_replay_remembers_is_gone_with_it() -> None:
+    """Also where the run is in memory, which is shared by all who open it."""
+
+    async def note(state: State, runtime: Runtime[RunContext]) -> Mapping[str, Any]:
+        assert runtime.store is not None
+        found = await runtime.store.aget(("notes",), "said")
+        await runtime.store.aput(("notes",), "said", {"times": 1 if found is None else found.value["times"] + 1})
+        return {"said": [] if found is None else ["noted before"]}
+
+    graph = StateGraph(State, context_schema=RunContext)
+    graph.add_node("note", note)
+    graph.add_edge(START, "note")
+    workflow = Workflow(graph, name="notes")
+    async with open_storage("memory://") as storage:
+        await run(workflow, {}, run_id="r", db="memory://")
+        assert (await replay("r", db="memory://", workflow=workflow)).identical
+        item = await storage.memory().aget(("notes",), "said")
+    assert item is not None
+    assert item.value == {"times": 1}
+
+
 async def _connected(state: State) -> Mapping[str, Any]:
     return {"said": ["connected"]}
 

@@ -2,6 +2,7 @@
 # ruff: noqa: ASYNC240 - a test may wait for its own small files
 
 import asyncio
+import base64
 import contextlib
 import os
 import signal
@@ -17,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import DatabaseOpenError, OrchestratorError, StorageError
-from orchestrator.storage import schema, sqlite
+from orchestrator.storage import open_storage, schema, sqlite
+from orchestrator.storage.cipher import KEY_VARIABLE
 from orchestrator.storage.database import Database, Statement, open_database, url_shown
 from orchestrator.storage.sqlite import open_sqlite
 
@@ -45,6 +47,17 @@ async def refused(url: str, *words: str) -> OrchestratorError:
 
 
 # --- opening a file
+
+
+async def test_a_store_whose_key_is_another_one_is_closed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite:///{tmp_path / 'runs.db'}"
+    async with open_storage(url):
+        pass
+    monkeypatch.setenv(KEY_VARIABLE, base64.b64encode(bytes(32)).decode())
+    with pytest.raises(DatabaseOpenError, match="is not encrypted"):
+        async with open_storage(url):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["runs.db"]  # whoever closes it last takes its log away
 
 
 async def test_missing_folders_and_the_file_are_made_for_the_user_alone(tmp_path: Path) -> None:
