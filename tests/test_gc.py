@@ -14,7 +14,7 @@ from orchestrator.errors import StorageError
 from orchestrator.events import Event, listening
 from orchestrator.storage import RunRecord, Storage, gc, open_storage, owner
 from orchestrator.storage.database import Statement
-from orchestrator.storage.gc import DAY, collect, collect_daily, erase
+from orchestrator.storage.gc import DAY, collect, collect_daily
 
 TEXT = "a text of a document that several runs have read; " * 20
 
@@ -102,7 +102,7 @@ async def test_nothing_is_left_of_what_goes_and_nothing_is_taken_from_what_stays
     kept = await storage.runs.get("stays")
     assert kept is not None
     assert (kept.input, kept.result) == ({"own": f"stays {TEXT}", "shared": TEXT}, {"output": {"report": f"stays {TEXT}"}})
-    assert await erase(storage.database, ["stays", "never was"]) == 1
+    assert (await collect(storage.database, keep=0)).runs == 1
     assert set((await rows(storage)).values()) == {0}
 
 
@@ -128,7 +128,7 @@ async def test_a_clean_up_that_died_is_finished_by_the_next(storage: Storage) ->
 
 async def test_a_run_that_goes_on_is_not_erased(storage: Storage) -> None:
     await ended(storage, "goes-on", status="running")
-    assert await erase(storage.database, ["goes-on"]) == 0
+    assert (await collect(storage.database, keep=0)).runs == 0
     assert await left(storage) == ["goes-on"]
 
 

@@ -13,7 +13,7 @@ from orchestrator.storage.database import Database, Statement
 from orchestrator.storage.owner import Owner, is_living
 from orchestrator.storage.runs import ONE_AT_A_TIME
 
-__all__ = ["DAY", "MAX_SIZE", "OLDER_THAN", "UNFINISHED", "Freed", "collect", "collect_daily", "erase"]
+__all__ = ["DAY", "MAX_SIZE", "OLDER_THAN", "UNFINISHED", "Freed", "collect", "collect_daily"]
 
 DAY = 86400.0
 OLDER_THAN = 30 * DAY
@@ -26,7 +26,7 @@ MAX_SIZE = 10**9
 """Bytes that the store may have."""
 
 _AT_ONCE = 25  # runs erased in one transaction
-_TEXTS = 100  # the same of texts
+_TEXTS = 500  # texts looked at in one query
 _CHECKPOINTS = ("checkpoints", "values_", "writes")
 _ROW = 100  # bytes of a row beside its bulk
 _BULK = {
@@ -86,7 +86,8 @@ async def collect(
     limit = time.time() - older_than if older_than is not None else -math.inf
     kept = len(ended) if keep is None else keep
     doomed = [*old, *(head for place, head in enumerate(ended) if place >= kept or head.updated < limit)][:most]
-    rest = [head for head in ended if head not in set(doomed)]
+    gone = set(doomed)
+    rest = [head for head in ended if head not in gone]
     if dry_run:
         return _forecast(len(doomed), len(rest), total, before, max_size)
     for start in range(0, len(doomed), _AT_ONCE):
@@ -112,17 +113,6 @@ async def collect_daily(database: Database) -> None:
             tell("log", level="debug", message=f"clean-up of the store: {freed.runs} of {freed.of} runs erased")
     except StorageError as error:
         tell("log", level="warning", message=f"the store was not cleaned up: {error}")
-
-
-async def erase(database: Database, run_ids: Sequence[str]) -> int:
-    """Erases runs by id, those that go on left out; how many there were. Raises StorageError."""
-    erased = 0
-    for start in range(0, len(run_ids), _AT_ONCE):
-        part = run_ids[start : start + _AT_ONCE]
-        heads = await _select(database, f"run_id IN ({', '.join('?' * len(part))})", *part)
-        erased += await _erase(database, heads)
-    await _texts_erased(database)
-    return erased
 
 
 async def _taken(database: Database, now: float) -> bool:
@@ -233,10 +223,13 @@ def _rows_erased(numbers: Sequence[int]) -> list[Statement]:
 
 async def _texts_erased(database: Database) -> None:
     """Erases the texts that nothing refers to. In Postgres nobody stores one meanwhile: what is there is not stored again, and would go."""
-    unused = "NOT EXISTS (SELECT 1 FROM uses WHERE uses.hash = texts.hash)"
-    select = Statement(f"SELECT hash FROM texts WHERE {unused} LIMIT {_TEXTS}")  # noqa: S608 - of ours
+    used = "EXISTS (SELECT 1 FROM uses WHERE uses.hash = texts.hash)"
+    select = f"SELECT hash, {used} FROM texts WHERE hash > ? ORDER BY hash LIMIT {_TEXTS}"  # noqa: S608 - of ours
     ahead = [_LOCK] if database.url.startswith("postgres") else []
-    while rows := (await database.run(select))[0]:
-        marks = ", ".join("?" * len(rows))
-        delete = f"DELETE FROM texts WHERE hash IN ({marks}) AND {unused}"  # noqa: S608 - question marks
-        await database.run(*ahead, Statement(delete, tuple(bytes(row[0]) for row in rows)))
+    last = b""
+    while rows := (await database.run(Statement(select, (last,))))[0]:
+        last = bytes(rows[-1][0])
+        unused = tuple(bytes(digest) for digest, is_used in rows if not is_used)
+        if unused:
+            delete = f"DELETE FROM texts WHERE hash IN ({', '.join('?' * len(unused))}) AND NOT {used}"  # noqa: S608 - question marks
+            await database.run(*ahead, Statement(delete, unused))
