@@ -129,11 +129,11 @@ class Call:
 
     async def keep(self, answer: Callable[[], Any]) -> None:
         """Keep the answer, which `answer` makes plain: durable when it returns; on the run's loop. Raises StorageError."""
-        durable = self.kept(answer)
+        durable = self.keeping(answer)
         if durable is not None:
             await durable
 
-    def kept(self, answer: Callable[[], Any]) -> "Future[Any] | None":
+    def keeping(self, answer: Callable[[], Any]) -> "Future[Any] | None":
         """Begin to keep the answer."""
         if self.terms.journal is None or self.request is None:
             return None

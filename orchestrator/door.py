@@ -155,7 +155,7 @@ class _Door:
         if call.request and not self.is_here():
             self._awaited(call.keep(answer))
         elif call.request:
-            call.kept(answer)  # where that fails the next call does, too
+            call.keeping(answer)  # where that fails the next call does, too
 
     async def _there(self, work: Coroutine[Any, Any, T]) -> T:
         return await (work if self.is_here() else asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop)))

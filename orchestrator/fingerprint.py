@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
@@ -302,13 +302,12 @@ def _graph_changes(name: str, before: Mapping[str, Any], after: Mapping[str, Any
         *_compared(old["routers"], new["routers"], "the router {!r}", "{0}"),
         *_compared(old["keys"], new["keys"], "state key {!r}", "{0}"),
     ]
-    details: dict[str, Callable[[Any, Any], str]] = {"nodes": _node_change, "routers": _router_change, "keys": _key_change}
     told = {
         f"{label}{key!r}": tell(old[part][key], new[part][key])
         for part, label, tell in (
-            ("nodes", "node ", details["nodes"]),
-            ("routers", "the router ", details["routers"]),
-            ("keys", "state key ", details["keys"]),
+            ("nodes", "node ", _node_change),
+            ("routers", "the router ", _router_change),
+            ("keys", "state key ", _key_change),
         )
         for key in old[part]
         if key in new[part] and old[part][key] != new[part][key]

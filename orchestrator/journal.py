@@ -102,11 +102,8 @@ class Journal:
         return journal
 
     def restored(self) -> list[tuple[str, str, str | None, JournalUsage]]:
-        """What earlier attempts have used, as `Ledger.restore` takes it: role, model, branch and the figures."""
-        prefix = "branch "
-        return [
-            (one.role, one.model, one.scope.removeprefix(prefix) if one.scope.startswith(prefix) else None, one.usage) for one in self.sums
-        ]
+        """What earlier attempts have used, as `Ledger.restore` takes it."""
+        return [one.restored for one in self.sums]
 
     @property
     def recalls(self) -> bool:

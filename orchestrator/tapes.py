@@ -86,7 +86,6 @@ async def read_tape(storage: Storage, record: RunRecord) -> Tape:
                 error=one.error,
             )
             calls.append(call)
-    prefix = "branch "
     return Tape(
         run_id=record.run_id,
         workflow=record.workflow,
@@ -99,10 +98,7 @@ async def read_tape(storage: Storage, record: RunRecord) -> Tape:
         answers=carried(record.answers or {}),
         result=record.result,
         calls=calls if record.attempts == 1 else _mended(calls),
-        sums=[
-            (one.role, one.model, one.scope.removeprefix(prefix) if one.scope.startswith(prefix) else None, one.usage)
-            for one in await storage.journal.sums(record.number)
-        ],
+        sums=[one.restored for one in await storage.journal.sums(record.number)],
         start=await start_of(storage.checkpoints(), record.run_id) if record.parent else None,
         sure=record.attempts == 1 and record.parent is None,
     )

@@ -78,6 +78,11 @@ class Sum(NamedTuple):
     scope: str
     usage: JournalUsage
 
+    @property
+    def restored(self) -> tuple[str, str, str | None, JournalUsage]:
+        """As `Ledger.restore` takes it: role, model, branch and the figures."""
+        return self.role, self.model, self.scope.removeprefix("branch ") if self.scope.startswith("branch ") else None, self.usage
+
 
 class JournalTable:
     """The journals of all runs; a run is named by its number."""

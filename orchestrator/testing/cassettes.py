@@ -165,9 +165,7 @@ def _run_of(tape: Tape) -> dict[str, Any]:
 
 def _call_of(call: TapedCall) -> dict[str, Any]:
     fields = asdict(call)
-    return {
-        key: fields[key] for key in ("scope", "kind", "role", "model", "state", "error", "request", "response") if fields[key] is not None
-    }
+    return {key: fields[key] for key in _OF_A_CALL if fields[key] is not None}
 
 
 def _dumped(value: Any, what: str) -> str:
