@@ -34,6 +34,7 @@ from orchestrator.delivery import Delivery
 from orchestrator.door import guarding
 from orchestrator.errors import DeadlineReached, Declined, InputError, LimitReached, LostRunError, OrchestratorError, StopRequested, said
 from orchestrator.events import Event, listening, tell
+from orchestrator.joining import STOPPED
 from orchestrator.journal import Journal
 from orchestrator.outcome import Result, Status, branches, outcome, questions_of
 from orchestrator.state import BranchResult, Task
@@ -238,7 +239,7 @@ class Attempt:
         while loop.time() < min(began + _CALLS * GRACE, last + _QUIET * GRACE):  # calls may wait for a turn that they will never take
             await asyncio.sleep(0.01 * GRACE)
             last = loop.time() if self.context.terms.party.in_flight else last
-        self.context.join.end(f"stopped: it was not done {loop.time() - began:.1f} s after the run was asked to stop")
+        self.context.join.end(f"{STOPPED}it was not done {loop.time() - began:.1f} s after the run was asked to stop")
 
     async def _follow(self, control: RunControl, delivery: Delivery) -> None:
         config: RunnableConfig = {

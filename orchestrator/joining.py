@@ -11,7 +11,10 @@ from orchestrator.errors import BranchTimeoutError
 from orchestrator.events import current_branch
 from orchestrator.state import BranchResult, Finding, Source
 
-__all__ = ["Join", "NotNeeded", "RoundOver", "is_lost"]
+__all__ = ["STOPPED", "Join", "NotNeeded", "RoundOver", "is_lost", "was_stopped"]
+
+STOPPED = "stopped: "
+"""What the error of a branch begins with that was at work when its run was asked to stop, and was not done in time."""
 
 
 class RoundOver(Exception):  # noqa: N818 - a stop signal says what happened
@@ -25,6 +28,11 @@ class NotNeeded(RoundOver):
 def is_lost(result: BranchResult) -> bool:
     """Whether a branch did not do its work; one that was cancelled because nobody needed it any more is not lost."""
     return result.status != "ok" and not (result.status == "skipped" and result.error is None)
+
+
+def was_stopped(result: BranchResult) -> bool:
+    """Whether a branch is not done for the one reason that its run was asked to stop."""
+    return result.error is not None and (result.status == "skipped" or result.error.startswith(STOPPED))
 
 
 @dataclass(eq=False)

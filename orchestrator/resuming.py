@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from langgraph.types import StateSnapshot
+
 from orchestrator.asking import Person, Question, carried, read_answers, read_named, still_open
 from orchestrator.choices import Models, ModelSpec, check_controls, choose_models, merged_controls
 from orchestrator.consulting import continue_from
@@ -16,6 +18,7 @@ from orchestrator.driving import Attempt
 from orchestrator.errors import InputError, OrchestratorError, WorkflowLoadError
 from orchestrator.events import Event
 from orchestrator.fingerprint import changes, fingerprint, in_short
+from orchestrator.joining import was_stopped
 from orchestrator.keeping import attempt_events, checkpointed, folded, give_back
 from orchestrator.outcome import Result, branches, failures
 from orchestrator.runner import Graph, checked_workflow
@@ -285,7 +288,7 @@ async def _ready(attempt: Attempt, storage: Storage, record: RunRecord, fence: F
     ended = begun and not snapshot.tasks  # what is next says nothing: it may be empty before the end
     if ended and record.status == "failed" and not (wish.retry or wish.restart):
         return False
-    again = wish.restart or (ended and record.status != "crashed")
+    again = wish.restart or (ended and record.status != "crashed") or (begun and _was_stopping(snapshot))
     attempt.number = record.attempts + 1
     generation = record.generation + again
     attempt.thread = replace(record, generation=generation).thread_id
@@ -299,6 +302,13 @@ async def _ready(attempt: Attempt, storage: Storage, record: RunRecord, fence: F
     controls = attempt.controls.model_dump(mode="json")
     await storage.runs.change(fence, generation=generation, models=attempt.models.specs, controls=controls, fingerprint=attempt.fingerprint)
     return True
+
+
+def _was_stopping(snapshot: StateSnapshot) -> bool:
+    """Whether the run was asked to stop before it ended: what branches and agents then came to is no result to go on with."""
+    states = [state for state in (snapshot.values, *(task.result for task in snapshot.tasks)) if isinstance(state, Mapping)]
+    stopped = any(was_stopped(branch) for state in states for branch in branches(state))
+    return stopped or any(failure.status == "skipped" for state in states for failure in failures(state))
 
 
 def _begin(attempt: Attempt, record: RunRecord, state: Any) -> None:
