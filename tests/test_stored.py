@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator import run
 from orchestrator.storage.cipher import KEY_VARIABLE, Cipher
 from orchestrator.storage.codec import Codec
 
@@ -120,6 +121,15 @@ def test_types_of_the_workflow_come_back_in_another_process(folder: Path) -> Non
     done = cli(folder, "resume", "one", "--answer", "yes", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["output"]["said"] == "yes (1, 2) ['0', '1', '2'] Colour.RED"
+
+
+async def test_types_of_a_workflow_that_was_edited_in_between_are_stored(folder: Path) -> None:
+    """In one process, as in a notebook: its file is loaded again, and its classes are others from then on."""
+    for number in range(2):
+        result = await run(str(folder / "typed.py"), {"question": "why?"}, model="offline", db="memory://")
+        assert result.status == "interrupted", result.error
+        with (folder / "typed.py").open("a", encoding="utf-8") as file:
+            file.write(f"\nEDITED = {number}\n")
 
 
 def test_a_type_that_no_schema_names_fails_the_run_in_words(folder: Path) -> None:

@@ -116,7 +116,7 @@ class Types:
 
     def plain(self, value: Any) -> Any:
         """The plain data of a value of a known class. Raises StorageTypeError where it is not known, or could not be found again."""
-        kind = type(value)
+        kind: type = type(value)
         name = (kind.__module__, kind.__name__)
         if not self._knows(name):
             raise _unknown(name, value)
@@ -168,9 +168,8 @@ def _unknown(name: TypeName, value: Any) -> StorageTypeError:
     )
 
 
-@lru_cache(maxsize=1024)
 def _found(name: TypeName) -> type | None:
-    """The class of a known name; its module is imported where it is not yet."""
+    """The class of a known name, as its module has it by now: a workflow's may be loaded again. It is imported where it is not yet."""
     module = sys.modules.get(name[0])
     if module is None:
         try:
@@ -236,17 +235,8 @@ _SLOTS = _Form(_slots_plain, lambda kind, plain: kind(**plain))
 _OLD_MODEL = _Form(lambda value: value.dict(), lambda kind, plain: kind(**plain))
 
 
-_FORMS: dict[type, _Form] = {}
-
-
+@lru_cache(maxsize=1024)
 def _form(kind: type[Any]) -> _Form:
-    form = _FORMS.get(kind)
-    if form is None:
-        form = _FORMS[kind] = _form_of(kind)
-    return form
-
-
-def _form_of(kind: type[Any]) -> _Form:
     if issubclass(kind, BaseModel):
         if kind.__module__ != _OURS:
             return _MODEL
