@@ -20,10 +20,8 @@ def place_of(thread: str) -> RunnableConfig:
 
 async def start_of(saver: BaseCheckpointSaver[Any], thread: str) -> CheckpointTuple | None:
     """The checkpoint that the fork with this thread began with; None where the thread is of no fork."""
-    async for found in saver.alist(place_of(thread)):  # the newest first
-        if found.metadata.get("source") in _STARTS:
-            return found
-    return None
+    found = [each for source in _STARTS async for each in saver.alist(place_of(thread), filter={"source": source}, limit=1)]
+    return max(found, key=lambda each: each.checkpoint["id"], default=None)  # the newest of both
 
 
 async def begin_at(
