@@ -80,7 +80,7 @@ class Attempt:
     folder: str = ""  # that the run was started in
     number: int = 1  # of the run's attempts
     answers: dict[str, Any] = field(default_factory=dict)  # of a person, by the question's id
-    spoilt: frozenset[str] = frozenset()  # scopes and roles of the journal that failed: their calls are made again
+    spoilt: frozenset[str] = frozenset()  # scopes and roles of the journal that failed
     before: float = 0.0  # seconds of wall time that earlier attempts took, as far as they are known
     stop: asyncio.Event | None = None
     person: Person | None = None  # who answers while the run goes on
@@ -110,7 +110,7 @@ class Attempt:
         """Keep every finished call in `journal`, and take what earlier attempts were answered and have used from it."""
         self.context.terms.journal = journal
         if self.spoilt:
-            journal.forget(lambda row: bool({row.scope, row.role} & self.spoilt))
+            journal.forget(self.spoilt)
         before = journal.restored()
         await self.context.ledger.restore(before)
         self.used = reduce(JournalUsage.plus, (usage for *_, usage in before), NO_USAGE)

@@ -5,7 +5,7 @@ import hashlib
 import os
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -81,6 +81,7 @@ class Journal:
         self._next = 0
         self._own: dict[tuple[bytes, str], deque[_Answer]] = defaultdict(deque)
         self._any: dict[bytes, deque[_Answer]] = defaultdict(deque)
+        self._last: dict[str, str] = {}  # the state of the last model call of each scope and role
         self._inherited: dict[bytes, deque[_Answer]] = defaultdict(deque)  # those of `sources`, which are nobody's here
         self._known = Known()  # the texts that are stored for this run
         self._unwaited: set[asyncio.Future[Any]] = set()  # rows that nobody waits for, until they are durable
@@ -110,11 +111,14 @@ class Journal:
         """Whether there is anything that could be answered from here."""
         return bool(self._any)
 
-    def forget(self, wrong: Callable[[JournalRow], bool]) -> None:
-        """Have the calls of these rows made again: what they were answered came to nothing."""
+    def forget(self, places: Collection[str]) -> None:
+        """Have the calls of scopes and roles that failed made again. Where the last of them failed itself, that one alone is: the answers
+        before it are good. Else what was answered came to nothing.
+        """
+        wrong = {place for place in places if self._last.get(place) != "failed"}
         for answers in self._any.values():
             for answer in answers:
-                answer.taken = answer.taken or wrong(answer.row)
+                answer.taken = answer.taken or bool({answer.row.scope, answer.row.role} & wrong)
 
     def knows(self, request: Request) -> bool:
         """Whether `recall` would find an answer."""
@@ -216,6 +220,8 @@ class Journal:
     def _load(self, run: int, rows: Sequence[JournalRow], shared: Mapping[int, Sequence[int]]) -> None:
         known = {row.seq: row for row in rows}
         for row in rows:
+            if run == self._run and row.kind == "model" and row.state in ("ok", "failed"):
+                self._last[row.scope] = self._last[row.role] = row.state
             joined = [known[seq]._replace(scope=row.scope) for seq in shared.get(row.seq, ()) if seq in known]
             for one in joined if row.kind == "shared" else [row]:
                 if one.state == "ok":

@@ -292,6 +292,25 @@ async def test_a_partial_run_is_done_unless_it_is_to_be_tried_again(store: Stora
         assert not set(kept) & set(_told(server)[made:])
 
 
+async def test_of_a_branch_whose_call_failed_that_call_alone_is_made_again(store: Storage, storage_url: str, tmp_path: Path) -> None:
+    documents, right = write_topics(tmp_path / "topics", 3), topics_script(3)
+    refused = {"on": True}
+
+    def reply(request: dict[str, Any]) -> Any:
+        if refused["on"] and answer_for(request) == "Judgement" and "topic 1 " in str(request["messages"]):
+            return Reply.error(400, "no")
+        return right(request)
+
+    async with model_server(reply) as server:
+        partial = await _research(server, documents, storage_url)
+        assert [branch["status"] for branch in partial.branches] == ["ok", "failed", "ok"]
+        refused["on"], made = False, len(server.requests)
+        done = await resume("r", model={"": server.chat_model()}, retry=True, db=storage_url)
+        assert (done.status, len(done.output["findings"])) == ("complete", 3)
+        answered = {told for told, request in zip(_told(server)[:made], server.requests, strict=False) if request.reply.status == 200}
+        assert not answered & set(_told(server)[made:])
+
+
 async def test_what_is_given_goes_over_what_the_run_was_started_with(store: Storage, storage_url: str) -> None:
     steps = Steps("b")
     controls = {"max_tokens": 1_000, "branch_budget": {"max_calls": 3, "max_tokens": 500}, "deadline": 60}
