@@ -15,6 +15,9 @@ from orchestrator.models import exchange
 
 __all__ = ["documents", "home", "loop_is_not_blocked", "nobody_at_the_door", "postgres_server", "postgres_url", "storage_url"]
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the processes that tests start need not compile everything each time
+sys.dont_write_bytecode = False
+
 _OUTSIDE = ("OPENAI_", "LANGSMITH_", "LANGCHAIN_", "ORCHESTRATOR_", "ANTHROPIC_", "GOOGLE_")
 
 
