@@ -132,9 +132,9 @@ def test_a_killed_run_goes_on_and_asks_only_what_was_not_answered(folder: Path, 
     with model_server(held) as server:
         with started(folder, *words, "--run-id", "r", "--db", storage_file_url, server=server) as process:
             killed_when(process, held.reached)
-        in_flight = {json.dumps(request.body["messages"]) for request in server.requests if request.abandoned}
         resumed = done(ROOT, "resume", "r", "--db", storage_file_url, "--json", server=server)
         assert (resumed.returncode, resumed.stderr) == (0, resumed.stderr)
+        in_flight = {json.dumps(request.body["messages"]) for request in server.requests if request.abandoned}  # seen by now
         result = json.loads(resumed.stdout)
         assert [branch["status"] for branch in result["branches"]] == ["ok"] * TOPICS
         assert claims(result) == [(f"Of topic {n} it is said that it is one of many.",) * 2 for n in range(TOPICS)]
