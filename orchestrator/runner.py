@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from orchestrator.storage import Storage, open_storage
 from orchestrator.workflow import Workflow, load_workflow
 
 __all__ = ["Graph", "checked_workflow", "prepare", "run", "stream"]
+
+_ARENA_MAX = -8  # M_ARENA_MAX of malloc.h
 
 Graph = StateGraph[Any, Any, Any, Any] | CompiledStateGraph[Any, Any, Any, Any]
 
@@ -52,6 +55,7 @@ async def stream(
     found. Closing the generator cancels the run at once. A reader that is slow makes the run wait.
     """
     check_thread_name(thread)
+    _spare_address_space()
     attempt = await asyncio.to_thread(prepare, workflow, input, model=model, controls=controls, run_id=run_id)
     attempt.stop, attempt.person = stop, person
     async with _store(db) as storage:
@@ -59,6 +63,17 @@ async def stream(
         async with contextlib.aclosing(attempt_events(attempt, storage, record, fence)) as events:
             async for event in events:
                 yield event
+
+
+@cache
+def _spare_address_space() -> None:
+    """Where a process's address space is limited, its threads share one arena: glibc reserves 64 MB for each (man mallopt)."""
+    with contextlib.suppress(ImportError, AttributeError, OSError):  # another system, or another C library
+        import ctypes
+        import resource
+
+        if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+            ctypes.CDLL(None).mallopt(_ARENA_MAX, 1)
 
 
 @contextlib.asynccontextmanager

@@ -210,3 +210,18 @@ def test_a_run_that_another_machine_took_ends_and_writes_nothing(made: Any) -> N
         connection.execute("UPDATE runs SET heartbeat = heartbeat - 60")  # it is heard of no more
         connection.commit()
     run.resumed()
+
+
+_MANY = """
+import asyncio, resource
+resource.setrlimit(resource.RLIMIT_AS, (400 << 20, 400 << 20))
+from benchmarks.durable import at_once
+print(asyncio.run(at_once(None, 150)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a thread reserves is a matter of glibc")
+def test_many_runs_at_once_fit_into_400_mb_of_address_space(home: Path) -> None:
+    words = [sys.executable, "-c", _MANY]
+    told = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, "ORCHESTRATOR_HOME": str(home)})
+    assert (told.returncode, told.stdout[:13]) == (0, "150/150 right"), told.stderr[-500:]
