@@ -23,8 +23,9 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layout.py
 
+# Three processes on two cores: many tests wait for processes that they kill and start again.
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+	$(BIN)/python -m pytest -q -n 3 --dist worksteal
 
 # 500 runs against a server that fails in every way it can; SOAK="--seed 7" repeats one.
 soak: $(READY)
