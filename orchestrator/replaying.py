@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import os
 import re
+import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -305,18 +306,7 @@ async def _driven(attempt: Attempt, journal: _Tape, tape: Tape) -> tuple[Result,
 def _following(attempt: Attempt, asked: Sequence[Question], spoken: list[Any]) -> Attempt:
     """The attempt that goes on with the next answers: LangGraph gives a question another id in another thread."""
     answers = {one.id: spoken.pop(0) for one in asked if spoken}
-    return Attempt(
-        workflow=attempt.workflow,
-        graph=attempt.graph,
-        values=attempt.values,
-        models=attempt.models,
-        controls=attempt.controls,
-        run_id=attempt.run_id,
-        boundary=attempt.boundary,
-        thread=attempt.thread,
-        answers={**attempt.answers, **answers},
-        goes_on=True,
-    )
+    return replace(attempt, answers={**attempt.answers, **answers}, goes_on=True, began=time.monotonic())
 
 
 async def _quietly(attempt: Attempt) -> Result:
