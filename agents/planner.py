@@ -96,7 +96,7 @@ def create_planner(model: BaseChatModel | None = None) -> CompiledStateGraph[Any
         return await _plan(state, RunContext.of(runtime), model)
 
     graph = StateGraph(PlannerState, input_schema=PlannerInput, output_schema=PlannerOutput, context_schema=RunContext)
-    graph.add_node("plan", plan, metadata={"asks": 1, "clarifies": 1})
+    graph.add_node("plan", plan, metadata={"asks": 1, "clarifies": 1, "trace": {"plan": "hidden"}})
     graph.add_edge(START, "plan")
     graph.add_edge("plan", END)
     return graph.compile(name="planner", checkpointer=False)

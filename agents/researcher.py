@@ -102,9 +102,9 @@ def create_researcher(
         return await _call_tools(state, RunContext.of(runtime), tools)
 
     graph = StateGraph(ResearcherState, input_schema=ResearcherInput, output_schema=ResearcherOutput, context_schema=RunContext)
-    graph.add_node("search", search, metadata={"asks": 0})
-    graph.add_node("research", research, metadata={"asks": 1, "visits": max_turns + 1})
-    graph.add_node("call_tools", call_tools, metadata={"asks": 0, "visits": max_turns})
+    graph.add_node("search", search, metadata={"asks": 0, "trace": {"search": "hidden"}})
+    graph.add_node("research", research, metadata={"asks": 1, "visits": max_turns + 1, "trace": {"research": "hidden"}})
+    graph.add_node("call_tools", call_tools, metadata={"asks": 0, "visits": max_turns, "trace": {"call_tools": "hidden"}})
     graph.add_edge(START, "search")
     graph.add_edge("search", "research")
     graph.add_conditional_edges("research", after_research, ["call_tools", END])
@@ -115,9 +115,10 @@ def create_researcher(
 async def _search(state: ResearcherState, context: RunContext, passages: int) -> dict[str, Any]:
     library = await context.library(state["documents"])
     tell("branch_step", step="search", detail=state["question"])
+    with context.searching(state["question"]) as given:
+        given += await library.search(state["question"], passages)
     found = [
-        context.block("passage", passage.text, id=passage.id, source=passage.source.uri, title=passage.source.title)
-        for passage in await library.search(state["question"], passages)
+        context.block("passage", passage.text, id=passage.id, source=passage.source.uri, title=passage.source.title) for passage in given
     ]
     feedback = state.get("feedback")
     parts = [question_block(state["question"]), *found, context.block("feedback", feedback) if feedback else ""]

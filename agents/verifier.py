@@ -82,7 +82,7 @@ def create_verifier(model: BaseChatModel | None = None) -> CompiledStateGraph[An
         }
 
     graph = StateGraph(VerifierState, input_schema=VerifierInput, output_schema=VerifierOutput, context_schema=RunContext)
-    graph.add_node("verify", verify, metadata={"asks": "max_agent_calls"})
+    graph.add_node("verify", verify, metadata={"asks": "max_agent_calls", "trace": {"verify": "hidden"}})
     graph.add_edge(START, "verify")
     graph.add_edge("verify", END)
     return graph.compile(name="verifier", checkpointer=False)

@@ -53,7 +53,7 @@ def create_writer(model: BaseChatModel | None = None) -> CompiledStateGraph[Any,
         return {"answer": draft.sentences}
 
     graph = StateGraph(WriterState, input_schema=WriterInput, output_schema=WriterOutput, context_schema=RunContext)
-    graph.add_node("write", write, metadata={"asks": 1})
+    graph.add_node("write", write, metadata={"asks": 1, "trace": {"write": "hidden"}})
     graph.add_edge(START, "write")
     graph.add_edge("write", END)
     return graph.compile(name="writer", checkpointer=False)

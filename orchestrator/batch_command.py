@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import InputError, OrchestratorError
 from orchestrator.limits import add_controls, controls_in_force, environment_controls, option_controls
-from orchestrator.options import Parser, add_fields, field_values, model_specs, parse, writable_file
+from orchestrator.options import Parser, add_fields, add_trace_options, field_values, model_specs, parse, writable_file
 from orchestrator.output import say, write_json, write_text
 from orchestrator.stopping import Signals
 from orchestrator.text import one_line
@@ -68,6 +68,7 @@ def batch_parser() -> Parser:
     model = "offline, or provider:model; ROLE=SPEC for one role; repeatable; SPEC,SPEC: the second where the first fails"
     group.add_argument("--model", action="append", default=[], metavar="SPEC[,SPEC]", help=model)
     group.add_argument("--db", metavar="URL", help="where runs are kept: sqlite:///PATH or postgresql://...")
+    add_trace_options(group)
     group.add_argument("--json", action="store_true", help="stdout holds one JSON object: what the batch came to")
     group.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
     group.add_argument("--debug", action="store_true", help="tracebacks, all logs, asyncio's debug mode")
@@ -125,26 +126,27 @@ def _start(batch: "Batch", options: "argparse.Namespace", words: Sequence[str], 
     """Run the batch, tell what it came to, and leave no longer than a moment after that."""
     from orchestrator.batch.telling import summary_json, summary_lines
     from orchestrator.logs import open_logs
-    from orchestrator.tracing import langsmith_tracing
+    from orchestrator.tracing.asked import traced_as
 
     view, log_file = batch.view, writable_file("--log-file", options.log_file)
     again = f"go on: {PROG} {shlex.join(words)}"
     logs = open_logs(log_file=log_file, log_format=options.log_format, debug=options.debug, quiet=options.quiet)
-    with logs, langsmith_tracing(), asyncio.Runner(debug=options.debug) as runner:
-        try:
-            runner.run(_drive(batch, options, signals))
-        except OrchestratorError:
-            say(*summary_lines(view), again)
-            raise
-        code = signals.exit_code if signals.received and view.done < view.total else view.exit_code
-        if not options.quiet:
-            say(*summary_lines(view))
-        if options.json:
-            write_json(summary_json(view))
-        if view.done < view.total and not options.quiet:
-            say(again)
-        leaving = signals.leave_after(LEAVING, code)
-    leaving.cancel()
+    with logs, traced_as(options):
+        with asyncio.Runner(debug=options.debug) as runner:
+            try:
+                runner.run(_drive(batch, options, signals))
+            except OrchestratorError:
+                say(*summary_lines(view), again)
+                raise
+            code = signals.exit_code if signals.received and view.done < view.total else view.exit_code
+            if not options.quiet:
+                say(*summary_lines(view))
+            if options.json:
+                write_json(summary_json(view))
+            if view.done < view.total and not options.quiet:
+                say(again)
+            leaving = signals.leave_after(LEAVING, code)
+        leaving.cancel()
     signals.stop = None
     return code
 

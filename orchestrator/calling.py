@@ -14,8 +14,9 @@ from weakref import WeakKeyDictionary
 from orchestrator.admission import ADMISSION, Party, Ticket
 from orchestrator.clocks import Clock, waiting
 from orchestrator.errors import InputError, LimitReached, StorageError, StorageTypeError, ToolError, said
-from orchestrator.events import tell
+from orchestrator.events import current_branch, tell
 from orchestrator.journal import Request
+from orchestrator.spans import Span
 from orchestrator.terms import in_tool
 from orchestrator.text import one_line, unfit_arguments
 
@@ -38,9 +39,20 @@ async def call_tool(tool: "BaseTool", call: "ToolCall", terms: "Terms") -> "Tool
     count as time of the call. What an earlier attempt of the run was answered is answered again, and a new answer is kept before it is
     given. Raises LimitReached, InputError for a limit that cannot be, and StorageError.
     """
+    _limits(tool)  # one that cannot be is no answer of the tool
+    with terms.tracer.span("tool", tool.name, given=call["args"], branch=current_branch()) as span:
+        message = await _kept(tool, call, terms, span)
+        if terms.tracer.takes_content:
+            span.came = message
+        if message.status == "error":
+            terms.tracer.end(span, "failed", one_line(message.content))
+    return message
+
+
+async def _kept(tool: "BaseTool", call: "ToolCall", terms: "Terms", span: Span) -> "ToolMessage":
+    """The answer that the run's journal has, or one that is in it by now."""
     from orchestrator.models.recorded import kept, kept_output, output_of
 
-    _limits(tool)  # one that cannot be is no answer of the tool
     if terms.journal is None:
         return await _made(tool, call, terms)
     request = Request(kind="tool", role="", model=tool.name, content=kept(call["args"]))
@@ -48,6 +60,7 @@ async def call_tool(tool: "BaseTool", call: "ToolCall", terms: "Terms") -> "Tool
     if recalled is not None:
         message: ToolMessage = output_of(recalled.response, call["id"])
         return message
+    request.spans.append(span)
     began = time.monotonic()
     try:
         message = await _made(tool, call, terms)
@@ -69,6 +82,7 @@ async def _made(tool: "BaseTool", call: "ToolCall", terms: "Terms") -> "ToolMess
     clock = Clock(terms.controls.call_timeout)
     try:
         async with _admitted(tool, terms), clock:
+            terms.tracer.here().sent = terms.tracer.now()
             answer = await _answer(tool, call)
     except (GraphBubbleUp, LimitReached, StorageError):
         raise

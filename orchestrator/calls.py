@@ -2,7 +2,8 @@
 
 import time
 from asyncio import Future
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from orchestrator.models.call import Call as Asked
 from orchestrator.models.failures import failure, is_unbilled
 from orchestrator.models.recorded import error_of, kept, kept_answer, schema_digest, told
 from orchestrator.models.sending import answer_size
+from orchestrator.spans import Span, SpanKind
 from orchestrator.storage.journal import NO_USAGE, JournalUsage
 from orchestrator.terms import Terms
 from orchestrator.text import one_line
@@ -55,6 +57,22 @@ class Call:
     request: Request | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     pieces: list[AIMessageChunk] = field(default_factory=list)
+    given: Any = None
+    streams: bool = False
+    span: Span | None = None
+
+    @contextmanager
+    def traced(self) -> Iterator[None]:
+        """The span of a call that holds something here; one of ours has its own already."""
+        known = {"role": self.role, "branch": self.branch, "model": "" if self.is_tool else self.name}
+        if self.asked:
+            known["provider"] = self.asked.provider
+        kind: SpanKind = "tool" if self.is_tool else "model"
+        name = self.name if self.is_tool else f"{self.role} model"
+        with self.terms.tracer.span(kind, name, given=self.given, holds=not self.streams, **known) as self.span:
+            if self.request:
+                self.request.spans.append(self.span)
+            yield
 
     def begun(self) -> None:
         """Tell that it begins."""
@@ -66,6 +84,8 @@ class Call:
     def ended(self) -> None:
         """Settle what it reserved, leave, and tell what it took."""
         used = (self.usage["input_tokens"], self.usage["output_tokens"]) if self.usage else (0, 0)
+        if self.span:
+            self.span.usage = used
         if self.reservation:
             self.reservation.settle(*used, size=self.written)
         if self.ticket:
@@ -106,6 +126,22 @@ class Call:
         messages = [chat.message for chat in chats if isinstance(chat.message, AIMessage)]
         self.usage = next((message.usage_metadata for message in messages if message.usage_metadata), None)
         self.written = sum(map(answer_size, messages))
+        self.gave(messages[0] if messages else None)
+
+    def answered(self, output: Any) -> None:
+        """Take in what a tool answers."""
+        self.error = told_error(output)
+        self.gave(output)
+
+    def sent(self) -> None:
+        """Its turn has come."""
+        if self.span:
+            self.span.sent = self.terms.tracer.now()
+
+    def gave(self, answer: Any) -> None:
+        """What it came to, for whoever sends its span."""
+        if self.span and self.terms.tracer.takes_content:
+            self.span.came = answer
 
     def piece(self, message: BaseMessage) -> None:
         """Take in a piece of a streamed answer; agents of ours tell their own."""
@@ -113,6 +149,8 @@ class Call:
             self.usage = add_usage(self.usage, message.usage_metadata) if message.usage_metadata else self.usage
             self.written += answer_size(message)
         if self.request and isinstance(message, AIMessageChunk):
+            if self.span and self.span.first is None and message.text:
+                self.span.first = self.terms.tracer.now()
             self.pieces.append(message)
         if self.reservation and (text := str(message.text)):
             self.on_loop(lambda: tell("token", branch=self.branch, role=self.role, text=text))

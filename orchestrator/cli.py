@@ -54,7 +54,7 @@ _OF_RUNS = {"runs", "show", "cancel", "replay", "gc"}
 _USAGE = f"""usage: {PROG} WORKFLOW [INPUT] [--FIELD VALUE ...] [options]
        {PROG} list | describe WORKFLOW | graph WORKFLOW | doctor
        {PROG} batch WORKFLOW INPUTS.jsonl --output OUT.jsonl
-       {PROG} runs | show RUN | resume RUN [--answer TEXT] | replay RUN | cancel RUN | gc | memory
+       {PROG} runs | show RUN | trace RUN | resume RUN [--answer TEXT] | replay RUN | cancel RUN | gc | memory
 """
 _HELP = f"""{_USAGE}
 Run a workflow: a name that `list` shows, a dotted module, or path/to/file.py[:attribute].
@@ -74,6 +74,9 @@ Run a workflow: a name that `list` shows, a dotted module, or path/to/file.py[:a
                                  go on with a run that ended before it was done; `resume --help` lists its options
   resume RUN --from STEP [--edit KEY=JSON|@FILE]
                                  a new run that begins at an earlier step of another one, with another plan or state
+  trace RUN [--html FILE | --json | --upload] [--all]
+                                 what a run did when, what waited for what, where time and money went; as one page in FILE
+  trace --diff RUN RUN           two runs compared, step by step
   replay RUN [--save FOLDER]     the run once more without a network, compared; as a test in FOLDER
   cancel RUN                     stop a run from another shell; it reports what it found
   gc [--older-than 30d] [--keep N] [--max-size 1GB] [--dry-run]
@@ -140,6 +143,13 @@ def _dispatch(words: list[str], signals: Signals) -> int:
         from orchestrator.resume_command import resume_command
 
         return resume_command(rest, signals)
+    if first == "trace":
+        from orchestrator.trace_command import trace_command, trace_parser
+
+        if {"-h", "--help"} & set(rest):
+            write_text(trace_parser().format_help())
+            return 0
+        return trace_command(rest)
     if first == "memory":
         from orchestrator.memory_command import memory_command
 

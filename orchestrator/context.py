@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from orchestrator.asking import Question, allows, given_to, question_of, tool_question, tools_question, validate
 from orchestrator.calling import call_tool
 from orchestrator.controls import Controls
-from orchestrator.documents import Library, open_library
+from orchestrator.documents import Library, Passage, open_library
 from orchestrator.errors import BudgetExceeded, DeadlineReached, InvalidAnswerError, LoopStopped, ModelCallError, said
 from orchestrator.events import current_branch, tell
 from orchestrator.evidence import check_claim
@@ -143,6 +143,15 @@ class RunContext:
         if not chosen:  # in a thread: making a client reads certificates
             chosen = self.models[""] = await asyncio.to_thread(_environments_choice)
         return [chosen] if isinstance(chosen, BaseChatModel) else chosen
+
+    @contextmanager
+    def searching(self, query: str) -> Iterator[list[Passage]]:
+        """A step of the run's trace around a search; what it found is put into the list."""
+        found: list[Passage] = []
+        with self.terms.tracer.span("retriever", "search", given={"query": query}, branch=current_branch()) as span:
+            yield found
+            if self.terms.tracer.takes_content:
+                span.came = {"documents": [_document(passage) for passage in found]}
 
     def block(self, tag: str, text: str, **attributes: str) -> str:
         """Retrieved text as a data block of this run, whose tag neither the text nor an attribute can repeat."""
@@ -336,7 +345,8 @@ class RunContext:
 
     async def _opened(self, documents: tuple[str, ...]) -> Library:
         """The documents, with the pages that earlier attempts of the run have added to them: in the same order, so under the same ids."""
-        library = await _open(documents)
+        with self.terms.tracer.span("documents", "documents", given=list(documents)):
+            library = await _open(documents)
         while self.terms.journal is not None and (page := await self.terms.journal.recall(_page(documents))):
             library.add(**page.response)
         return library
@@ -385,6 +395,12 @@ _defaults: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[RunContext, _Runs]
 def _page(documents: tuple[str, ...]) -> Request:
     """What the pages are known by that were added to the library of `documents`."""
     return Request(kind="page", role="", model="fetch_url", content=list(documents), scope="run")
+
+
+def _document(passage: Passage) -> dict[str, Any]:
+    """A passage as LangSmith shows what a retriever found."""
+    metadata = {"id": passage.id, "source": passage.source.uri, "title": passage.source.title}
+    return {"page_content": passage.text, "metadata": metadata, "type": "Document"}
 
 
 def _environments_choice() -> Sequence[BaseChatModel]:

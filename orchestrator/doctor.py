@@ -17,7 +17,7 @@ from typing import Literal
 
 from orchestrator.errors import ModelSpecError, OrchestratorError
 from orchestrator.text import one_line
-from orchestrator.tracing import SWITCHES
+from orchestrator.tracing.langsmith import SWITCHES
 
 __all__ = ["Finding", "diagnose"]
 

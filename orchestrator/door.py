@@ -20,7 +20,7 @@ from langchain_core.tools import BaseTool
 
 from orchestrator.admission import ADMISSION
 from orchestrator.calling import turn_of
-from orchestrator.calls import Call, messages_of, model_request, size_of, told_error, tool_request
+from orchestrator.calls import Call, messages_of, model_request, size_of, tool_request
 from orchestrator.errors import LoopStopped, OrchestratorError, QueueFull, StopRequested
 from orchestrator.events import current_branch, tell
 from orchestrator.models.call import Call as Asked
@@ -113,12 +113,14 @@ class _Door:
             raise
         call.reservation.sent()
         call.began = time.monotonic()
+        call.sent()
 
     async def tool_turn(self, call: Call, tool: BaseTool) -> None:
         """Wait for the tool's own limits; raises LimitReached."""
         self._check()
         self._count(call)
         call.ticket = await turn_of(tool, self.terms)
+        call.sent()
 
     def _count(self, call: Call) -> None:
         """Count a round of an agent; raises LoopStopped."""
@@ -242,20 +244,28 @@ async def _admitted(door: _Door, call: Call, turn: Turn | None) -> AsyncIterator
     if task is not None:
         door.under_way[call] = task
     try:
-        if turn is not None:
+        if turn is None:
+            with _held(call):
+                yield
+            return
+        with call.traced():
             await door.waits(call, turn())
-        with _held(call):
-            yield
+            with _held(call):
+                yield
     finally:
         door.under_way.pop(call, None)
 
 
 @contextmanager
 def _let_in(door: _Door, call: Call, turn: Turn | None) -> Iterator[None]:
-    if turn is not None:
+    if turn is None:
+        with _held(call):
+            yield
+        return
+    with call.traced():
         door.blocks(call, turn())
-    with _held(call):
-        yield
+        with _held(call):
+            yield
 
 
 @contextmanager
@@ -280,8 +290,10 @@ def _model_call(
     call = door.model_call(model, known)
     if in_request.get():
         return door, call, None
-    if door.terms.journal is not None and len(prompts) == 1:
-        call.request = model_request(call, prompts[0], options)
+    if len(prompts) == 1:
+        call.given = prompts[0]
+        if door.terms.journal is not None:
+            call.request = model_request(call, prompts[0], options)
     limits = (options.get(name) or getattr(model, name, None) for name in _ANSWER_LIMITS)
     answer = next((limit for limit in limits if isinstance(limit, int)), door.terms.controls.max_answer_tokens)
     return door, call, lambda: door.model_turn(call, size_of(prompts, options), answer, len(prompts))
@@ -295,6 +307,7 @@ def _tool_call(tool: BaseTool, given: str | dict[str, Any], options: Mapping[str
     call = door.tool_call(tool, given, metadata)
     if in_tool.get():
         return door, call, None
+    call.given = given
     if door.terms.journal is not None:
         call.request = tool_request(tool, given, call.role)
     return door, call, lambda: door.tool_turn(call, tool)
@@ -374,6 +387,8 @@ def _astream(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def astream(self: BaseChatModel, input: Any, config: Any = None, **options: Any) -> AsyncIterator[Any]:
         begins = _model_call(self, [messages_of(input)], ensure_config(config).get("metadata"), options)
+        if begins is not None:
+            begins[1].streams = True
         pieces = original(self, input, config, **options)
         return pieces if begins is None else streamed(pieces, self, *begins)
 
@@ -399,6 +414,8 @@ def _stream(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def stream(self: BaseChatModel, input: Any, config: Any = None, **options: Any) -> Iterator[Any]:
         begins = _model_call(self, [messages_of(input)], ensure_config(config).get("metadata"), options)
+        if begins is not None:
+            begins[1].streams = True
         pieces = original(self, input, config, **options)
         return pieces if begins is None else streamed(pieces, self, *begins)
 
@@ -418,7 +435,7 @@ def _arun(original: Callable[..., Any]) -> Callable[..., Any]:
             return output_of(answer, options.get("tool_call_id"))
         async with _admitted(*begins):
             output = await original(self, tool_input, *args, **options)
-            call.error = told_error(output)
+            call.answered(output)
         await door.keep(call, lambda: kept_output(output))
         return output
 
@@ -438,7 +455,7 @@ def _run(original: Callable[..., Any]) -> Callable[..., Any]:
             return output_of(answer, options.get("tool_call_id"))
         with _let_in(*begins):
             output = original(self, tool_input, *args, **options)
-            call.error = told_error(output)
+            call.answered(output)
         door.keep_here(call, lambda: kept_output(output))
         return output
 

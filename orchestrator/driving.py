@@ -37,6 +37,7 @@ from orchestrator.events import Event, listening, tell
 from orchestrator.joining import STOPPED
 from orchestrator.journal import Journal
 from orchestrator.outcome import Result, Status, branches, outcome, questions_of
+from orchestrator.spans import Tracer
 from orchestrator.state import BranchResult, Task
 from orchestrator.storage.journal import NO_USAGE, JournalUsage
 from orchestrator.workflow import Workflow
@@ -94,6 +95,7 @@ class Attempt:
     planned: set[str] = field(init=False, default_factory=set)  # branches, by their tasks' ids
     done: set[str] = field(init=False, default_factory=set)
     lost_step: str = field(init=False, default="")
+    rounds: int = field(init=False, default=0)  # that were begun by earlier attempts
     used: JournalUsage = field(init=False, default=NO_USAGE)  # by earlier attempts
 
     def __post_init__(self) -> None:
@@ -106,9 +108,12 @@ class Attempt:
             answers=self.answers,
         )
 
-    async def record_in(self, journal: Journal) -> None:
-        """Keep every finished call in `journal`, and take what earlier attempts were answered and have used from it."""
+    async def record_in(self, journal: Journal, tracer: Tracer | None = None) -> None:
+        """Keep every finished call in `journal`, and take what earlier attempts were answered and have used from it; `tracer` is told
+        what the attempt does.
+        """
         self.context.terms.journal = journal
+        self.context.terms.tracer = tracer or self.context.terms.tracer
         if self.spoilt:
             journal.forget(self.spoilt)
         before = journal.restored()
@@ -123,6 +128,7 @@ class Attempt:
         now = [result for written in self.earlier for result in branches(written)]
         before = [result for result in branches(values) if result.task not in tasks]  # the others are of this round, or asked again in it
         self.known = [*(result.task for result in before), *tasks], [*before, *now]
+        self.rounds = int(values.get("round") or 0) if tasks else 0
         self.context.join.begin([task.id for task in tasks], branches(values))
         for result in now:
             self.context.join.left(result)
@@ -137,8 +143,11 @@ class Attempt:
         if _NEVER_BEGUN not in warnings.filters:
             warnings.filterwarnings("ignore", _NEVER_BEGUN[1].pattern, RuntimeWarning)
 
+        tracer = self.context.terms.tracer
+
         def emit(event: Event) -> None:
             self._note(event)
+            tracer.told(event)
             if not (self.goes_on and event.kind in ("run_started", "documents")):
                 delivery.put(event)
 
@@ -253,6 +262,8 @@ class Attempt:
         if self.thread:
             config["configurable"] = {"thread_id": self.thread}
         modes: list[StreamMode] = ["values", "tasks", "custom"]
+        tracer = self.context.terms.tracer
+        tracer.rounds = max(0, int(self.rounds) - 1)
         parts = self.graph.astream(
             self.given,
             config,
@@ -265,6 +276,8 @@ class Attempt:
         )
         async with contextlib.aclosing(cast("AsyncGenerator[Any, None]", parts)) as open_parts:
             async for part in open_parts:
+                if part["type"] == "tasks":
+                    tracer.step(part["ns"], part["data"])
                 if part["ns"] and part["type"] != "custom":
                     continue  # of a graph inside: what it comes to is told by the step that it is
                 if part["type"] == "values":

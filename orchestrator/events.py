@@ -28,7 +28,7 @@ EventKind = Literal[
     "retry",  # attempt (the one that failed), seconds until the next, error
     "fallback",  # model that failed, next, error
     "shared",  # model: an identical call was in flight, and this one got its answer
-    "recalled",  # model, or tool: what an earlier attempt was answered is given again, and nothing is called
+    "recalled",  # model, or tool, row: what an earlier attempt was answered is given again, and nothing is called
     "tool_started",  # tool, input
     "tool_finished",  # tool, error
     "question",  # name, asks: "clarify" | "plan" | "tools" | "custom", text, detail, choices, takes: the run or a branch waits for it

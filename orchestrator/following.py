@@ -64,11 +64,11 @@ def follow_run(run: Followed, signals: Signals) -> int:
     """Run, deliver what came of it, and leave no longer than a moment after that; the exit code. Raises InputError."""
     from orchestrator.logs import open_logs
     from orchestrator.progress import RunView
-    from orchestrator.tracing import langsmith_tracing
+    from orchestrator.tracing.asked import traced_as
 
     options, view = run.options, RunView()
     logs = open_logs(log_file=run.log_file, log_format=options.log_format, debug=options.debug, quiet=options.quiet, run_id=run.run_id)
-    with logs, langsmith_tracing():
+    with logs, traced_as(options):
         with asyncio.Runner(debug=options.debug) as runner:
             try:
                 result = runner.run(_drive(run, view, signals))

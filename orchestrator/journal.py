@@ -15,6 +15,7 @@ import ormsgpack
 from orchestrator.clocks import waiting
 from orchestrator.errors import LostRunError, OrchestratorError, said
 from orchestrator.events import current_branch, tell
+from orchestrator.spans import Span
 from orchestrator.storage.codec import Known
 from orchestrator.storage.database import Fence
 from orchestrator.storage.journal import NO_USAGE, Entry, JournalRow, JournalTable, JournalUsage, Sum
@@ -35,6 +36,7 @@ class Request:
     """What is asked: `content` is plain data, the same in every attempt of the run whatever way it is asked in.
 
     `model` is the model's or the tool's name. `alone`: an answer that another scope of the run was given is none to this one.
+    `spans`: what the run's trace has of it, and does not know the row of.
     """
 
     kind: Literal["model", "tool", "page", "shared"]
@@ -43,6 +45,7 @@ class Request:
     content: Any
     alone: bool = False
     scope: str = field(default_factory=lambda: current_scope())
+    spans: list[Span] = field(default_factory=list, compare=False)
     digest: bytes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -139,7 +142,8 @@ class Journal:
         self._note(answer.row.seq if answer.run == self._run else None)
         self.recalled += 1
         if request.kind != "page":
-            tell("recalled", role=request.role or None, **{request.kind: request.model})
+            row = answer.row.seq if answer.run == self._run else None
+            tell("recalled", role=request.role or None, row=row, **{request.kind: request.model})
         return Recalled(response, answer.row.state, answer.row.error)
 
     async def record(self, request: Request, response: Any, *, usage: JournalUsage = NO_USAGE, seconds: float = 0.0) -> None:
@@ -186,6 +190,8 @@ class Journal:
     ) -> Entry:
         seq, self._next = self._next, self._next + 1
         self._note(seq)
+        while request.spans:
+            request.spans.pop().row = seq
         row = JournalRow(
             seq=seq,
             kind=request.kind,

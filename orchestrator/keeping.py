@@ -19,6 +19,7 @@ from orchestrator.journal import Journal, JournalMode
 from orchestrator.outcome import Result
 from orchestrator.storage import Fence, RunRecord, Storage, kept
 from orchestrator.storage.owner import drop
+from orchestrator.tracing.recording import RunTrace, open_trace
 
 __all__ = ["attempt_events", "checkpointed", "create_run", "folded", "give_back", "record_of"]
 
@@ -92,19 +93,27 @@ async def attempt_events(
     Only where a run was asked to stop and its store is held up, or fails, the result says that it is not stored.
     """
     delivery = Delivery()
-    driving = asyncio.create_task(_kept(attempt, storage, record, fence, mode, sources, delivery), name=f"run {attempt.run_id}")
-    driving.add_done_callback(lambda _: delivery.end())
-    try:
-        async for event in delivery:
-            yield event
-        yield Event("result", (await driving).model_dump())
-    finally:
-        driving.cancel()
-        await _over(driving)
+    async with open_trace(storage, record, fence, attempt.number, attempt.values) as trace:
+        driving = asyncio.create_task(_kept(attempt, storage, record, fence, mode, sources, trace, delivery), name=f"run {attempt.run_id}")
+        driving.add_done_callback(lambda _: delivery.end())
+        try:
+            async for event in delivery:
+                yield event
+            yield Event("result", (await driving).model_dump())
+        finally:
+            driving.cancel()
+            await _over(driving)
 
 
 async def _kept(
-    attempt: Attempt, storage: Storage, record: RunRecord, fence: Fence, mode: JournalMode, sources: Sequence[int], delivery: Delivery
+    attempt: Attempt,
+    storage: Storage,
+    record: RunRecord,
+    fence: Fence,
+    mode: JournalMode,
+    sources: Sequence[int],
+    trace: RunTrace,
+    delivery: Delivery,
 ) -> Result:
     """Drive the attempt while its run's heart beats, and store what it came to."""
     now = attempt  # a question that is answered while the run goes on begins another one
@@ -119,13 +128,15 @@ async def _kept(
                     async with contextlib.aclosing(
                         await Journal.open(storage.journal, record.number, fence, mode=mode, sources=sources)
                     ) as journal:
-                        await now.record_in(journal)
-                        result = await now.drive(delivery)
+                        await now.record_in(journal, trace.tracer)
+                        with trace.alone():
+                            result = await now.drive(delivery)
                     tell_questions(result.questions, delivery)
                     following = await answered(now, result, storage.runs, delivery)
                     if following is None:
                         break
                     now, mode, result = following, "resume", None
+                result = await trace.finished(result)
                 await _finish(storage, fence, now, result)
         except BaseException as error:
             unkept = None if attempt.stop is None or not attempt.stop.is_set() else _unkept(result, error)
@@ -133,6 +144,7 @@ async def _kept(
                 return unkept
             with contextlib.suppress(OrchestratorError, TimeoutError):  # what is raised says what is wrong
                 async with asyncio.timeout(GRACE):
+                    await trace.broken_off(error)
                     await _break_off(storage, record, fence, now, result, error)
             raise
     return result

@@ -25,6 +25,8 @@ __all__ = [
     "Parser",
     "add_controls",
     "add_fields",
+    "add_trace_content",
+    "add_trace_options",
     "bare_input",
     "field_options",
     "field_values",
@@ -82,12 +84,39 @@ def run_parser(prog: str) -> Parser:
     group.add_argument("--run-id", metavar="ID", help="1 to 128 letters, digits, '_', '.' and '-'")
     group.add_argument("--thread", metavar="NAME", help="continue the conversation NAME, or begin it: earlier questions and answers count")
     group.add_argument("--db", metavar="URL", help="where the run is kept: sqlite:///PATH, postgresql://USER@HOST/NAME or memory://")
+    add_trace_options(group)
     group.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
     group.add_argument("--debug", action="store_true", help="tracebacks, all logs, asyncio's debug mode, what blocks the event loop")
     group.add_argument("--log-file", metavar="FILE", help="append logs to FILE instead of stderr")
     group.add_argument("--log-format", choices=("console", "json"), default="console", help="how a log line looks (default: console)")
     group.add_argument("-h", "--help", action="store_true", help="show this")
     return parser
+
+
+def add_trace_options(group: "argparse._ActionsContainer") -> None:
+    """How a run is traced; LangSmith's own variables say the rest."""
+    group.add_argument("--trace-project", metavar="NAME", help="LangSmith's project (default: LANGSMITH_PROJECT)")
+    group.add_argument("--trace-tag", action="append", default=[], metavar="TAG", help="a tag of every span in LangSmith; repeatable")
+    sampling = "share of runs that LangSmith is sent, from 0 to 1 (default: LANGSMITH_TRACING_SAMPLING_RATE)"
+    group.add_argument("--trace-sampling", type=_share, metavar="SHARE", help=sampling)
+    group.add_argument("--trace-otlp", action="store_true", help="send spans to the OpenTelemetry collector of OTEL_EXPORTER_OTLP_ENDPOINT")
+    add_trace_content(group)
+
+
+def add_trace_content(group: "argparse._ActionsContainer") -> None:
+    """How much of texts a trace holds that leaves the store."""
+    content = "prompts, answers and errors in what is sent or exported: none, redacted (without keys; the default) or full"
+    group.add_argument("--trace-content", choices=("none", "redacted", "full"), metavar="HOW", help=content)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{one_line(text, 40)!r} is not a number from 0 to 1")
+    return share
 
 
 class _Help(argparse.HelpFormatter):

@@ -12,7 +12,7 @@ from orchestrator.errors import InputError
 from orchestrator.events import RUN_ID, Event, new_run_id
 from orchestrator.following import Followed, follow_run
 from orchestrator.limits import add_controls, environment_controls, option_controls, option_of
-from orchestrator.options import Parser, model_specs, parse, writable_file
+from orchestrator.options import Parser, add_trace_options, model_specs, parse, writable_file
 from orchestrator.output import write_text
 from orchestrator.stopping import Signals
 from orchestrator.text import one_line
@@ -132,6 +132,7 @@ def resume_parser() -> Parser:
     group.add_argument("--events", action="store_true", help="stdout holds one JSON event a line; the last is the result")
     group.add_argument("--output", metavar="FILE", help="write the report to FILE instead of stdout")
     group.add_argument("--db", metavar="URL", help="where the run is kept: sqlite:///PATH or postgresql://USER@HOST/NAME")
+    add_trace_options(group)
     group.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
     group.add_argument("--debug", action="store_true", help="tracebacks, all logs, asyncio's debug mode, what blocks the event loop")
     group.add_argument("--log-file", metavar="FILE", help="append logs to FILE instead of stderr")

@@ -12,6 +12,7 @@ from orchestrator.controls import Controls
 from orchestrator.errors import StopRequested
 from orchestrator.events import tell
 from orchestrator.journal import Journal
+from orchestrator.spans import Tracer
 from orchestrator.usage import Ledger, Pool
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class Terms:
     """What the calls of one run keep to: its controls, its place at the door, its ledger and its retry budget.
 
     `ends` is the loop time of the run's deadline; once `stopped` or `over` is set no new request is made. `journal`: where every
-    finished call is kept, and where an earlier attempt's answers come from; None: nothing is kept.
+    finished call is kept, and where an earlier attempt's answers come from; None: nothing is kept. `tracer` is told what they do.
     """
 
     controls: Controls = field(default_factory=Controls)
@@ -114,6 +115,7 @@ class Terms:
     stopped: bool = False  # somebody asked for it
     over: bool = False  # the graph has ended, and what its nodes left behind may still work
     journal: Journal | None = None
+    tracer: Tracer = field(default_factory=Tracer)
     permit: "Callable[[BaseTool, Mapping[str, Any]], bool] | None" = None  # whether a person lets a foreign tool call be made
     room: Callable[[], Awaitable[None]] | None = None  # waits until whoever reads the run's events has caught up
     party: Party = field(init=False)

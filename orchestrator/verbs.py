@@ -20,7 +20,7 @@ from orchestrator.text import counted, one_line
 if TYPE_CHECKING:
     from orchestrator.storage import RunRecord, Storage
 
-__all__ = ["check_there", "run_verb"]
+__all__ = ["PROG", "check_there", "opened", "parse_runs", "run_verb", "verb_parser", "wait"]
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ def run_verb(verb: str, words: list[str]) -> int:
 
 
 def _runs_parser() -> Parser:
-    parser = _parser("runs", "", "The runs that are stored, the newest first.")
+    parser = verb_parser("runs", "", "The runs that are stored, the newest first.")
     parser.add_argument("--json", action="store_true", help="stdout holds one JSON array")
     parser.add_argument("--status", choices=_STATUSES, metavar="S", help=f"only runs of this status: {', '.join(_STATUSES)}")
     parser.add_argument("--limit", type=_count, default=20, metavar="N", help="the newest N (default: 20)")
@@ -55,12 +55,12 @@ def _runs(words: list[str]) -> int:
     found = _no_words(_runs_parser(), words)
 
     async def read() -> "list[RunRecord]":
-        async with _opened(found.db) as storage:
+        async with opened(found.db) as storage:
             return await storage.runs.list(limit=found.limit, status=found.status)
 
     from orchestrator.history import listed, write_runs
 
-    records = _wait(read())
+    records = wait(read())
     if found.json:
         write_json([listed(record) for record in records])
     elif not records:
@@ -71,7 +71,7 @@ def _runs(words: list[str]) -> int:
 
 
 def _show_parser() -> Parser:
-    parser = _parser("show", "RUN", "What a run was asked, did and used, what it asks, and the command that comes next.")
+    parser = verb_parser("show", "RUN", "What a run was asked, did and used, what it asks, and the command that comes next.")
     parser.add_argument("--json", action="store_true", help="stdout holds one JSON object, with the steps and their times")
     return parser
 
@@ -82,13 +82,13 @@ def _show(words: list[str]) -> int:
     from orchestrator.history import story, write_story
 
     async def read() -> dict[str, Any]:
-        async with _opened(found.db, run_id) as storage:
+        async with opened(found.db, run_id) as storage:
             record = await storage.runs.get(run_id)
             if record is None:
                 raise await storage.runs.unknown(run_id)
             return await story(storage, record, found.db)
 
-    told = _wait(read())
+    told = wait(read())
     if found.json:
         write_json(told)
     else:
@@ -100,14 +100,14 @@ def _cancel_parser() -> Parser:
     about = (
         f"Stop a run that another shell started: it reports what it found. Waits up to {CANCEL_WAIT:g} seconds; exit code 1: it still runs."
     )
-    return _parser("cancel", "RUN", about)
+    return verb_parser("cancel", "RUN", about)
 
 
 def _cancel(words: list[str]) -> int:
     found, run_id = _one_run(_cancel_parser(), words)
 
     async def cancel() -> int:
-        async with _opened(found.db, run_id) as storage:
+        async with opened(found.db, run_id) as storage:
             record = await storage.runs.cancel(run_id)
             if record.status == "running":
                 return await _stop(storage, record, quiet=found.quiet)
@@ -117,7 +117,7 @@ def _cancel(words: list[str]) -> int:
                 say(f"run {run_id} is cancelled; it was {record.status}")
             return 0
 
-    return _wait(cancel())
+    return wait(cancel())
 
 
 async def _stop(storage: "Storage", record: "RunRecord", *, quiet: bool) -> int:
@@ -165,7 +165,7 @@ def _signal(record: "RunRecord") -> None:
 def _gc_parser() -> Parser:
     from orchestrator.storage.gc import MAX_SIZE, OLDER_THAN
 
-    parser = _parser(
+    parser = verb_parser(
         "gc", "", "Delete runs that ended long ago, with all that only they use. Every run does so once a day, within the defaults."
     )
     old, size = (
@@ -185,7 +185,7 @@ def _gc(words: list[str]) -> int:
     found = _no_words(_gc_parser(), words)
 
     async def clean() -> None:
-        async with _opened(found.db) as storage:
+        async with opened(found.db) as storage:
             freed = await collect(
                 storage.database, older_than=found.older_than, keep=found.keep, max_size=found.max_size, dry_run=found.dry_run
             )
@@ -194,13 +194,13 @@ def _gc(words: list[str]) -> int:
         if not found.quiet:
             say(f"{'would delete' if found.dry_run else 'deleted'} {what}; the store goes from {sizes}")
 
-    _wait(clean())
+    wait(clean())
     return 0
 
 
 def _replay_parser() -> Parser:
     about = "Run a finished run again, answered from its journal and without a network, and compare. Exit code 1: something differs."
-    parser = _parser("replay", "RUN", about)
+    parser = verb_parser("replay", "RUN", about)
     parser.add_argument("--json", action="store_true", help="stdout holds one JSON object")
     parser.add_argument("--save", metavar="FOLDER", help="make a test of it: FOLDER is what orchestrator.testing.replay_cassette takes")
     return parser
@@ -213,7 +213,7 @@ def _replay(words: list[str]) -> int:
     from orchestrator.testing.cassettes import save_cassette
 
     check_there(found.db, run_id)
-    played = _wait(save_cassette(run_id, found.save, db=found.db) if found.save else replay(run_id, db=found.db))
+    played = wait(save_cassette(run_id, found.save, db=found.db) if found.save else replay(run_id, db=found.db))
     if found.json:
         told = {"run_id": run_id, "identical": played.identical, "answered": played.answered, "differences": played.differences}
         write_json(told)
@@ -227,13 +227,15 @@ def _replay(words: list[str]) -> int:
     return 0 if played.identical else 1
 
 
-def _wait(work: Coroutine[Any, Any, T]) -> T:
+def wait(work: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine comes to, on an event loop of its own."""
     import asyncio
 
     return asyncio.run(work)
 
 
-def _parser(verb: str, takes: str, about: str) -> Parser:
+def verb_parser(verb: str, takes: str, about: str) -> Parser:
+    """The options that every verb about stored runs has."""
     parser = Parser(f"{PROG} {verb}", usage=" ".join(f"{PROG} {verb} {takes} [options]".split()), description=about)
     parser.add_argument("--db", metavar="URL", help="where runs are kept: sqlite:///PATH or postgresql://USER@HOST/NAME")
     parser.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
@@ -249,18 +251,26 @@ def _no_words(parser: Parser, words: list[str]) -> argparse.Namespace:
     return found
 
 
-def _one_run(parser: Parser, words: list[str]) -> tuple[argparse.Namespace, str]:
+def parse_runs(parser: Parser, words: list[str], count: int) -> tuple[argparse.Namespace, list[str]]:
+    """The options of a verb, and the ids of as many runs; raises InputError."""
     found, rest = parse(parser, words)
     verb = parser.prog.split()[-1]
-    if len(rest) != 1:
-        raise InputError(f"{verb} takes one run, not {len(rest)}", remedy=f"{PROG} {verb} RUN; {PROG} runs lists them")
-    if not RUN_ID.fullmatch(rest[0]):
-        raise InputError(f"{one_line(rest[0], 80)!r} is not the id of a run", remedy=f"{PROG} runs lists them")
-    return found, rest[0]
+    if len(rest) != count:
+        takes = "one run" if count == 1 else f"{count} runs"
+        raise InputError(f"{verb} takes {takes}, not {len(rest)}", remedy=f"{PROG} {verb}{' RUN' * count}; {PROG} runs lists them")
+    for run_id in rest:
+        if not RUN_ID.fullmatch(run_id):
+            raise InputError(f"{one_line(run_id, 80)!r} is not the id of a run", remedy=f"{PROG} runs lists them")
+    return found, rest
+
+
+def _one_run(parser: Parser, words: list[str]) -> tuple[argparse.Namespace, str]:
+    found, (run_id,) = parse_runs(parser, words, 1)
+    return found, run_id
 
 
 @contextlib.asynccontextmanager
-async def _opened(url: str | None, run_id: str = "") -> "AsyncGenerator[Storage, None]":
+async def opened(url: str | None, run_id: str = "") -> "AsyncGenerator[Storage, None]":
     """The store; where its file is not there it is not made to look for `run_id`, nor where it was named. Raises InputError."""
     import asyncio
 

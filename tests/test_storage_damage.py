@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 from orchestrator.errors import StorageError
 from orchestrator.journal import Journal, Request
 from orchestrator.storage import RunRecord, Storage, open_storage
+from orchestrator.storage.codec import Known
 from orchestrator.storage.database import Statement
 
 LONG = "a text that is stored under its hash " * 30
@@ -39,6 +40,7 @@ async def store() -> AsyncGenerator[Storage, None]:
         journal = await Journal.open(storage.journal, 1, fence)
         await journal.record(Request(kind="model", role="r", model="m", content=LONG), {"content": "an answer"})
         await journal.aclose()
+        await storage.trace.append(1, 1, 0, [[0, None, "run", LONG]], Known(), fence)
         graph = StateGraph(State)
         graph.add_node("ask", ask)
         graph.add_node("wait", wait)
@@ -57,6 +59,7 @@ async def everything(storage: Storage) -> list[Any]:
         await storage.runs.get("run-1"),
         await storage.journal.requests(1, [0]),
         await storage.journal.responses(1, [0]),
+        await storage.trace.spans(1),
         [each async for each in checkpoints.alist(THREAD)],
         await memory.aget(("notes",), "one"),
     ]
@@ -69,6 +72,7 @@ COLUMNS = {
     ("runs", "answers"): "table runs: run-1",
     ("journal", "request"): "table journal, run run-1",
     ("journal", "response"): "table journal, run run-1",
+    ("trace", "content"): "table trace, run run-1",
     ("texts", "content"): "run-1",
     ("checkpoints", "checkpoint"): "table checkpoints: thread run-1",
     ("checkpoints", "metadata"): "table checkpoints: thread run-1",

@@ -1,131 +1,195 @@
-"""LangSmith's own protocol, received on this machine: what arrives is one tree that a person can read."""
+"""What LangSmith is sent, received by its own protocol: one tree that a person can read, without keys, and never in the way."""
 
-import email
 import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+from langsmith_receiver import receiving
+
 QUESTION = "What limits the depth of a resume?"
-INGESTION = {
-    "use_multipart_endpoint": True,
-    "size_limit": 100,
-    "size_limit_bytes": 20_971_520,
-    "scale_up_nthreads_limit": 16,
-    "scale_up_qsize_trigger": 1_000,
-    "scale_down_nempty_trigger": 4,
-}
-Spans = dict[str, dict[str, Any]]
 
 
-@contextmanager
-def receiver() -> Iterator[tuple[str, Spans]]:
-    """LangSmith's ingestion: GET /info, POST /runs/multipart; runs by id, as far as they arrived."""
-    spans: Spans = {}
-
-    class Ingestion(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.answer({"version": "0.13.0", "batch_ingest_config": INGESTION})
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            for part in email.message_from_bytes(f"Content-Type: {self.headers['content-type']}\r\n\r\n".encode() + body).get_payload():
-                _, run_id, *field = str(part.get_param("name", header="content-disposition")).split(".")
-                value = json.loads(part.get_payload(decode=True))
-                span = spans.setdefault(run_id, {})
-                span.update({field[0]: value} if field else {key: item for key, item in value.items() if item is not None})
-            self.answer({})
-
-        def answer(self, value: dict[str, Any]) -> None:
-            text = json.dumps(value).encode()
-            self.send_response(200)
-            self.send_header("content-length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Ingestion)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", spans
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def research(documents: Path, endpoint: str) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "LANGSMITH_TRACING": "true", "LANGSMITH_ENDPOINT": endpoint, "LANGSMITH_API_KEY": "lsv2_test"}
+def research(documents: Path, environ: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "orchestrator", "research", QUESTION, "--documents", str(documents), "--model", "offline", "--json"]
-    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=50, check=False)
-
-
-def tree(spans: Spans, parent: str | None = None) -> list[Any]:
-    """Names as nested lists, in the order in which the runs began."""
-    children = sorted((span["start_time"], run_id) for run_id, span in spans.items() if span.get("parent_run_id") == parent)
-    return [[spans[run_id]["name"], *tree(spans, run_id)] for _, run_id in children]
-
-
-def leaf(role: str, node: str) -> list[Any]:
-    return [role, [node, [f"{role} model"]]]
+    return subprocess.run([*command, *options], env={**os.environ, **environ}, capture_output=True, text=True, timeout=50, check=False)
 
 
 def test_a_run_is_one_tree_under_names_that_a_person_recognises(documents: Path) -> None:
-    with receiver() as (endpoint, spans):
-        done = research(documents, endpoint)
+    with receiving() as receiver:
+        done = research(documents, receiver.environ())
     assert done.returncode == 0, done.stderr
-    judgements = [["verifier model"]] * len(json.loads(done.stdout)["output"]["findings"])
-    branch = [
-        f"branch t1: {QUESTION}",
-        ["researcher", ["researcher", ["search"], ["research", ["researcher model"], ["after_research"]]]],
-        ["verifier", ["verifier", ["verify", *judgements]]],
-    ]
-    plan = ["plan", leaf("planner", "plan"), ["fan_out"]]
-    assert tree(spans) == [["research", plan, ["branch", branch], ["join", ["after_join"]], plan, ["write", leaf("writer", "write")]]]
-    assert {span["extra"]["metadata"]["workflow"] for span in spans.values()} == {"research"}
-    assert {tag for span in spans.values() for tag in span["tags"] if tag.startswith("role:")} == {
-        "role:planner",
-        "role:researcher",
-        "role:verifier",
-        "role:writer",
-    }
+    result = json.loads(done.stdout)
+    judgements = [["verifier model"]] * len(result["output"]["findings"])
+    branch = [f"branch 1: {QUESTION}", ["researcher", ["search"], ["researcher model"]], ["verifier", *judgements]]
+    first = ["round 1", ["planner", ["documents"], ["planner model"]], branch]
+    assert receiver.tree() == [["research", first, ["round 2", ["planner", ["planner model"]]], ["writer", ["writer model"]]]]
+    assert receiver.encodings == {"", "zstd"}  # until the server has said that it takes it
 
 
-def test_a_langsmith_that_is_not_there_changes_nothing_but_a_few_lines(documents: Path) -> None:
-    with receiver() as (endpoint, _):
-        pass  # its port is free again
-    done = research(documents, endpoint)
+def test_every_span_says_whose_it_is(documents: Path) -> None:
+    with receiving() as receiver:
+        done = research(documents, receiver.environ(), "--run-id", "mine", "--trace-tag", "nightly", "--trace-project", "other")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["status"] == "complete"
-    assert sum("langsmith" in line.lower() or "trac" in line.lower() for line in done.stderr.splitlines()) <= 3, done.stderr
+    [root] = receiver.named("research")
+    known = root["extra"]["metadata"]
+    assert {span["extra"]["metadata"]["run_id"] for span in receiver.spans.values()} == {"mine"}
+    assert {span["extra"]["metadata"]["thread_id"] for span in receiver.spans.values()} == {"mine"}
+    assert {span["session_name"] for span in receiver.spans.values()} == {"other"}
+    assert all({"workflow:research", "nightly"} <= {*span["tags"]} for span in receiver.spans.values())
+    assert (known["attempt"], len(known["fingerprint"])) == (1, 16)
+    assert {"orchestrator", "langgraph", "langchain-core", "langsmith", "python"} <= known["versions"].keys()
+    [branch] = receiver.named(f"branch 1: {QUESTION}")
+    assert branch["extra"]["metadata"]["task_id"] == "t1"
+    for call in receiver.named("researcher model"):
+        assert (call["run_type"], {"role:researcher", "model:offline"} <= {*call["tags"]}) == ("llm", True)
+        assert call["extra"]["metadata"]["usage_metadata"].keys() == {
+            "input_tokens",
+            "output_tokens",
+            "total_tokens",
+            "input_cost",
+            "output_cost",
+            "total_cost",
+        }
+        assert [message["role"] for message in call["inputs"]["messages"]] == ["system", "user"]
+
+
+def test_verdicts_are_feedback_and_the_result_says_where_the_run_is(documents: Path) -> None:
+    with receiving() as receiver:
+        done = research(documents, receiver.environ())
+    [root] = receiver.named("research")
+    result = json.loads(done.stdout)
+    assert {(told["key"], told["score"]) for told in receiver.feedback} == {("supported_share", 1.0), ("gaps", 0), ("lost_branches", 0)}
+    assert {told["run_id"] for told in receiver.feedback} == {root["id"]}
+    assert result["trace_url"].endswith(f"/r/{root['id']}?poll=true")
+    assert f"trace: {result['trace_url']}" in done.stderr
+
+
+def test_half_of_the_runs_are_none_or_all_of_one(documents: Path) -> None:
+    with receiving() as receiver:
+        done = research(documents, receiver.environ(), "--trace-sampling", "0")
+    assert (done.returncode, receiver.spans) == (0, {})
+
+
+@pytest.mark.parametrize("fault", ["refused", "hang", "slow 3", 500, 401])
+def test_a_langsmith_that_fails_changes_nothing_but_a_line(fault: Any, documents: Path) -> None:
+    with receiving(None if fault == "refused" else fault) as receiver:
+        environ = receiver.environ()
+        if fault == "refused":
+            with receiving() as gone:
+                environ = gone.environ()  # its port is free again
+        process = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator", "research", QUESTION, "--documents", str(documents), "--model", "offline", "--json"],
+            env={**os.environ, **environ},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            line = process.stdout.readline()
+            delivered = time.monotonic()
+            errors = process.stderr.read()
+            took = time.monotonic() - delivered
+    assert process.returncode == 0
+    assert json.loads(line)["status"] == "complete"
+    told = [line for line in errors.splitlines() if "LangSmith" in line]
+    assert len(told) == 1, errors
+    assert " spans)" in told[0]
+    assert took <= 5.0  # the bar itself: a promise to users, and twice what was measured
+
+
+SECRETS = {
+    "OPENAI_API_KEY": "sk-planted0123456789abcdef",
+    "TAVILY_API_KEY": 'pla"nted/with\\odd+chars=',
+    "MY_SERVICE_TOKEN": "planted-token-value-1",
+    "DB_PASSWORD": "planted pass word",
+}
+SHAPED = [
+    "sk-proj-abcdefghij0123456789",
+    "ghp_abcdefghijklmnopqrst0123456789",
+    "AKIAABCDEFGHIJKLMNOP",
+    "AIzaabcdefghijklmnopqrstuvwxyz01234",
+    "xoxb-123456789012-abcdefghij",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.abcdefghijklmnop",
+    "postgresql://me:planted-pw@db.example.org/x",
+    "hf_abcdefghijklmnopqrstuvwx",
+    "glpat-abcdefghijklmnopqrst",
+    "lsv2_pt_abcdefghijklmnopqrstuvwx",
+]
+LEAKS = """
+import base64, os, urllib.parse
+from typing import TypedDict
+from langgraph.graph import START, StateGraph
+
+class State(TypedDict, total=False):
+    text: str
+    told: str
+
+async def leak(state: State) -> State:
+    '''Everything that a careless node could do with keys.'''
+    names = ("OPENAI_API_KEY", "TAVILY_API_KEY", "MY_SERVICE_TOKEN", "DB_PASSWORD")
+    values = [os.environ[name] for name in names]
+    forms = [*values, *(base64.b64encode(b"x:" + v.encode()).decode() for v in values), *map(urllib.parse.quote_plus, values)]
+    return {"told": state["text"] + " ".join(forms)}
+
+async def fail(state: State) -> State:
+    raise RuntimeError("could not log in with " + state["told"])
+
+graph = StateGraph(State).add_node("leak", leak).add_node("fail", fail)
+graph.add_edge(START, "leak").add_edge("leak", "fail")
+"""
+
+
+@pytest.mark.parametrize("content", ["redacted", "none"])
+def test_planted_keys_are_in_nothing_that_is_sent(content: str, tmp_path: Path) -> None:
+    (tmp_path / "leaky.py").write_text(LEAKS)
+    with receiving() as receiver:
+        command = [sys.executable, "-m", "orchestrator", str(tmp_path / "leaky.py"), " ".join(SHAPED), "--trace-content", content]
+        environ = {**os.environ, **receiver.environ(), **SECRETS}
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 1, done.stderr
+    sent = b"\n".join(receiver.bodies).decode()
+    pieces = [*SECRETS.values(), *SHAPED[:6], *SHAPED[7:], "planted"]
+    assert [piece for piece in pieces if piece in sent or json.dumps(piece)[1:-1] in sent] == []
+    [failed] = receiver.named("fail")
+    assert ("could not log in" in failed["error"]) == (content == "redacted")
+    assert ("[redacted]" in sent) == (content == "redacted")
+
+
+def test_what_cannot_be_taken_out_is_not_sent(documents: Path) -> None:
+    with receiving() as receiver:
+        done = research(documents, {**receiver.environ(), "ORCHESTRATOR_TRACE_CONTENT": "redactde"})
+    assert (done.returncode, receiver.spans) == (2, {})
+    assert "did you mean redacted?" in done.stderr
+
+
+def test_options_of_langsmith_where_it_is_off_are_refused(documents: Path) -> None:
+    done = research(documents, {"LANGSMITH_TRACING": "false"}, "--trace-project", "x")
+    assert done.returncode == 2
+    assert "LangSmith is off" in done.stderr
 
 
 _THREADS = """
 import asyncio, sys, threading
 from orchestrator import run
-from orchestrator.tracing import langsmith_tracing
-with langsmith_tracing() as on:
-    result = asyncio.run(run("research", {"question": sys.argv[1], "documents": [sys.argv[2]]}, model="offline"))
+result = asyncio.run(run("research", {"question": sys.argv[1], "documents": [sys.argv[2]]}, model="offline"))
 for thread in threading.enumerate():
     if thread is not threading.main_thread():
         thread.join(10)
-print(on, result.status, [thread.name for thread in threading.enumerate()])
+print(result.status, bool(result.trace_url), [thread.name for thread in threading.enumerate()])
 """
 
 
-def test_no_thread_of_langsmith_goes_on_after_the_block(documents: Path) -> None:
-    with receiver() as (endpoint, spans):
-        environ = {**os.environ, "LANGSMITH_TRACING": "true", "LANGSMITH_ENDPOINT": endpoint, "LANGSMITH_API_KEY": "lsv2_test"}
+def test_a_run_in_python_is_traced_and_leaves_no_thread(documents: Path) -> None:
+    with receiving() as receiver:
         command = [sys.executable, "-c", _THREADS, QUESTION, str(documents)]
+        environ = {**os.environ, **receiver.environ()}
         done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=50, check=False)
-    assert (done.stdout, done.stderr) == ("True complete ['MainThread']\n", "")
-    assert {span["name"] for span in spans.values()} >= {"research", "planner", "writer"}
+    assert (done.stdout, done.stderr) == ("complete True ['MainThread']\n", "")
+    assert {span["name"] for span in receiver.spans.values()} >= {"research", "planner", "writer"}

@@ -59,8 +59,8 @@ class AttemptState(AttemptInput, AttemptOutput):
 def create_attempt(researcher: Agent, verifier: Agent) -> Agent:
     """A graph AttemptInput -> AttemptOutput: the researcher, then the verifier."""
     graph = StateGraph(AttemptState, input_schema=AttemptInput, output_schema=AttemptOutput)
-    graph.add_node("researcher", researcher)
-    graph.add_node("verifier", verifier)
+    graph.add_node("researcher", researcher, metadata={"trace": {"researcher": "agent"}})
+    graph.add_node("verifier", verifier, metadata={"trace": {"verifier": "agent"}})
     graph.add_edge(START, "researcher")
     graph.add_edge("researcher", "verifier")
     graph.add_edge("verifier", END)

@@ -21,6 +21,7 @@ from orchestrator.graphs.branches import RESEARCH_SHARE, Agent, BranchInput, cre
 from orchestrator.graphs.conversation import conversation_of, keep_facts, known_facts, turn, turns
 from orchestrator.graphs.questions import new_tasks
 from orchestrator.graphs.report import distinct_findings, write_report
+from orchestrator.spans import HIDDEN
 from orchestrator.state import BranchResult, Failure, Finding, Sentence, Source, Task
 from orchestrator.urls import parse_allowed
 
@@ -165,11 +166,12 @@ def create_supervisor(
 
     graph = StateGraph(SupervisorState, input_schema=SupervisorInput, output_schema=SupervisorOutput, context_schema=RunContext)
     # What a visit costs at most, for the forecast of a run.
-    rounds, repeats = {"runs": 1, "visits": max_rounds}, {"visits": "max_branches", "runs": 1 + max_repairs}
+    rounds = {"runs": 1, "visits": max_rounds, "trace": {"plan": "agent planner round"}}
+    repeats = {"visits": "max_branches", "runs": 1 + max_repairs, "trace": {"branch": "branch round"}}
     graph.add_node("plan", plan, input_schema=SupervisorState, metadata=rounds)
     graph.add_node("branch", branch, input_schema=BranchInput, metadata=repeats)
-    graph.add_node("join", join, input_schema=SupervisorState, defer=True, metadata={"asks": 0})
-    graph.add_node("write", write, input_schema=SupervisorState, metadata={"runs": 1})
+    graph.add_node("join", join, input_schema=SupervisorState, defer=True, metadata={"asks": 0, "trace": {"join": HIDDEN}})
+    graph.add_node("write", write, input_schema=SupervisorState, metadata={"runs": 1, "trace": {"write": "agent writer"}})
     graph.add_edge(START, "plan")
     graph.add_conditional_edges("plan", fan_out, ["branch", "write"])
     graph.add_edge("branch", "join")

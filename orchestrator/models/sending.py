@@ -40,6 +40,7 @@ from orchestrator.models.recorded import kept_answer
 from orchestrator.models.resolve import CLIENT_TIMEOUT
 from orchestrator.models.seen import head
 from orchestrator.models.streaming import check_size, collect, size_of
+from orchestrator.spans import Span
 from orchestrator.storage.journal import NO_USAGE, JournalUsage
 from orchestrator.terms import Terms, in_request
 from orchestrator.usage import Reservation
@@ -183,11 +184,13 @@ class Sender:
         """The answer to one request; one that the endpoint had no room for is made again in its turn."""
         ticket: Ticket | None = None
         while True:
-            reservation, ticket = await self._enter(query, ticket)
-            try:
-                return await self._made(query, reservation, ticket, watch)
-            except ThrottledError as error:
-                refused = error
+            with self._traced(query) as span:
+                reservation, ticket = await self._enter(query, ticket)
+                try:
+                    return await self._made(query, reservation, ticket, watch, span)
+                except ThrottledError as error:
+                    refused = error
+                    self._terms.tracer.end(span, "failed", said(error))
             wait = refused.retry_after or 0.0
             again = ticket.throttled(refused.retry_after, overloaded=refused.overloaded)
             if wait >= min(self._left(), _LONGEST_WAIT):
@@ -196,6 +199,16 @@ class Sender:
                 raise ThrottledError(refused.what, where=refused.where, remedy=remedy) from refused.__cause__
             if not again:
                 raise refused
+
+    @contextmanager
+    def _traced(self, query: Query) -> Iterator[Span]:
+        """The span of one request, from its wait for a turn to its end."""
+        call, where = self._call, {"branch": current_branch(), "attempt": self._requests + 1}
+        known = {"role": call.role, "model": call.model, "provider": call.provider}
+        with self._terms.tracer.span("model", f"{call.role} model", given=query.messages, **known, **where) as span:
+            if query.request is not None:
+                query.request.spans.append(span)
+            yield span
 
     async def _enter(self, query: Query, again: Ticket | None) -> tuple[Reservation, Ticket]:
         """Room in the budgets, and a turn at the endpoint."""
@@ -215,7 +228,7 @@ class Sender:
                 raise
         return reservation, ticket
 
-    async def _made(self, query: Query, reservation: Reservation, ticket: Ticket, watch: Watch | None) -> AIMessage:
+    async def _made(self, query: Query, reservation: Reservation, ticket: Ticket, watch: Watch | None, span: Span) -> AIMessage:
         """The request itself. Whatever becomes of it, the budgets hear of it and its place is given back."""
         inside, seen = in_request.set(True), head.set(bytearray())
         self._reservations.append(reservation)
@@ -226,6 +239,7 @@ class Sender:
             self._terms.check()  # it may have waited for long
             reservation.sent()
             self._requests += 1
+            span.sent, span.attempt = self._terms.tracer.now(), self._requests
             if watch is not None:
                 watch.sent()
             message = await self._answer(query, reservation.answer_tokens, watch)
@@ -245,6 +259,7 @@ class Sender:
             head.reset(seen)
         usage = message.usage_metadata
         counted = (usage["input_tokens"], usage["output_tokens"]) if usage else (0, 0)
+        span.usage, span.came = counted, message if self._terms.tracer.takes_content else None
         reservation.settle(*counted, size=answer_size(message))
         ticket.leave(tokens=usage["total_tokens"] if usage else None)
         check_whole(message, self._call, self._controls)
@@ -292,7 +307,8 @@ class Sender:
 
         def on_token(text: str) -> None:
             nonlocal begun
-            begun = True
+            if not begun:
+                begun, self._terms.tracer.here().first = True, self._terms.tracer.now()
             clock.reschedule(None if controls.idle_timeout is None else loop.time() + controls.idle_timeout)
             if watch is not None:  # of two requests that are under way one is told
                 watch.answered()

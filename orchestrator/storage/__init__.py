@@ -12,6 +12,7 @@ from orchestrator.storage.database import Database, Fence, default_url, open_dat
 from orchestrator.storage.heartbeat import kept
 from orchestrator.storage.journal import JournalTable
 from orchestrator.storage.runs import RunRecord, RunsTable
+from orchestrator.storage.trace import TraceTable
 
 if TYPE_CHECKING:
     from orchestrator.storage.checkpoints import Checkpoints
@@ -28,6 +29,7 @@ class Storage:
     codec: Codec
     runs: RunsTable
     journal: JournalTable
+    trace: TraceTable
 
     def checkpoints(self, fence: Fence | None = None, graph: Any = None) -> "Checkpoints":
         """The checkpoints as LangGraph takes them: what is written carries `fence`, and the types of the compiled `graph` are known."""
@@ -97,4 +99,4 @@ async def _open(url: str | None) -> Storage:
     except BaseException:
         await asyncio.shield(asyncio.ensure_future(database.aclose()))
         raise
-    return Storage(database, codec, RunsTable(database, codec), JournalTable(database, codec))
+    return Storage(database, codec, RunsTable(database, codec), JournalTable(database, codec), TraceTable(database, codec))

@@ -23,7 +23,7 @@ from orchestrator.storage.database import Database, Statement
 from orchestrator.storage.types import BUILT, OBJECT, STANDARD, TEXT, TUPLE, TypeName, Types
 from orchestrator.text import one_line, secrets_of, without
 
-__all__ = ["BULKY", "Codec", "Known", "Packed", "keep_texts", "open_codec", "read_from", "references_of", "unpack_all"]
+__all__ = ["BULKY", "Codec", "Known", "Packed", "keep_texts", "open_codec", "read_from", "references_of", "unpack_all", "unpack_of_run"]
 
 BULKY = 512
 """From how many characters on a string, and from how many bytes on a value of a class, is stored once under its hash."""
@@ -360,6 +360,16 @@ async def unpack_all(database: Database, codec: Codec, blobs: Sequence[bytes | N
     with read_from(where):
         texts = await _all_texts(database, codec, blobs)
         return [codec.unpack(blob, texts) for blob in blobs]
+
+
+async def unpack_of_run(database: Database, codec: Codec, blobs: Sequence[bytes], table: str, run: int) -> list[Any]:
+    """`unpack_all` for values of a run, by its number, whose id the error says."""
+    try:
+        return await unpack_all(database, codec, blobs, f"in the table {table}")
+    except StorageError as error:
+        [named] = await database.run(Statement("SELECT run_id FROM runs WHERE number = ?", (run,)))
+        error.where += f", run {named[0][0]}" if named else ""
+        raise
 
 
 async def references_of(database: Database, codec: Codec, blobs: Sequence[bytes | None], where: str) -> set[bytes]:

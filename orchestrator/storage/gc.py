@@ -32,6 +32,7 @@ _ROW = 100  # bytes of a row beside its bulk
 _BULK = {
     "runs": ("input", "result", "questions", "answers"),
     "journal": ("request", "response"),
+    "trace": ("content",),
     "texts": ("content",),
     "uses": ("hash",),
     "checkpoints": ("checkpoint", "metadata"),
@@ -217,6 +218,7 @@ def _rows_erased(numbers: Sequence[int]) -> list[Statement]:
     return [
         Statement(f"DELETE FROM uses WHERE run {runs}", tuple(numbers)),  # noqa: S608 - question marks
         Statement(f"DELETE FROM journal WHERE run {runs}", tuple(numbers)),  # noqa: S608 - question marks
+        Statement(f"DELETE FROM trace WHERE run {runs}", tuple(numbers)),  # noqa: S608 - question marks
         Statement(f"DELETE FROM runs WHERE number {runs} AND status = 'deleting'", tuple(numbers)),  # noqa: S608 - question marks
     ]
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from orchestrator.errors import StorageError
-from orchestrator.storage.codec import Codec, Known, keep_texts, unpack_all
+from orchestrator.storage.codec import Codec, Known, keep_texts, unpack_of_run
 from orchestrator.storage.database import Database, Fence, Statement
 
 __all__ = ["NO_USAGE", "Entry", "JournalRow", "JournalTable", "JournalUsage", "Sum"]
@@ -139,12 +138,7 @@ class JournalTable:
             select = f"SELECT seq, {column} FROM journal WHERE run = ? AND seq IN ({', '.join('?' * len(part))})"  # noqa: S608 - our own names
             (found,) = await self._database.run(Statement(select, (run, *part)))
             blobs.update((seq, bytes(blob)) for seq, blob in found)
-        try:
-            values = await unpack_all(self._database, self._codec, list(blobs.values()), "in the table journal")
-        except StorageError as error:
-            [named] = await self._database.run(Statement("SELECT run_id FROM runs WHERE number = ?", (run,)))
-            error.where += f", run {named[0][0]}" if named else ""
-            raise
+        values = await unpack_of_run(self._database, self._codec, list(blobs.values()), "journal", run)
         return dict(zip(blobs, values, strict=True))
 
     async def copy(self, source: int, target: int, fence: Fence) -> None:

@@ -52,7 +52,13 @@ CREATE TABLE facts(
     PRIMARY KEY(namespace, key)) WITHOUT ROWID
 """
 
-STEPS: tuple[str, ...] = (_FIRST,)
+_SECOND = """
+CREATE TABLE trace(
+    run BIGINT NOT NULL, attempt BIGINT NOT NULL, part BIGINT NOT NULL, content BLOB,
+    PRIMARY KEY(run, attempt, part))
+"""
+
+STEPS: tuple[str, ...] = (_FIRST, _SECOND)
 """What brings a database of version i to i + 1: statements between semicolons. Its length is the version of this package."""
 
 VERSION_SQL = "SELECT value FROM meta WHERE key = 'version'"

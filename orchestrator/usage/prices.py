@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import Callable, Iterable
 from functools import cache, lru_cache
-from math import isclose
+from math import isclose, nan
 from typing import Any
 
 from orchestrator.controls import Controls
 from orchestrator.errors import BudgetExceeded, InputError
 
-__all__ = ["check_budgets", "counts_money", "known_price", "open_prices", "price"]
+__all__ = ["check_budgets", "counts_money", "known_price", "open_prices", "price", "prices"]
 
 _REMEDY = "limit tokens instead: --max-tokens"
 
@@ -29,20 +29,31 @@ async def open_prices() -> None:
 
 def price(model: str, input_tokens: int, output_tokens: int) -> float | None:
     """US dollars from the offline table of genai-prices; None for a model that it does not know."""
+    told = prices(model, input_tokens, output_tokens)
+    return None if told is None else sum(told)
+
+
+def prices(model: str, input_tokens: int, output_tokens: int) -> tuple[float, float] | None:
+    """The same, of the tokens that went in and of those that came out."""
     if model == "offline":
-        return 0.0
+        return 0.0, 0.0
+    rates = _rates(model)
+    return _looked_up(model, input_tokens, output_tokens) if rates is None else (rates[0] * input_tokens, rates[1] * output_tokens)
+
+
+def _looked_up(model: str, input_tokens: int, output_tokens: int) -> tuple[float, float] | None:
     from genai_prices import Usage as Tokens
 
     try:
-        return float(_prices()(Tokens(input_tokens=input_tokens, output_tokens=output_tokens), model_ref=model).total_price)
+        found = _prices()(Tokens(input_tokens=input_tokens, output_tokens=output_tokens), model_ref=model)
     except LookupError:
         return None
+    return float(found.input_price), float(found.output_price)
 
 
 def known_price(model: str, input_tokens: int, output_tokens: int) -> float:
     """US dollars; raises BudgetExceeded for a model without a known price, because nobody could tell when the budget is used up."""
-    rates = _rates(model)
-    known = price(model, input_tokens, output_tokens) if rates is None else rates[0] * input_tokens + rates[1] * output_tokens
+    known = price(model, input_tokens, output_tokens)
     if known is None:
         raise BudgetExceeded(_unknown(model), remedy=_REMEDY)
     return known
@@ -52,10 +63,8 @@ def known_price(model: str, input_tokens: int, output_tokens: int) -> float:
 def _rates(model: str) -> tuple[float, float] | None:
     """US dollars of an input and of an output token, where neither depends on how many there are: a look into the table takes 50 us."""
     few, many = 1_000, 10_000_000
-    each = [price(model, few, 0), price(model, 0, few), price(model, many, 0), price(model, 0, many), price(model, many, many)]
-    if None in each:
-        return None
-    given, written, *larger = [cost for cost in each if cost is not None]
+    found = [_looked_up(model, *tokens) for tokens in ((few, 0), (0, few), (many, 0), (0, many), (many, many))]
+    given, written, *larger = [nan if each is None else sum(each) for each in found]
     expected = (given * many / few, written * many / few, (given + written) * many / few)
     return (given / few, written / few) if all(map(isclose, larger, expected)) else None
 

@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.errors import LostRunError, StorageError
 from orchestrator.storage.database import Database, Fence, Statement, open_database
+from orchestrator.storage.schema import current_version
 
 TEXT = "INSERT INTO texts(hash, content) VALUES(?, ?) ON CONFLICT(hash) DO NOTHING RETURNING hash"
 RUN = "INSERT INTO runs(run_id, status, owner) VALUES(?, ?, ?) RETURNING number"
@@ -138,7 +139,7 @@ async def test_what_is_kept_is_there_when_it_is_opened_again(storage_url: str) -
 async def test_many_open_an_empty_database_at_once(storage_url: str) -> None:
     opened = await asyncio.gather(*(open_database(storage_url) for _ in range(8)))
     for database in opened:
-        assert await rows(database, "SELECT value FROM meta WHERE key = 'version'") == [("1",)]
+        assert await rows(database, "SELECT value FROM meta WHERE key = 'version'") == [(str(current_version()),)]
         await database.aclose()
 
 

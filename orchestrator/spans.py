@@ -1,0 +1,307 @@
+"""The tree of what a run does, as it does it: spans of rounds, branches, agents, steps and calls, told to whoever keeps or sends them."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from orchestrator.errors import said
+from orchestrator.events import Event, current_branch
+from orchestrator.text import one_line
+
+__all__ = ["HIDDEN", "Sink", "Span", "SpanKind", "SpanState", "Tracer", "shown_as"]
+
+SpanKind = Literal["run", "round", "branch", "agent", "node", "retriever", "documents", "model", "tool"]
+SpanState = Literal["running", "ok", "failed", "cancelled", "recalled", "waiting"]
+
+HIDDEN = "hidden"
+"""What a node of a graph is shown as that is no step of its own to a person: what happens in it belongs to the step around it."""
+
+_ENDED: Mapping[str, SpanState] = {"ok": "ok", "skipped": "cancelled"}  # a branch's status; the others are failures
+_LONGEST_NAME = 120
+
+
+def shown_as(metadata: Mapping[str, Any], node: str) -> Sequence[str]:
+    """How a node of a LangGraph graph is shown: HIDDEN, or its kind, and its name where that is another.
+
+    Its graph says so in the node's metadata, `{"trace": {NODE: "KIND NAME"}}`: LangGraph hands metadata down to the graphs inside.
+    """
+    told = metadata.get("trace")
+    return str(told.get(node, "node")).split() if isinstance(told, Mapping) else ("node",)
+
+
+@dataclass(slots=True, eq=False)
+class Span:
+    """A part of a run with a beginning and an end. Times are seconds since the epoch; `ended` is None as long as it goes on.
+
+    `sent`: when a call's turn came; `first`: its first token. `attempt`: 2 where it was tried again. `row`: the call in the journal.
+    `given` and `came` are what went in and came out, kept only where somebody sends them; `usage`: tokens in and out.
+    """
+
+    id: int
+    parent: "Span | None"
+    kind: SpanKind
+    name: str
+    began: float
+    role: str = ""
+    branch: str | None = None
+    model: str = ""
+    provider: str = ""
+    attempt: int = 1
+    sent: float | None = None
+    first: float | None = None
+    ended: float | None = None
+    state: SpanState = "running"
+    error: str | None = None
+    usage: tuple[int, int] = (0, 0)
+    row: int | None = None
+    notes: list[tuple[float, str]] = field(default_factory=list)
+    given: Any = None
+    came: Any = None
+    under_way: "set[Span]" = field(default_factory=set)  # spans inside that go on
+
+
+class Sink(Protocol):
+    """Who keeps or sends spans. Its methods are called from any thread, return at once, and raise nothing."""
+
+    takes_content: bool
+    """Whether it wants `given` and `came` of spans."""
+
+    def began(self, span: Span) -> None:
+        """A span has begun."""
+
+    def ended(self, span: Span) -> None:
+        """A span has ended; only its `row` may become known a moment later."""
+
+
+class Tracer:
+    """The spans of one attempt of a run; without sinks nothing is done."""
+
+    def __init__(self, name: str = "", sinks: Sequence[Sink] = (), given: Any = None) -> None:
+        self.sinks = tuple(sinks)
+        self.takes_content = any(sink.takes_content for sink in self.sinks)
+        self._epoch, self._clock = time.time(), time.monotonic()  # the clock of a machine may be set meanwhile
+        self._ids = itertools.count()
+        self._nodes: dict[str, Span | None] = {}  # by the ids of LangGraph's tasks, while they last; None: not shown
+        self._branches: dict[str, Span] = {}
+        self._rounds: dict[tuple[str, ...], Span] = {}  # that go on, by the graph that they are of
+        self.rounds = 0  # that earlier attempts of the run have finished
+        self._counted: dict[tuple[int, str], int] = {}
+        self.root = self.begin("run", name, parent=None, given=given)
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return self._epoch + time.monotonic() - self._clock
+
+    def begin(self, kind: SpanKind, name: str, *, parent: Span | None, given: Any = None, **known: Any) -> Span:
+        """A span that begins now; `known` are further fields of it."""
+        span = Span(next(self._ids), parent, kind, name, self.now(), **known)
+        if not self.sinks:
+            return span
+        if self.takes_content or kind == "node":
+            span.given = given
+        if parent is not None:
+            parent.under_way.add(span)
+        for sink in self.sinks:
+            sink.began(span)
+        return span
+
+    def end(self, span: Span, state: SpanState = "ok", error: str | None = None, came: Any = None) -> None:
+        """A span is over, and with it what still goes on inside; one that is over already stays as it is."""
+        if span.ended is not None:
+            return
+        for inside in list(span.under_way):
+            self.end(inside, "cancelled")
+        if span.parent is not None:
+            span.parent.under_way.discard(span)
+        if not (state == "ok" and span.state == "recalled"):
+            span.state = state
+        span.ended, span.error = self.now(), error
+        if came is not None and (self.takes_content or span.kind == "node"):
+            span.came = came
+        for sink in self.sinks:
+            sink.ended(span)
+
+    @contextmanager
+    def span(self, kind: SpanKind, name: str, *, given: Any = None, holds: bool = True, **known: Any) -> Iterator[Span]:
+        """A span around what is inside, under the one around this code; what is raised is its error.
+
+        Unless it `holds` what is begun inside, as whoever reads a stream is no part of it, that stands beside it.
+        """
+        span = self.begin(kind, name, parent=self.here(), given=given, **known)
+        token = _inside.set(span) if holds else None
+        try:
+            yield span
+        except Exception as error:
+            paused = type(error).__name__ == "GraphInterrupt"  # a person is asked
+            self.end(span, "waiting" if paused else "failed", None if paused else said(error))
+            raise
+        except BaseException:
+            self.end(span, "cancelled")
+            raise
+        finally:
+            if token is not None:
+                _inside.reset(token)
+        self.end(span)
+
+    def here(self) -> Span:
+        """The span that this code runs in: of a call around it, else of the graph's node."""
+        if not self.sinks:
+            return self.root
+        inside = _inside.get()
+        if inside is not None and inside.ended is None:
+            return inside
+        from langchain_core.runnables.config import var_child_runnable_config
+
+        metadata = (var_child_runnable_config.get() or {}).get("metadata") or {}
+        return self._at(str(metadata.get("langgraph_checkpoint_ns") or "").split("|"), metadata)
+
+    def _at(self, path: Sequence[str], metadata: Mapping[str, Any]) -> Span:
+        """The span of the innermost node of `path`; nodes inside that the stream has not told yet begin here."""
+        span = self.root
+        for place, part in enumerate(path):
+            name, _, task = part.partition(":")
+            if task in self._nodes:
+                span = self._nodes[task] or span
+            elif task and place and (place + 1 < len(path) or shown_as(metadata, name)[0] != HIDDEN):
+                span = self._nodes[task] = self.begin("node", name, parent=span, branch=span.branch)
+        return self._branches.get(current_branch() or "", span) if span is self.root else span
+
+    def step(self, path: Sequence[str], task: Mapping[str, Any]) -> None:
+        """A task of LangGraph's `tasks` stream, of the graph at `path`, has begun or ended."""
+        if not self.sinks:
+            return
+        if "result" not in task:
+            self._step_began(tuple(path), task)
+            return
+        span = self._nodes.pop(task["id"], None)
+        if span is None or (span.kind == "branch" and span.ended is not None):
+            return
+        error = str(task["error"]) if task["error"] else None
+        self.end(span, "waiting" if task["interrupts"] else "failed" if error else "ok", error, came=task["result"])
+
+    def _step_began(self, path: tuple[str, ...], task: Mapping[str, Any]) -> None:
+        metadata = task.get("metadata") or {}
+        kind, *named = shown_as(metadata, task["name"])
+        parent = self._around(path)
+        if kind == HIDDEN:
+            self._nodes[task["id"]] = None
+            return
+        if "round" in named:
+            named.remove("round")
+            parent = self._round(path, parent, begins=kind == "agent")
+        else:
+            self._end_round(path)
+        known: dict[str, Any] = {"branch": parent.branch}
+        name = named[0] if named else task["name"]
+        if kind == "branch":
+            known["branch"], name = _branch_named(task.get("input"), name)
+        elif kind == "agent":
+            known |= {"role": name, "attempt": self._count(parent, name)}
+        span = self._nodes.get(task["id"])
+        if span is None:
+            span = self.begin(kind, name, parent=parent, given=task.get("input"), **known)  # type: ignore[arg-type]
+            self._nodes[task["id"]] = span
+        else:  # a call in it was quicker than its own beginning
+            span.kind, span.name, span.given = kind, name, task.get("input")  # type: ignore[assignment]
+            span.role, span.branch, span.attempt = known.get("role", ""), known["branch"], known.get("attempt", 1)
+        if kind == "branch" and span.branch:
+            self._branches[span.branch] = span
+
+    def _around(self, path: Sequence[str]) -> Span:
+        """The span of the node that a graph inside runs in."""
+        nodes = (self._nodes.get(part.partition(":")[2]) for part in reversed(path))
+        return next((span for span in nodes if span is not None), self.root)
+
+    def _round(self, path: tuple[str, ...], parent: Span, *, begins: bool) -> Span:
+        """The round of the graph at `path` that goes on; the next one where one `begins`, and where none does."""
+        if begins:
+            self._end_round(path)
+        if path not in self._rounds:
+            number = self.rounds + self._count(parent, "round")
+            self._rounds[path] = self.begin("round", f"round {number}", parent=parent)
+        return self._rounds[path]
+
+    def _end_round(self, path: tuple[str, ...]) -> None:
+        span = self._rounds.pop(path, None)
+        if span is not None:
+            self.end(span)
+
+    def _count(self, parent: Span, name: str) -> int:
+        key = (parent.id, name)
+        self._counted[key] = self._counted.get(key, 0) + 1
+        return self._counted[key]
+
+    def told(self, event: Event) -> None:
+        """Take in an event of the run, in the context of whoever tells it."""
+        take = _TAKES.get(event.kind)
+        if take is not None and self.sinks:
+            take(self, event)
+
+    def note(self, text: str) -> None:
+        """Something that happened in the span around this code."""
+        self.here().notes.append((self.now(), text))
+
+    def close(self, state: SpanState, error: str | None = None, came: Any = None) -> None:
+        """The attempt is over."""
+        self.end(self.root, state, error, came)
+
+
+_inside: ContextVar[Span | None] = ContextVar("inside", default=None)
+
+
+def _branch_named(given: Any, name: str) -> tuple[str | None, str]:
+    """A branch's task, and its name: `branch t3: Which files are skipped?`"""
+    task = given.get("task") if isinstance(given, Mapping) else None
+    if task is None:
+        return None, name
+    return task.id, one_line(f"branch {task.id.removeprefix('t')}: {task.question}", _LONGEST_NAME)
+
+
+def _branch_started(tracer: Tracer, event: Event) -> None:
+    """It may have waited until then, as only so many are under way at once."""
+    span = tracer._branches.get(event.branch or "")
+    if span is not None and span.sent is None:
+        span.sent = tracer.now()
+
+
+def _branch_finished(tracer: Tracer, event: Event) -> None:
+    """A branch that fails says so as data: its node ends well."""
+    span = tracer._branches.get(event.branch or "")
+    status = str(event.fields.get("status", ""))
+    if span is not None and status != "ok":
+        state = _ENDED.get(status, "failed")
+        tracer.end(span, state, f"{status}: {event.fields.get('error') or event.fields.get('gap') or status}")
+
+
+def _recalled(tracer: Tracer, event: Event) -> None:
+    """A call that an earlier attempt was answered: it is given again, and nothing is used."""
+    fields, here = event.fields, tracer.here()
+    if here.kind == "tool":  # which asked the journal first
+        here.state, here.row = "recalled", fields.get("row")
+        return
+    is_tool = "tool" in fields
+    name = fields.get("tool") or f"{event.role or 'model'} model"
+    known = {"role": event.role or "", "branch": event.branch, "model": fields.get("model") or "", "row": fields.get("row")}
+    span = tracer.begin("tool" if is_tool else "model", name, parent=here, **known)
+    tracer.end(span, "recalled")
+
+
+def _noted(words: Callable[[Mapping[str, Any]], str]) -> Callable[[Tracer, Event], None]:
+    return lambda tracer, event: tracer.note(one_line(words(event.fields), 300))
+
+
+_TAKES: dict[str, Callable[[Tracer, Event], None]] = {
+    "branch_started": _branch_started,
+    "branch_finished": _branch_finished,
+    "recalled": _recalled,
+    "retry": _noted(lambda told: f"attempt {told['attempt']} failed, again in {told['seconds']:.1f} s: {told['error']}"),
+    "fallback": _noted(lambda told: f"{told['model']} failed, asking {told['next']} instead: {told['error']}"),
+    "shared": _noted(lambda told: f"an identical call of {told['model']} was in flight: this is its answer, too"),
+    "throttled": _noted(lambda told: f"the endpoint asks for fewer requests: everyone waits {told['seconds']:.3g} s"),
+    "question": _noted(lambda told: f"a person is asked: {told['text']}"),
+    "verdict": _noted(lambda told: f"{told['label']}: {told['claim']}"),
+}

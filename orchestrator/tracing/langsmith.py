@@ -1,0 +1,283 @@
+"""The trace of a run in LangSmith: one tree of runs under readable names, with tags, usage and cost, and its verdicts as feedback."""
+
+import contextlib
+import hashlib
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.spans import Span
+from orchestrator.text import counted
+from orchestrator.tracing.redaction import Redactor
+
+if TYPE_CHECKING:
+    from orchestrator.tracing.sending import Operation, Sender
+
+__all__ = ["SWITCHES", "Facts", "LangSmithTrace", "is_on", "operation_of", "scores_of", "shared_sender", "span_uuid"]
+
+SWITCHES = (
+    "LANGSMITH_TRACING",
+    "LANGSMITH_TRACING_V2",
+    "LANGCHAIN_TRACING",
+    "LANGCHAIN_TRACING_V2",
+)  # each is on for exactly the word `true`
+
+_TYPES = {"model": "llm", "tool": "tool", "retriever": "retriever"}
+_FLUSH = 3.0  # seconds that the end of a run gives what is still to be sent, where LangSmith has answered so far
+_FLUSH_AFTER_FAILURE = 0.5
+_URL_WAIT = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What every span of an attempt is told with. `thread_id` groups the attempts of a run, and the runs of a conversation."""
+
+    run_id: str
+    workflow: str
+    thread_id: str
+    attempt: int = 1
+    fingerprint: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    project: str | None = None
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    parent: Any = None  # LangSmith's run around, where the run was started inside one
+
+
+def is_on() -> bool:
+    """Whether LangSmith's own variables, or the `tracing_context` around, ask for traces."""
+    import sys
+
+    if "langsmith" in sys.modules:
+        from langsmith.run_helpers import get_tracing_context
+
+        context = get_tracing_context()
+        if context["enabled"] is not None:
+            return context["enabled"] is True
+        if context["parent"] is not None:
+            return True
+    return "true" in {os.environ.get(name) for name in SWITCHES}
+
+
+_lock = threading.Lock()
+_shared: "dict[str, tuple[Sender, int]]" = {}  # by how much of texts is sent, with how many use it
+_log = logging.getLogger("orchestrator")
+
+
+@contextlib.contextmanager
+def shared_sender(redactor: Redactor) -> "Iterator[Sender]":
+    """The sender of the process, shared by all who trace at the same time. The last of them waits, within bounds, for what is still to
+    be sent; what did not arrive is one line of the log. Enter and leave it in a thread.
+    """
+    from orchestrator.tracing.sending import Sender
+
+    with _lock:
+        if redactor.content not in _shared:
+            _shared[redactor.content] = Sender(redactor), 0
+        sender, users = _shared[redactor.content]
+        _shared[redactor.content] = sender, users + 1
+    try:
+        yield sender
+    finally:
+        with _lock:
+            users = _shared[redactor.content][1] - 1
+            _shared[redactor.content] = sender, users
+            if not users:
+                del _shared[redactor.content]
+        if not users:
+            sender.flush(_FLUSH if sender.works else _FLUSH_AFTER_FAILURE)
+            if lost := sender.close():
+                cause = sender.cause or f"it took longer than {_FLUSH:g} s"
+                _log.warning("a part of the trace did not reach LangSmith (%s): %s", counted(lost, "span"), cause)
+
+
+class LangSmithTrace:
+    """The spans of one attempt on their way to LangSmith; `origins`: by what numbers and times their ids go, if not their own."""
+
+    takes_content = True
+
+    def __init__(self, sender: "Sender", facts: Facts, origins: Mapping[int, tuple[int, float]] | None = None) -> None:
+        self._sender = sender
+        self._facts = facts
+        self._origins = origins or {}
+        self._lock = threading.Lock()
+        self._waiting: set[int] = set()  # spans that the sender has, and has not looked at yet
+        self._posted: set[int] = set()
+        self._orders: dict[int, str] = {}  # LangSmith's dotted order of spans that others may stand in
+        self._root: Span | None = None
+        self._url: str | None = None
+        self._url_known = threading.Event()
+
+    def began(self, span: Span) -> None:
+        """A span that begins is sent, too, where it does not end at once."""
+        if span.parent is None:
+            self._root = span
+        self._put(span, now=span.parent is None)
+        if span.parent is None:
+            self._sender.also(self._ask_url)
+
+    def ended(self, span: Span) -> None:
+        """A span in its last state."""
+        self._put(span)
+
+    def _put(self, span: Span, *, now: bool = False) -> None:
+        with self._lock:
+            if span.id in self._waiting:
+                return
+            self._waiting.add(span.id)
+        self._sender.put(lambda: self._operation(span), now=now)
+
+    def _ask_url(self) -> None:
+        if self._root is not None:
+            self._url = self._sender.url_of(self._identity(self._root) | {"name": self._root.name, "session_name": self._project()})
+        self._url_known.set()
+
+    def url(self) -> str | None:
+        """Where the run can be looked at; waits a moment for LangSmith to say it. Call it in a thread."""
+        if self._sender.works:
+            self._url_known.wait(_URL_WAIT)
+        return self._url
+
+    def verdicts(self, scores: Mapping[str, float | int]) -> None:
+        """Send what the run came to as feedback on it."""
+        root = self._root
+        if root is not None and scores:
+            self._sender.also(lambda: self._sender.feedback(self._identity(root) | {"session_name": self._project()}, scores))
+
+    def _project(self) -> str:
+        from langsmith.utils import get_tracer_project
+
+        return self._facts.project or get_tracer_project() or "default"
+
+    def _operation(self, span: Span) -> "Operation":
+        """A span as LangSmith takes it: whole where it is sent for the first time, else what its end has brought."""
+        with self._lock:
+            self._waiting.discard(span.id)
+            is_new = span.id not in self._posted
+            self._posted.add(span.id)
+        return operation_of(span, self._facts, self._sender.redactor, self._identity(span), project=self._project(), is_new=is_new)
+
+    def _id(self, span: Span) -> uuid.UUID:
+        number, began = self._origins.get(span.id, (span.id, span.began))
+        return span_uuid(self._facts.run_id, self._facts.attempt, number, began)
+
+    def _identity(self, span: Span) -> dict[str, Any]:
+        """Where a span stands in the tree, in LangSmith's terms."""
+        around, root = self._facts.parent, self._root or span
+        trace_id = around.trace_id if around is not None else self._id(root)
+        parent_id = self._id(span.parent) if span.parent is not None else around.id if around is not None else None
+        found = {"id": self._id(span), "trace_id": trace_id, "dotted_order": self._order(span), "start_time": _at(span.began)}
+        return found if parent_id is None else {**found, "parent_run_id": parent_id}
+
+    def _order(self, span: Span) -> str:
+        if span.id in self._orders:
+            return self._orders[span.id]
+        above: str = self._order(span.parent) if span.parent is not None else getattr(self._facts.parent, "dotted_order", "")
+        own = f"{_at(span.began):%Y%m%dT%H%M%S%fZ}{self._id(span)}"
+        order = f"{above}.{own}" if above else own
+        if span.kind not in ("model", "tool"):
+            self._orders[span.id] = order
+        return order
+
+
+def _at(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def span_uuid(run_id: str, attempt: int, number: int, began: float) -> uuid.UUID:
+    """LangSmith's id of a span: a UUID of version 7 (RFC 9562), the same whenever the span is sent."""
+    digest = hashlib.blake2b(f"{run_id} {attempt} {number}".encode(), digest_size=10).digest()
+    value = int(began * 1000).to_bytes(6) + digest
+    bits = int.from_bytes(value) & ~(0xF << 76) & ~(0x3 << 62)
+    return uuid.UUID(int=bits | 0x7 << 76 | 0x2 << 62)
+
+
+def operation_of(
+    span: Span, facts: Facts, redactor: Redactor, identity: Mapping[str, Any], *, project: str, is_new: bool = True
+) -> "Operation":
+    """A span as LangSmith's ingestion takes it."""
+    operation: Operation = {
+        **identity,
+        "name": redactor.name(span.name, span.kind),
+        "run_type": _TYPES.get(span.kind, "chain"),
+        "session_name": project,
+        "tags": [redactor.text(tag) for tag in _tags(span, facts)],
+        "extra": {"metadata": redactor.value(_metadata(span, facts))},
+    }
+    if is_new:
+        operation["inputs"] = _inputs(span, redactor)
+    else:
+        operation["patch"] = True
+    if span.ended is not None:
+        operation["end_time"] = _at(span.ended)
+        operation["outputs"] = _outputs(span, redactor)
+        operation["error"] = redactor.error(span.error, span.state)
+    if span.first is not None:
+        operation["events"] = [{"name": "new_token", "time": _at(span.first).isoformat()}]
+    return operation
+
+
+def _tags(span: Span, facts: Facts) -> list[str]:
+    tags = [f"workflow:{facts.workflow}", *facts.tags]
+    tags += [f"{name}:{value}" for name, value in (("role", span.role), ("model", span.model)) if value]
+    return [*tags, span.state] if span.state in ("cancelled", "recalled", "waiting") else tags
+
+
+def _metadata(span: Span, facts: Facts) -> dict[str, Any]:
+    known: dict[str, Any] = {
+        **facts.metadata,
+        "run_id": facts.run_id,
+        "workflow": facts.workflow,
+        "thread_id": facts.thread_id,
+        "attempt": span.attempt if span.parent is not None else facts.attempt,
+        "task_id": span.branch,
+        "role": span.role,
+    }
+    if span.parent is None:
+        known |= {"fingerprint": facts.fingerprint, "versions": dict(facts.versions)}
+    if span.kind == "model":
+        known |= {"ls_model_type": "chat", "ls_model_name": span.model, "ls_provider": span.provider, "usage_metadata": _usage(span)}
+    if span.sent is not None:
+        known["waited_seconds"] = round(span.sent - span.began, 4)
+    if span.notes:
+        known["notes"] = [text for _, text in span.notes]
+    return {name: value for name, value in known.items() if value not in (None, "")}
+
+
+def _usage(span: Span) -> dict[str, Any] | None:
+    """Tokens and US dollars of a model call, as LangSmith counts them; none of one that was not made."""
+    if span.state == "recalled" or span.ended is None:
+        return None
+    from orchestrator.usage.prices import prices
+
+    given, written = span.usage
+    told: dict[str, Any] = {"input_tokens": given, "output_tokens": written, "total_tokens": given + written}
+    costs = prices(span.model, given, written)
+    if costs is not None:
+        told |= {"input_cost": costs[0], "output_cost": costs[1], "total_cost": costs[0] + costs[1]}
+    return told
+
+
+def _inputs(span: Span, redactor: Redactor) -> dict[str, Any]:
+    given = span.given
+    return redactor.body({"messages": given} if span.kind == "model" and isinstance(given, list | tuple) else given)
+
+
+def _outputs(span: Span, redactor: Redactor) -> dict[str, Any]:
+    return redactor.body({"messages": [span.came]} if span.kind == "model" and span.came is not None else span.came)
+
+
+def scores_of(result: Mapping[str, Any]) -> dict[str, float | int]:
+    """What LangSmith charts of a run: the share of claims that their quotes support, the gaps, and the branches that were lost."""
+    output, branches = result.get("output") or {}, result.get("branches") or ()
+    if not isinstance(output.get("findings"), list) or not isinstance(output.get("gaps"), list):
+        return {}
+    supported, rejected = len(output["findings"]), sum(len(branch.get("rejected") or ()) for branch in branches)
+    share = {"supported_share": round(supported / (supported + rejected), 4)} if supported + rejected else {}
+    lost = sum(branch.get("status") not in ("ok", "skipped") for branch in branches)
+    return {**share, "gaps": len(output["gaps"]), "lost_branches": lost}

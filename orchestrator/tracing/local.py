@@ -1,0 +1,166 @@
+"""The trace that is always kept: spans on their way into the store, many at a time."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.errors import StorageError
+from orchestrator.events import tell
+from orchestrator.spans import Span
+from orchestrator.storage import Fence
+from orchestrator.storage.codec import Known
+from orchestrator.storage.trace import TraceTable
+from orchestrator.text import one_line
+
+__all__ = ["FIELDS", "LocalTrace"]
+
+_EVERY = 1.0  # seconds between two writes: what a killed process loses of its trace at most, beside what the journal has of it
+_SETTLED = 0.25  # second after its end in which the journal has told a span its row
+_AT_ONCE = 500  # spans of one row
+_NOTES = 50  # of one span
+_SHOWN = (4, 20, 400)  # of a node's input and output: how deep, how many items, how many characters of a text
+
+FIELDS = (
+    "id",
+    "parent",
+    "kind",
+    "name",
+    "began",
+    "role",
+    "branch",
+    "model",
+    "attempt",
+    "sent",
+    "first",
+    "ended",
+    "state",
+    "error",
+    "input_tokens",
+    "output_tokens",
+    "row",
+    "notes",
+    "given",
+    "came",
+)
+"""What is kept of a span, in this order."""
+
+
+class LocalTrace:
+    """The spans of one attempt, on the event loop that it is made on. What cannot be stored is told once, and never ends a run."""
+
+    takes_content = False
+
+    def __init__(self, table: TraceTable, run: int, attempt: int, fence: Fence) -> None:
+        self._table = table
+        self._run, self._attempt, self._fence = run, attempt, fence
+        self._part = 0
+        self._waiting: dict[int, Span] = {}
+        self._known = Known()
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = False
+        self._writing: set[asyncio.Future[Any]] = set()
+        self._failed: str | None = None
+
+    def began(self, span: Span) -> None:
+        """What goes on is kept, too: a process may die in it."""
+        self._waiting[span.id] = span
+        if not self._due:
+            self._due = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed: what a thread left behind does there belongs to no run
+                self._loop.call_soon_threadsafe(self._set)
+
+    def ended(self, span: Span) -> None:
+        """A span in its last state."""
+        self.began(span)
+
+    def _set(self) -> None:
+        self._timer = self._loop.call_later(_EVERY, self._write)
+
+    def _write(self, *, all_of_it: bool = False) -> None:
+        """Hand over what is settled; nobody waits for it."""
+        self._due, self._timer = False, None
+        now = max((span.ended or span.began for span in self._waiting.values()), default=0.0)
+        ripe = [span for span in self._waiting.values() if all_of_it or span.row is not None or (span.ended or 0.0) < now - _SETTLED]
+        for span in ripe:
+            del self._waiting[span.id]
+        for start in range(0, len(ripe), _AT_ONCE):
+            self._append([_record(span) for span in ripe[start : start + _AT_ONCE]])
+        if self._waiting and not self._due:
+            self._due = True
+            self._set()
+
+    def _append(self, records: list[list[Any]]) -> None:
+        try:
+            written = self._table.append(self._run, self._attempt, self._part, records, self._known, self._fence)
+        except StorageError as error:
+            self._failed = str(error)
+            return
+        self._part += 1
+        self._writing.add(written)
+        written.add_done_callback(self._written)
+
+    def _written(self, written: "asyncio.Future[Any]") -> None:
+        self._writing.discard(written)
+        if not written.cancelled() and (error := written.exception()) is not None:
+            self._failed = str(error)
+
+    async def aclose(self) -> None:
+        """Write what is left, and wait for it."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._write(all_of_it=True)
+        try:
+            if self._writing:
+                await asyncio.wait(self._writing)
+        except asyncio.CancelledError:  # the run has no more time: the database need not wait for whoever holds it up
+            for written in self._writing:
+                written.cancel()
+            raise
+        if self._failed is not None:
+            tell("log", level="warning", message=f"a part of the trace was not stored: {one_line(self._failed)}")
+
+
+def _record(span: Span) -> list[Any]:
+    """A span as plain data, in the order of FIELDS."""
+    of_node = span.kind == "node"
+    return [
+        span.id,
+        None if span.parent is None else span.parent.id,
+        span.kind,
+        span.name,
+        round(span.began, 4),
+        span.role,
+        span.branch,
+        span.model,
+        span.attempt,
+        span.sent and round(span.sent, 4),
+        span.first and round(span.first, 4),
+        span.ended and round(span.ended, 4),
+        span.state,
+        span.error,
+        *span.usage,
+        span.row,
+        [[round(at, 4), text] for at, text in span.notes[:_NOTES]],
+        shortened(span.given) if of_node else None,
+        shortened(span.came) if of_node else None,
+    ]
+
+
+def shortened(value: Any, depth: int = _SHOWN[0]) -> Any:
+    """A value as plain data that is short, whatever it holds."""
+    _, items, characters = _SHOWN
+    if value is None or isinstance(value, bool | int | float):
+        return value if not isinstance(value, int) or abs(value) < sys.maxsize else str(value)
+    if isinstance(value, str):
+        return value if len(value) <= characters else f"{value[:characters]}…"
+    if depth and isinstance(value, Mapping):
+        return {str(key)[:characters]: shortened(item, depth - 1) for key, item in list(value.items())[:items]}
+    if depth and isinstance(value, list | tuple | set | frozenset):
+        return [shortened(item, depth - 1) for item in list(value)[:items]]
+    fields = getattr(type(value), "model_fields", None)
+    if depth and fields:
+        return {name: shortened(getattr(value, name, None), depth - 1) for name in list(fields)[:items]}
+    return f"<{type(value).__name__}>"

@@ -1,0 +1,167 @@
+"""What leaves the machine, or is shown to others, without keys: exact values of secret variables, and what looks like a key."""
+
+import base64
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any, Literal
+from urllib.parse import quote, quote_plus
+
+from langchain_core.messages import BaseMessage
+from pydantic import BaseModel
+
+from orchestrator.errors import InputError
+from orchestrator.text import nearest, one_line, secrets_of
+
+__all__ = ["CONTENT", "Content", "Redactor", "content_asked", "message", "plain"]
+
+Content = Literal["none", "redacted", "full"]
+CONTENT: tuple[Content, ...] = ("none", "redacted", "full")
+"""How much of prompts, answers and errors a trace holds; `full`: all but the values of secret variables."""
+
+_MARK = "[redacted]"
+_DEEPEST = 40
+_SHORTEST_FORM = 8  # characters of base64
+# The shapes of keys, as GitHub's secret scanning and the providers' own documentation describe them. A text in which none of the
+# fixed parts stands is not searched: that takes a tenth of the time.
+_SHAPES = re.compile(
+    r"\b(?:sk|pk|rk|lsv2|xai|gsk|hf|npm|glpat|pypi)[-_][A-Za-z0-9_\-]{16,}"
+    r"|\bgithub_pat_\w{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bxox[abeprs]-[A-Za-z0-9\-]{10,}"
+    r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bAIza[A-Za-z0-9_\-]{30,}|\bya29\.[A-Za-z0-9_\-]{20,}"
+    r"|\beyJ[A-Za-z0-9_\-]{10,}\.[A-Za-z0-9_\-]{10,}\.[A-Za-z0-9_\-]{10,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
+    r"|(?<=[Bb]earer )[A-Za-z0-9_\-.=+/]{12,}|(?<=://)[^\s/:@]{1,100}:[^\s/@]{3,200}(?=@)"
+)
+_PREFIXES = ("sk", "pk", "rk", "lsv2", "xai", "gsk", "hf", "npm", "glpat", "pypi")
+_OTHERS = "_pat_ ghp_ gho_ ghu_ ghs_ ghr_ xox AKIA ASIA AIza ya29. eyJ -----BEGIN ://"
+_MARKERS = (*(prefix + mark for prefix in _PREFIXES for mark in "-_"), *_OTHERS.split(), "earer ")
+
+
+def content_asked(given: str | None = None) -> Content:
+    """How much of texts a trace holds that leaves the store: what is given, else ORCHESTRATOR_TRACE_CONTENT, else `redacted`.
+
+    Raises InputError.
+    """
+    asked = given or os.environ.get("ORCHESTRATOR_TRACE_CONTENT", "").strip() or "redacted"
+    for content in CONTENT:
+        if asked == content:
+            return content
+    near = nearest(asked, CONTENT)
+    remedy = f"did you mean {near}?" if near else f"use one of {', '.join(CONTENT)}"
+    raise InputError(f"ORCHESTRATOR_TRACE_CONTENT is {one_line(asked, 40)!r}", remedy=remedy)
+
+
+class Redactor:
+    """Takes keys out of values. `content`: "none" leaves no text at all in inputs, outputs and errors."""
+
+    def __init__(self, content: Content = "redacted", environ: Mapping[str, str] | None = None) -> None:
+        self.content = content
+        secrets = secrets_of(os.environ if environ is None else environ).values()
+        self._exact = sorted({form for secret in secrets for form in _forms(secret)}, key=len, reverse=True)
+
+    def text(self, text: str) -> str:
+        """`text` without keys."""
+        for secret in self._exact:
+            if secret in text:
+                text = text.replace(secret, _MARK)
+        if self.content == "full" or not any(marker in text for marker in _MARKERS):
+            return text
+        return _SHAPES.sub(_MARK, text)
+
+    def value(self, value: Any) -> Any:
+        """A JSON value without keys, in its names, too."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, Mapping):
+            return {self.text(str(key)): self.value(item) for key, item in value.items()}
+        return [self.value(item) for item in value] if isinstance(value, list | tuple) else value
+
+    def body(self, value: Any) -> dict[str, Any]:
+        """What went into a span or came out of it, as a JSON object."""
+        if self.content == "none" or value is None:
+            return {}
+        told = self.value(plain(value))
+        return told if isinstance(told, dict) else {"value": told}
+
+    def error(self, error: str | None, state: str) -> str | None:
+        """What a span failed with; one that was cut off says so."""
+        if state == "cancelled":
+            return "cancelled" if self.content == "none" or not error else self.text(error)
+        if error is None or state not in ("failed", "lost"):
+            return None
+        return "failed" if self.content == "none" else self.text(error)
+
+    def document(self, trace: dict[str, Any]) -> dict[str, Any]:
+        """A trace document without keys; without content also without texts."""
+        if self.content != "none":
+            return {name: self.value(part) for name, part in trace.items()}
+        spans = [self._bare(span) for span in trace["spans"]]
+        blank: dict[str, Any] = {
+            "input": None,
+            "report": None,
+            "bodies": {},
+            "findings": [],
+            "result": {},
+            "error": trace["error"] and "failed",
+        }
+        return {**trace, **blank, "error": trace["error"] and "failed", "spans": spans}
+
+    def _bare(self, span: dict[str, Any]) -> dict[str, Any]:
+        return {**span, "name": self.name(span["name"], span["kind"]), "error": span["error"] and "failed", "notes": []}
+
+    def name(self, name: str, kind: str) -> str:
+        """A span's name; without content a branch has its number alone."""
+        return name.partition(":")[0] if self.content == "none" and kind == "branch" else self.text(name)
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """A secret as it is, in a URL, in JSON, and in base64, whatever stands before it there."""
+    yield secret
+    yield quote(secret, safe="")
+    yield quote_plus(secret)
+    yield secret.encode("unicode_escape").decode("ascii").replace('"', '\\"')
+    raw = secret.encode("utf-8", "surrogatepass")
+    for shift in range(3):  # the characters that do not depend on what is around
+        inner = base64.b64encode(b"\0" * shift + raw)[(0, 2, 3)[shift] :].rstrip(b"=")
+        if (len(raw) + shift) % 3:
+            inner = inner[:-1]
+        if len(inner) >= _SHORTEST_FORM:
+            yield inner.decode("ascii")
+
+
+def plain(value: Any, depth: int = _DEEPEST) -> Any:
+    """A value as JSON takes it; messages as role, content and calls, and what has no form as the name of its type."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if depth <= 0:
+        return "…"
+    if isinstance(value, BaseMessage):
+        return message(value, depth)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, depth - 1) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item, depth - 1) for item in value]
+    if isinstance(value, BaseModel):
+        return {name: plain(getattr(value, name, None), depth - 1) for name in type(value).model_fields}
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value), depth - 1)
+    shown = repr(value)
+    return f"<{type(value).__name__}>" if " object at 0x" in shown else shown
+
+
+_ROLES = {"human": "user", "ai": "assistant", "AIMessageChunk": "assistant"}
+
+
+def message(told: BaseMessage, depth: int = _DEEPEST) -> dict[str, Any]:
+    """A message in OpenAI's form, which LangSmith shows as a conversation."""
+    shown: dict[str, Any] = {"role": _ROLES.get(told.type, told.type), "content": plain(told.content, depth - 1)}
+    calls = getattr(told, "tool_calls", None)
+    if calls:
+        shown["tool_calls"] = [
+            {"id": call.get("id"), "type": "function", "function": {"name": call["name"], "arguments": plain(call["args"], depth - 2)}}
+            for call in calls
+        ]
+    if getattr(told, "tool_call_id", None):
+        shown["tool_call_id"] = told.tool_call_id  # type: ignore[attr-defined]
+    return shown
