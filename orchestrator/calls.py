@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
+from uuid import UUID
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, convert_to_messages, message_chunk_to_message
 from langchain_core.messages.ai import UsageMetadata, add_ai_message_chunks, add_usage
@@ -59,6 +60,7 @@ class Call:
     pieces: list[AIMessageChunk] = field(default_factory=list)
     given: Any = None
     streams: bool = False
+    around: UUID | None = None  # LangChain's id of the run that makes the call
     span: Span | None = None
 
     @contextmanager
@@ -69,7 +71,9 @@ class Call:
             known["provider"] = self.asked.provider
         kind: SpanKind = "tool" if self.is_tool else "model"
         name = self.name if self.is_tool else f"{self.role} model"
-        with self.terms.tracer.span(kind, name, given=self.given, holds=not self.streams, **known) as self.span:
+        tracer = self.terms.tracer
+        around = tracer.foreign.get(self.around) if self.around is not None else None
+        with tracer.span(kind, name, parent=around, given=self.given, holds=not self.streams, **known) as self.span:
             if self.request:
                 self.request.spans.append(self.span)
             yield

@@ -280,7 +280,11 @@ def _inside(model: BaseChatModel) -> Iterator[None]:
 
 
 def _model_call(
-    model: BaseChatModel, prompts: Sequence[Sequence[BaseMessage]], metadata: Mapping[str, Any] | None, options: Mapping[str, Any]
+    model: BaseChatModel,
+    prompts: Sequence[Sequence[BaseMessage]],
+    metadata: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    callbacks: Any,
 ) -> _Begins | None:
     """The call and, unless an agent of ours makes it, its turn; None outside of runs, and where another method of the model calls."""
     door = _door.get()
@@ -290,6 +294,7 @@ def _model_call(
     call = door.model_call(model, known)
     if in_request.get():
         return door, call, None
+    call.around = getattr(callbacks, "parent_run_id", None)
     if len(prompts) == 1:
         call.given = prompts[0]
         if door.terms.journal is not None:
@@ -307,7 +312,7 @@ def _tool_call(tool: BaseTool, given: str | dict[str, Any], options: Mapping[str
     call = door.tool_call(tool, given, metadata)
     if in_tool.get():
         return door, call, None
-    call.given = given
+    call.given, call.around = given, getattr(options.get("callbacks"), "parent_run_id", None)
     if door.terms.journal is not None:
         call.request = tool_request(tool, given, call.role)
     return door, call, lambda: door.tool_turn(call, tool)
@@ -333,7 +338,7 @@ def _refusal(tool: BaseTool, options: Mapping[str, Any]) -> Any:
 def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     async def agenerate(self: BaseChatModel, messages: list[list[BaseMessage]], *args: Any, **options: Any) -> Any:
-        begins = _model_call(self, messages, options.get("metadata"), options)
+        begins = _model_call(self, messages, options.get("metadata"), options, options.get("callbacks"))
         if begins is None:
             return await original(self, messages, *args, **options)
         door, call, _ = begins
@@ -352,7 +357,7 @@ def _agenerate(original: Callable[..., Any]) -> Callable[..., Any]:
 def _generate(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def generate(self: BaseChatModel, messages: list[list[BaseMessage]], *args: Any, **options: Any) -> Any:
-        begins = _model_call(self, messages, options.get("metadata"), options)
+        begins = _model_call(self, messages, options.get("metadata"), options, options.get("callbacks"))
         if begins is None:
             return original(self, messages, *args, **options)
         door, call, _ = begins
@@ -386,7 +391,8 @@ def _astream(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(original)
     def astream(self: BaseChatModel, input: Any, config: Any = None, **options: Any) -> AsyncIterator[Any]:
-        begins = _model_call(self, [messages_of(input)], ensure_config(config).get("metadata"), options)
+        known = ensure_config(config)
+        begins = _model_call(self, [messages_of(input)], known.get("metadata"), options, known.get("callbacks"))
         if begins is not None:
             begins[1].streams = True
         pieces = original(self, input, config, **options)
@@ -413,7 +419,8 @@ def _stream(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(original)
     def stream(self: BaseChatModel, input: Any, config: Any = None, **options: Any) -> Iterator[Any]:
-        begins = _model_call(self, [messages_of(input)], ensure_config(config).get("metadata"), options)
+        known = ensure_config(config)
+        begins = _model_call(self, [messages_of(input)], known.get("metadata"), options, known.get("callbacks"))
         if begins is not None:
             begins[1].streams = True
         pieces = original(self, input, config, **options)

@@ -251,6 +251,8 @@ class Attempt:
         self.context.join.end(f"{STOPPED}it was not done {loop.time() - began:.1f} s after the run was asked to stop")
 
     async def _follow(self, control: RunControl, delivery: Delivery) -> None:
+        tracer = self.context.terms.tracer
+        tracer.rounds = max(0, self.rounds - 1)
         config: RunnableConfig = {
             "run_name": self.workflow.name,
             # Calls are bounded elsewhere; this bounds the branches that are under way, so that the first ones end before the last begin.
@@ -258,12 +260,11 @@ class Attempt:
             "recursion_limit": _steps(self.controls),
             "metadata": {"run_id": self.run_id, "workflow": self.workflow.name},
             "tags": [f"workflow:{self.workflow.name}"],
+            "callbacks": tracer.callbacks or None,
         }
         if self.thread:
             config["configurable"] = {"thread_id": self.thread}
         modes: list[StreamMode] = ["values", "tasks", "custom"]
-        tracer = self.context.terms.tracer
-        tracer.rounds = max(0, int(self.rounds) - 1)
         parts = self.graph.astream(
             self.given,
             config,

@@ -129,7 +129,7 @@ async def _kept(
                         await Journal.open(storage.journal, record.number, fence, mode=mode, sources=sources)
                     ) as journal:
                         await now.record_in(journal, trace.tracer)
-                        with trace.alone():
+                        with trace.around(now.graph):
                             result = await now.drive(delivery)
                     tell_questions(result.questions, delivery)
                     following = await answered(now, result, storage.runs, delivery)

@@ -7,14 +7,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+from uuid import UUID
 
 from orchestrator.errors import said
 from orchestrator.events import Event, current_branch
 from orchestrator.text import one_line
 
-__all__ = ["HIDDEN", "Sink", "Span", "SpanKind", "SpanState", "Tracer", "shown_as"]
+__all__ = ["HIDDEN", "Sink", "Span", "SpanKind", "SpanState", "Tracer", "shown_as", "told_of"]
 
-SpanKind = Literal["run", "round", "branch", "agent", "node", "retriever", "documents", "model", "tool"]
+SpanKind = Literal["run", "round", "branch", "agent", "node", "retriever", "documents", "model", "tool", "chain"]
 SpanState = Literal["running", "ok", "failed", "cancelled", "recalled", "waiting"]
 
 HIDDEN = "hidden"
@@ -29,8 +30,13 @@ def shown_as(metadata: Mapping[str, Any], node: str) -> Sequence[str]:
 
     Its graph says so in the node's metadata, `{"trace": {NODE: "KIND NAME"}}`: LangGraph hands metadata down to the graphs inside.
     """
+    return str(told_of(metadata).get(node, "node")).split()
+
+
+def told_of(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a node's metadata says of how nodes are shown, by their names."""
     told = metadata.get("trace")
-    return str(told.get(node, "node")).split() if isinstance(told, Mapping) else ("node",)
+    return told if isinstance(told, Mapping) else {}
 
 
 @dataclass(slots=True, eq=False)
@@ -88,6 +94,8 @@ class Tracer:
         self._nodes: dict[str, Span | None] = {}  # by the ids of LangGraph's tasks, while they last; None: not shown
         self._branches: dict[str, Span] = {}
         self._rounds: dict[tuple[str, ...], Span] = {}  # that go on, by the graph that they are of
+        self.foreign: dict[UUID, Span] = {}  # by LangChain's ids of runs, where its callbacks are listened to
+        self.callbacks: list[Any] = []  # that the run's graph is given
         self.rounds = 0  # that earlier attempts of the run have finished
         self._counted: dict[tuple[int, str], int] = {}
         self.root = self.begin("run", name, parent=None, given=given)
@@ -126,12 +134,14 @@ class Tracer:
             sink.ended(span)
 
     @contextmanager
-    def span(self, kind: SpanKind, name: str, *, given: Any = None, holds: bool = True, **known: Any) -> Iterator[Span]:
-        """A span around what is inside, under the one around this code; what is raised is its error.
+    def span(
+        self, kind: SpanKind, name: str, *, parent: Span | None = None, given: Any = None, holds: bool = True, **known: Any
+    ) -> Iterator[Span]:
+        """A span around what is inside, under `parent` or the one around this code; what is raised is its error.
 
         Unless it `holds` what is begun inside, as whoever reads a stream is no part of it, that stands beside it.
         """
-        span = self.begin(kind, name, parent=self.here(), given=given, **known)
+        span = self.begin(kind, name, parent=parent or self.here(), given=given, **known)
         token = _inside.set(span) if holds else None
         try:
             yield span
@@ -157,9 +167,9 @@ class Tracer:
         from langchain_core.runnables.config import var_child_runnable_config
 
         metadata = (var_child_runnable_config.get() or {}).get("metadata") or {}
-        return self._at(str(metadata.get("langgraph_checkpoint_ns") or "").split("|"), metadata)
+        return self.at(str(metadata.get("langgraph_checkpoint_ns") or "").split("|"), metadata)
 
-    def _at(self, path: Sequence[str], metadata: Mapping[str, Any]) -> Span:
+    def at(self, path: Sequence[str], metadata: Mapping[str, Any]) -> Span:
         """The span of the innermost node of `path`; nodes inside that the stream has not told yet begin here."""
         span = self.root
         for place, part in enumerate(path):

@@ -203,9 +203,17 @@ class Sender:
     @contextmanager
     def _traced(self, query: Query) -> Iterator[Span]:
         """The span of one request, from its wait for a turn to its end."""
-        call, where = self._call, {"branch": current_branch(), "attempt": self._requests + 1}
-        known = {"role": call.role, "model": call.model, "provider": call.provider}
-        with self._terms.tracer.span("model", f"{call.role} model", given=query.messages, **known, **where) as span:
+        call = self._call
+        with self._terms.tracer.span(
+            "model",
+            f"{call.role} model",
+            given=query.messages,
+            role=call.role,
+            model=call.model,
+            provider=call.provider,
+            branch=current_branch(),
+            attempt=self._requests + 1,
+        ) as span:
             if query.request is not None:
                 query.request.spans.append(span)
             yield span

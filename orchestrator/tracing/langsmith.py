@@ -16,7 +16,7 @@ from orchestrator.text import counted
 from orchestrator.tracing.redaction import Redactor
 
 if TYPE_CHECKING:
-    from orchestrator.tracing.sending import Operation, Sender
+    from orchestrator.tracing.sending import Destination, Operation, Sender
 
 __all__ = ["SWITCHES", "Facts", "LangSmithTrace", "is_on", "operation_of", "scores_of", "shared_sender", "span_uuid"]
 
@@ -113,6 +113,15 @@ class LangSmithTrace:
         self._url: str | None = None
         self._url_known = threading.Event()
 
+    @property
+    def client(self) -> "Destination":
+        """LangSmith's client, whose runs go the same way."""
+        return self._sender.client
+
+    def place(self, span: Span) -> dict[str, Any]:
+        """Where a span stands, in LangSmith's terms."""
+        return {**self._identity(span), "session_name": self._project()}
+
     def began(self, span: Span) -> None:
         """A span that begins is sent, too, where it does not end at once."""
         if span.parent is None:
@@ -134,7 +143,7 @@ class LangSmithTrace:
 
     def _ask_url(self) -> None:
         if self._root is not None:
-            self._url = self._sender.url_of(self._identity(self._root) | {"name": self._root.name, "session_name": self._project()})
+            self._url = self._sender.url_of(self.place(self._root) | {"name": self._root.name})
         self._url_known.set()
 
     def url(self) -> str | None:
@@ -147,7 +156,7 @@ class LangSmithTrace:
         """Send what the run came to as feedback on it."""
         root = self._root
         if root is not None and scores:
-            self._sender.also(lambda: self._sender.feedback(self._identity(root) | {"session_name": self._project()}, scores))
+            self._sender.also(lambda: self._sender.feedback(self.place(root), scores))
 
     def _project(self) -> str:
         from langsmith.utils import get_tracer_project

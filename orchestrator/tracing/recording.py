@@ -10,10 +10,14 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from langgraph.graph.state import CompiledStateGraph
+
+from orchestrator.choices import inner_graphs
 from orchestrator.outcome import Result
 from orchestrator.spans import SpanState, Tracer
 from orchestrator.storage import Fence, RunRecord, Storage
 from orchestrator.text import one_line
+from orchestrator.tracing.foreign import ForeignTracer, has_foreign_nodes
 from orchestrator.tracing.langsmith import Facts, LangSmithTrace, is_on, scores_of, shared_sender
 from orchestrator.tracing.local import LocalTrace
 from orchestrator.tracing.otlp import Collector, OtlpTrace, shared_collector
@@ -36,13 +40,19 @@ class RunTrace:
         self._remote = next((remote for remote in remotes if isinstance(remote, LangSmithTrace)), None)
         self.tracer = Tracer(name, [local, *remotes], given=dict(values))
 
-    def alone(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, LangChain's own tracer is off where the spans of this trace are sent: everything would be sent twice."""
+    def around(self, graph: CompiledStateGraph[Any, Any, Any, Any]) -> contextlib.AbstractContextManager[None]:
+        """Inside, LangChain's own tracer is off where the spans of this trace are sent: everything would be sent twice. What it would
+        tell of a user's own nodes comes into the same tree.
+        """
         if self._remote is None:
             return contextlib.nullcontext()
         from langsmith.run_helpers import tracing_context
 
-        return tracing_context(enabled=False)
+        graphs = [graph, *inner_graphs(graph)]
+        if not has_foreign_nodes(graphs):
+            return tracing_context(enabled=False)
+        self.tracer.callbacks = [ForeignTracer(self.tracer, self._remote, [str(each.name) for each in graphs])]
+        return tracing_context(enabled=True, client=self._remote.client)
 
     async def finished(self, result: Result) -> Result:
         """The attempt came to `result`: what is kept of it is durable, and the result says where it can be looked at."""
