@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
+import logging
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.errors import StorageError
-from orchestrator.events import tell
 from orchestrator.spans import Span
 from orchestrator.storage import Fence
 from orchestrator.storage.codec import Known
@@ -16,7 +16,8 @@ from orchestrator.text import one_line
 
 __all__ = ["FIELDS", "LocalTrace"]
 
-_EVERY = 1.0  # seconds between two writes: what a killed process loses of its trace at most, beside what the journal has of it
+_log = logging.getLogger("orchestrator")
+_FIRST, _EVERY = 0.1, 1.0  # seconds to the first write, and between two: what a killed process loses beside what the journal has
 _SETTLED = 0.25  # second after its end in which the journal has told a span its row
 _AT_ONCE = 500  # spans of one row
 _NOTES = 50  # of one span
@@ -77,7 +78,7 @@ class LocalTrace:
         self.began(span)
 
     def _set(self) -> None:
-        self._timer = self._loop.call_later(_EVERY, self._write)
+        self._timer = self._loop.call_later(_EVERY if self._part else _FIRST, self._write)
 
     def _write(self, *, all_of_it: bool = False) -> None:
         """Hand over what is settled; nobody waits for it."""
@@ -120,7 +121,7 @@ class LocalTrace:
                 written.cancel()
             raise
         if self._failed is not None:
-            tell("log", level="warning", message=f"a part of the trace was not stored: {one_line(self._failed)}")
+            _log.warning("a part of the trace was not stored: %s", one_line(self._failed))
 
 
 def _record(span: Span) -> list[Any]:

@@ -16,6 +16,7 @@ _LONGEST_GAP = 1.0  # seconds between two attempts that are shown
 _STATES = {"ok": "ok", "abandoned": "cancelled"}  # of a row in the journal; the others failed
 _OF_RUNS = {"complete": "ok", "partial": "ok", "running": "running", "interrupted": "waiting", "crashed": "lost", "cancelled": "cancelled"}
 _CALLS = ("model", "tool")
+_BEGAN, _ROW = FIELDS.index("began"), FIELDS.index("row")
 
 
 async def trace_document(storage: Storage, record: RunRecord, *, bodies: bool = True, origins: bool = False) -> dict[str, Any]:
@@ -61,6 +62,12 @@ async def trace_document(storage: Storage, record: RunRecord, *, bodies: bool = 
 def _joined(attempts: Mapping[int, Sequence[Sequence[Any]]], record: RunRecord, rows: Mapping[int, JournalRow]) -> list[dict[str, Any]]:
     """The spans of all attempts, numbered through; several attempts stand side by side under the run."""
     spans = list[dict[str, Any]]()
+    known = {told[_ROW] for attempt in attempts.values() for told in attempt}
+    alone = [row for row in rows.values() if row.seq not in known and row.kind in _CALLS]
+    first_began = min((told[0][_BEGAN] for told in attempts.values()), default=0.0)
+    if before := [row for row in alone if row.began + row.seconds < first_began]:  # of an attempt that wrote nothing before it died
+        began = min(row.began for row in before)
+        attempts = {min(attempts) - 1: [[*_made(0, None, "run", record.workflow, began).values()][: len(FIELDS)]], **attempts}
     if len(attempts) != 1:
         spans.append(_made(0, None, "run", record.workflow, record.created, state=_state_of(record)))
     last = max(attempts, default=0)
@@ -75,10 +82,8 @@ def _joined(attempts: Mapping[int, Sequence[Sequence[Any]]], record: RunRecord, 
             if span["ended"] is None:
                 span["state"] = "running" if number == last and record.status == "running" else "lost"
             spans.append(span)
-    known = {span["row"] for span in spans}
-    for row in rows.values():
-        if row.seq not in known and row.kind in _CALLS:
-            spans.append(_from_row(row, spans, len(spans)))
+    for row in alone:
+        spans.append(_from_row(row, spans, len(spans)))
     for span in spans:
         span["start"], span["end"] = span.pop("began"), span.pop("ended")
     if len(attempts) != 1:
@@ -91,7 +96,7 @@ def _joined(attempts: Mapping[int, Sequence[Sequence[Any]]], record: RunRecord, 
 def _made(number: int, parent: int | None, kind: str, name: str, began: float, **known: Any) -> dict[str, Any]:
     blank = dict.fromkeys(FIELDS) | {"attempt": 1, "role": "", "model": "", "input_tokens": 0, "output_tokens": 0, "notes": []}
     blank |= {"cost_usd": None, "origin": [0, number, began]}
-    return {**blank, "id": number, "parent": parent, "kind": kind, "name": name, "began": began, **known}
+    return blank | {"id": number, "parent": parent, "kind": kind, "name": name, "began": began} | known
 
 
 def _state_of(record: RunRecord) -> str:
@@ -101,8 +106,10 @@ def _state_of(record: RunRecord) -> str:
 def _from_row(row: JournalRow, spans: Sequence[Mapping[str, Any]], number: int) -> dict[str, Any]:
     """A call that only the journal knows, in the branch that it was made in."""
     branch = row.scope.removeprefix("branch ") if row.scope.startswith("branch ") else None
-    around = [span for span in spans if span["kind"] == "branch" and span["branch"] == branch and span["began"] <= row.began + row.seconds]
-    parent = around[-1]["id"] if around and branch else next((span["id"] for span in spans), None)
+    ended = row.began + row.seconds
+    around = [span for span in spans if span["kind"] == "branch" and span["branch"] == branch and span["began"] <= ended]
+    attempts = [span for span in spans if span["kind"] in ("run", "attempt") and span["began"] <= ended] or spans[:1]
+    parent = (around if around and branch else attempts)[-1]["id"]
     name = row.model if row.kind == "tool" else f"{row.role or 'model'} model"
     known = {"role": row.role, "branch": branch, "model": row.model if row.kind == "model" else "", "error": row.error, "row": row.seq}
     state = _STATES.get(row.state, "failed")

@@ -4,12 +4,12 @@ import base64
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, is_dataclass
 from typing import Any, Literal
 from urllib.parse import quote, quote_plus
 
+import ormsgpack
 from langchain_core.messages import BaseMessage
-from pydantic import BaseModel
+from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from orchestrator.errors import InputError
 from orchestrator.text import nearest, one_line, secrets_of
@@ -22,20 +22,29 @@ CONTENT: tuple[Content, ...] = ("none", "redacted", "full")
 
 _MARK = "[redacted]"
 _DEEPEST = 40
+_SHORTEST = 6  # characters of a key
 _SHORTEST_FORM = 8  # characters of base64
-# The shapes of keys, as GitHub's secret scanning and the providers' own documentation describe them. A text in which none of the
-# fixed parts stands is not searched: that takes a tenth of the time.
+# The shapes of keys, as GitHub's secret scanning and the providers' own documentation describe them. Where none of their fixed parts
+# stands nothing is searched: that takes a tenth of the time.
 _SHAPES = re.compile(
-    r"\b(?:sk|pk|rk|lsv2|xai|gsk|hf|npm|glpat|pypi)[-_][A-Za-z0-9_\-]{16,}"
+    r"\b(?:sk[-_]|[pr]k_|lsv2_|xai-|gsk_|hf_|npm_|glpat-|pypi-)[A-Za-z0-9_\-]{16,}"
     r"|\bgithub_pat_\w{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bxox[abeprs]-[A-Za-z0-9\-]{10,}"
     r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bAIza[A-Za-z0-9_\-]{30,}|\bya29\.[A-Za-z0-9_\-]{20,}"
     r"|\beyJ[A-Za-z0-9_\-]{10,}\.[A-Za-z0-9_\-]{10,}\.[A-Za-z0-9_\-]{10,}"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
     r"|(?<=[Bb]earer )[A-Za-z0-9_\-.=+/]{12,}|(?<=://)[^\s/:@]{1,100}:[^\s/@]{3,200}(?=@)"
 )
-_PREFIXES = ("sk", "pk", "rk", "lsv2", "xai", "gsk", "hf", "npm", "glpat", "pypi")
-_OTHERS = "_pat_ ghp_ gho_ ghu_ ghs_ ghr_ xox AKIA ASIA AIza ya29. eyJ -----BEGIN ://"
-_MARKERS = (*(prefix + mark for prefix in _PREFIXES for mark in "-_"), *_OTHERS.split(), "earer ")
+_BEGINS: dict[bytes, bytes] = {  # what a key begins with, and what has to follow: in packed values, where nothing need stand before it
+    **dict.fromkeys(b"sk- sk_ pk_ rk_ lsv2_ xai- gsk_ hf_ npm_ glpat- pypi-".split(), rb"[A-Za-z0-9_\-]{16}"),
+    **dict.fromkeys(b"_pat_ ghp_ gho_ ghu_ ghs_ ghr_".split(), rb"\w{20}"),
+    **dict.fromkeys((b"AKIA", b"ASIA"), rb"[A-Z0-9]{16}"),
+    **dict.fromkeys((b"AIza", b"ya29.", b"eyJ"), rb"[A-Za-z0-9_\-]{10}"),
+    b"xox": rb"[abeprs]-",
+    b"earer ": rb"[A-Za-z0-9_\-.=+/]{12}",
+    b"://": rb"[^\s/:@]{1,100}:[^\s/@]{3,200}@",
+    b"-----BEGIN": b" ",
+}
+_FOLLOWS = {begin: re.compile(follow) for begin, follow in _BEGINS.items()}
 
 
 def content_asked(given: str | None = None) -> Content:
@@ -59,15 +68,26 @@ class Redactor:
         self.content = content
         secrets = secrets_of(os.environ if environ is None else environ).values()
         self._exact = sorted({form for secret in secrets for form in _forms(secret)}, key=len, reverse=True)
+        self._exact_bytes = [secret.encode("utf-8", "replace") for secret in self._exact]
 
     def text(self, text: str) -> str:
         """`text` without keys."""
+        if len(text) < _SHORTEST:
+            return text
         for secret in self._exact:
             if secret in text:
                 text = text.replace(secret, _MARK)
-        if self.content == "full" or not any(marker in text for marker in _MARKERS):
-            return text
-        return _SHAPES.sub(_MARK, text)
+        return text if self.content == "full" else _SHAPES.sub(_MARK, text)
+
+    def _is_clean(self, value: Any) -> bool:
+        """Whether nothing in a value is a key, or could begin one: a look at all its texts at once, for most have none."""
+        try:
+            packed = ormsgpack.packb(value, option=ormsgpack.OPT_REPLACE_SURROGATES | ormsgpack.OPT_NON_STR_KEYS)
+        except (TypeError, ValueError):  # a number that has no form in msgpack, say
+            return False
+        if any(secret in packed for secret in self._exact_bytes):
+            return False
+        return self.content == "full" or not any(_stands_in(packed, begin, follows) for begin, follows in _FOLLOWS.items())
 
     def value(self, value: Any) -> Any:
         """A JSON value without keys, in its names, too."""
@@ -81,7 +101,8 @@ class Redactor:
         """What went into a span or came out of it, as a JSON object."""
         if self.content == "none" or value is None:
             return {}
-        told = self.value(plain(value))
+        told = plain(value)
+        told = told if self._is_clean(told) else self.value(told)
         return told if isinstance(told, dict) else {"value": told}
 
     def error(self, error: str | None, state: str) -> str | None:
@@ -115,6 +136,16 @@ class Redactor:
         return name.partition(":")[0] if self.content == "none" and kind == "branch" else self.text(name)
 
 
+def _stands_in(packed: bytes, begin: bytes, follows: re.Pattern[bytes]) -> bool:
+    place = packed.find(begin)
+    while place >= 0:
+        place += len(begin)
+        if follows.match(packed, place):
+            return True
+        place = packed.find(begin, place)
+    return False
+
+
 def _forms(secret: str) -> Iterator[str]:
     """A secret as it is, in a URL, in JSON, and in base64, whatever stands before it there."""
     yield secret
@@ -131,7 +162,7 @@ def _forms(secret: str) -> Iterator[str]:
 
 
 def plain(value: Any, depth: int = _DEEPEST) -> Any:
-    """A value as JSON takes it; messages as role, content and calls, and what has no form as the name of its type."""
+    """A value as JSON takes it; messages as role, content and calls."""
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if depth <= 0:
@@ -142,12 +173,10 @@ def plain(value: Any, depth: int = _DEEPEST) -> Any:
         return {str(key): plain(item, depth - 1) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item, depth - 1) for item in value]
-    if isinstance(value, BaseModel):
-        return {name: plain(getattr(value, name, None), depth - 1) for name in type(value).model_fields}
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value), depth - 1)
-    shown = repr(value)
-    return f"<{type(value).__name__}>" if " object at 0x" in shown else shown
+    try:  # in one go, by what pydantic is made of: a tenth of the time that walking takes
+        return to_jsonable_python(value, serialize_unknown=True)
+    except (PydanticSerializationError, ValueError, RecursionError):  # a value that holds itself, say
+        return f"<{type(value).__name__}>"
 
 
 _ROLES = {"human": "user", "ai": "assistant", "AIMessageChunk": "assistant"}

@@ -38,7 +38,14 @@ def prices(model: str, input_tokens: int, output_tokens: int) -> tuple[float, fl
     if model == "offline":
         return 0.0, 0.0
     rates = _rates(model)
-    return _looked_up(model, input_tokens, output_tokens) if rates is None else (rates[0] * input_tokens, rates[1] * output_tokens)
+    if rates is not None:
+        return rates[0] * input_tokens, rates[1] * output_tokens
+    return _looked_up(model, input_tokens, output_tokens) if _is_known(model) else None
+
+
+@lru_cache(maxsize=1024)
+def _is_known(model: str) -> bool:
+    return _looked_up(model, 0, 0) is not None
 
 
 def _looked_up(model: str, input_tokens: int, output_tokens: int) -> tuple[float, float] | None:

@@ -1,0 +1,165 @@
+"""What traces cost: CPU a model call without any, with the local one that is always kept, and with LangSmith; and the page of a large run.
+
+python -m benchmarks.tracing [cost] [page] [--branches N] [--rounds N]
+"""
+
+import argparse
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from benchmarks.fanout import serve
+
+
+def langsmith(pipe: Connection) -> None:
+    """LangSmith's ingestion, in a process of its own: takes everything and keeps nothing."""
+    received = {"requests": 0, "bytes": 0}
+
+    class Ingestion(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            flags = b'{"instance_flags": {"zstd_compression_enabled": true}, "batch_ingest_config": {"use_multipart_endpoint": true}}'
+            self.answer(flags if self.path == "/info" else b"[]")
+
+        def do_POST(self) -> None:
+            received["requests"] += 1
+            received["bytes"] += len(self.rfile.read(int(self.headers["content-length"])))
+            self.answer(b"{}")
+
+        def answer(self, body: bytes) -> None:
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Ingestion)
+    pipe.send(f"http://127.0.0.1:{server.server_address[1]}")
+    import threading
+
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    pipe.recv()
+    pipe.send(received)
+
+
+@contextlib.contextmanager
+def traced(how: str, endpoint: str) -> Iterator[None]:
+    """A run inside is traced not at all, as it always is, or by LangSmith too."""
+    from orchestrator import spans
+    from orchestrator.tracing import recording
+
+    if how == "none":
+        recording.Tracer = lambda name, sinks, given: spans.Tracer(name, (), given)  # type: ignore[assignment,misc]
+    os.environ.update(
+        LANGSMITH_TRACING="true" if how == "langsmith" else "false", LANGSMITH_ENDPOINT=endpoint, LANGSMITH_API_KEY="lsv2_none"
+    )
+    try:
+        yield
+    finally:
+        recording.Tracer = spans.Tracer  # type: ignore[misc]
+
+
+async def one_run(documents: Path, branches: int, db: str) -> tuple[int, float]:
+    """A run: its model calls, and CPU seconds of this process."""
+    from orchestrator import run
+
+    given = {"question": "What is said of every topic?", "documents": [str(documents)]}
+    began = time.process_time()
+    result = await run("research", given, model="openai:bench", controls={"max_concurrency": 200, "max_branches": branches}, db=db)
+    if result.status != "complete":
+        raise SystemExit(f"the run is {result.status}: {result.error}")
+    return int(result.usage["model_calls"]), time.process_time() - began
+
+
+def cost(documents: Path, branches: int, rounds: int, folder: Path) -> str:
+    """Milliseconds of CPU a call, each way in turn: medians, and what the ways add."""
+    here, there = multiprocessing.Pipe()
+    sink = multiprocessing.get_context("spawn").Process(target=langsmith, args=(there,), daemon=True)
+    sink.start()
+    endpoint = here.recv()
+    times: dict[str, list[float]] = {"none": [], "local": [], "langsmith": []}
+    added: dict[str, list[float]] = {"local": [], "langsmith": []}
+
+    async def measured() -> None:
+        for number in range(rounds + 1):
+            for how, seen in times.items():
+                with traced(how, endpoint):
+                    calls, cpu = await one_run(documents, branches, f"sqlite:///{folder / 'cost.db'}")
+                if number:  # the first is for imports and compiled regular expressions
+                    seen.append(1000 * cpu / calls)
+            if number:
+                for how, seen in added.items():
+                    seen.append(times[how][-1] - times["none"][-1])
+
+    asyncio.run(measured())
+    here.send(None)
+    received = here.recv()
+    lines = [
+        f"  {how:<10} {statistics.median(seen):6.2f} ms CPU a call ({min(seen):.2f} to {max(seen):.2f})" for how, seen in times.items()
+    ]
+    lines += [
+        f"  {how:<10} +{statistics.median(seen):.3f} ms over none ({min(seen):+.3f} to {max(seen):+.3f})" for how, seen in added.items()
+    ]
+    return "\n".join([*lines, f"  LangSmith was sent {received['bytes'] / 1e6:.1f} MB in {received['requests']} requests"])
+
+
+def page(documents: Path, branches: int, folder: Path) -> str:
+    """A run of many branches as a page: its size, and how long it takes to read and to write it."""
+    db = f"sqlite:///{folder / 'page.db'}"
+    with traced("local", ""):
+        calls, _ = asyncio.run(one_run(documents, branches, db))
+    import sqlite3
+
+    with sqlite3.connect(folder / "page.db") as database:
+        [run_id] = database.execute("SELECT run_id FROM runs").fetchone()
+    file, began = folder / "trace.html", time.perf_counter()
+    command = [sys.executable, "-m", "orchestrator", "trace", run_id, "--db", db, "--html", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    took = time.perf_counter() - began
+    return f"  {branches:,} branches, {calls:,} calls: {file.stat().st_size / 1e6:.2f} MB in {took:.1f} s; {done.stderr.strip()}"
+
+
+def main() -> None:
+    """Measure what is asked for and print it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="*", choices=("cost", "page", []), default=[])
+    parser.add_argument("--branches", type=int)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--keep", type=Path, help="leave the page and the store in this folder")
+    found = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = found.keep or Path(scratch)
+        documents = folder / "documents"
+        documents.mkdir(parents=True, exist_ok=True)
+        for number in range(200):
+            text = "\n\n".join(f"# Part {part}\nOf topic {number} it is said that part {part} has {number * part} pieces." for part in range(6))
+            (documents / f"{number}.md").write_text(text)
+        for what in found.what or ("cost", "page"):
+            branches = found.branches or (50 if what == "cost" else 1000)
+            here, there = multiprocessing.Pipe()
+            server = multiprocessing.get_context("spawn").Process(target=serve, args=(there, branches, 0.05))
+            server.start()
+            os.environ.update(OPENAI_BASE_URL=here.recv(), OPENAI_API_KEY="none")
+            print(what, flush=True)
+            print(cost(documents, branches, found.rounds, folder) if what == "cost" else page(documents, branches, folder), flush=True)
+            here.send(None)
+            here.recv()
+            server.join()
+
+
+if __name__ == "__main__":
+    main()
