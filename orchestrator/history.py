@@ -192,6 +192,7 @@ async def story(storage: "Storage", record: RunRecord, db: str | None = None) ->
         "output": (record.result or {}).get("output"),
         "seconds": (record.result or {}).get("seconds"),
         "next": next_command(record, db),
+        "trace": _command(["trace", record.run_id], db),
         "whole": _command(["resume", record.run_id], db) if record.status == "complete" else None,
     }
 
@@ -275,7 +276,8 @@ def story_text(told: Mapping[str, Any], width: int | None = None) -> str:
         _stored(told["calls"], told["parent"]),
         _asked(told["questions"]),
         _report(told["output"]),
-        f"\nnext: {told['next']}\n" if told["next"] else f"\nthe whole result: {told['whole']}\n",
+        f"\nwhat ran when: {told['trace']}\n",
+        f"next: {told['next']}\n" if told["next"] else f"the whole result: {told['whole']}\n",
     ]
     return printable("".join(parts))
 

@@ -21,7 +21,14 @@ Origin = Literal["default", "module", "environment", "command line"]
 
 _DEST = "control "  # no option of ours has a space in its name
 _PREFIX = "ORCHESTRATOR_"
-_OTHER_VARIABLES = ("ORCHESTRATOR_DB", "ORCHESTRATOR_HOME", "ORCHESTRATOR_MODEL", "ORCHESTRATOR_STORE_KEY")
+_OTHER_VARIABLES = (
+    "ORCHESTRATOR_DB",
+    "ORCHESTRATOR_HOME",
+    "ORCHESTRATOR_MODEL",
+    "ORCHESTRATOR_STORE_KEY",
+    "ORCHESTRATOR_TRACE_CONTENT",
+    "ORCHESTRATOR_TRACE_OTLP",
+)
 _BUDGETS = ("budget", "branch_budget", "role_budgets")
 _SCOPED = re.compile(r"([A-Za-z_][\w-]*)=(.*)", re.DOTALL)
 _USD = "budget_usd"  # what the limit `usd` of a budget is called where other limits stand beside it

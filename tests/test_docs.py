@@ -13,6 +13,7 @@ from orchestrator.cli import PROG
 from orchestrator.forecast import forecast
 from orchestrator.options import add_controls, add_fields, run_parser
 from orchestrator.resume_command import resume_parser
+from orchestrator.trace_command import trace_parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -87,7 +88,7 @@ def test_every_option_in_the_documentation_exists(page: Path) -> None:
     add_controls(parser)
     add_fields(parser, load_workflow("research", folder=ROOT).input_model, "research")
     add_fields(parser, load_workflow("wordcount", folder=ROOT).input_model, "wordcount")
-    parsers = (parser, batch_parser(), resume_parser())
+    parsers = (parser, batch_parser(), resume_parser(), trace_parser())
     known = {option for each in parsers for action in each._actions for option in action.option_strings} | VERB_OPTIONS
     assert set(_OPTION.findall(_prose(page))) - known - EXAMPLE_FIELDS - _fields_of_samples() == set()
 

@@ -5,6 +5,7 @@ import heapq
 import json
 from collections import defaultdict
 from collections.abc import Generator, Iterator
+from functools import cache
 from html import escape
 from typing import Any
 
@@ -13,10 +14,7 @@ from orchestrator.tracing.critical import critical_path
 __all__ = ["made_trace"]
 
 _TOPICS = "journal budget branch passage verdict supervisor deadline cassette retriever checkpoint conversation fingerprint".split()
-_SUBJECTS = "the writer|a resumed run|every branch|the second verifier|an endpoint|the index|a stored answer|the person asked|a lost call".split("|")
-_VERBS = "reserves|reads|keeps|compares|returns|gives up|writes down|waits for|passes on|counts|replaces|rejects".split("|")
-_OBJECTS = "its share of the budget|each quoted sentence|the answer of the model|a gap with its cause|all open calls|the tokens used".split("|")
-_ENDS = "before the next call is made|when the limit is met|unless a person has answered|in the order of the plan|once for every attempt".split("|")
+_SYLLABLES = "ba ce di fo gu ha ke li mo nu pa re si to vu wa xe yi zo bra cle dri flo gru pla tre sti".split()
 _BOUNDARY = "ab12cd34ef56ab78"
 _SLOTS, _AT_ONCE = 32, 48  # model calls and branches at once
 _SYSTEM = {
@@ -42,12 +40,20 @@ def _one(choices: list[str], *names: object) -> str:
     return choices[_any(*names) % len(choices)]
 
 
+@cache
+def _word(number: int) -> str:
+    """One of 2,000 words, the first of which are met much more often."""
+    number = number % 2000 * (number // 2000 % 1000) // 1000
+    return "".join(_SYLLABLES[(number // place + place) % len(_SYLLABLES)] for place in (1, 27, 729)[: 1 + number % 3])
+
+
 def _sentence(*names: object) -> str:
-    parts = [_one(choices, place, *names) for place, choices in enumerate((_SUBJECTS, _VERBS, _OBJECTS, _ENDS))]
-    topic, number = _one(_TOPICS, "topic", *names), _any("number", *names) % 9000
-    return f"{parts[0].capitalize()} {parts[1]} {parts[2]} {parts[3]}, as the {topic} of section {number} states it."
+    """About 120 characters that compress as badly as prose does."""
+    words = [_word(_any(place, *names)) for place in range(10 + _any(*names) % 12)]
+    return f"{' '.join(words).capitalize()}, as the {_one(_TOPICS, *names)} of section {_any('number', *names) % 9000} states it."
 
 
+@cache
 def _passage(number: int) -> tuple[str, str, list[str]]:
     """Source, title and sentences of a passage of the corpus."""
     topic = _TOPICS[number % len(_TOPICS)]
@@ -109,7 +115,7 @@ class _Made:
 
     def branch(self, around: dict[str, Any], number: int, ready: float, at: float) -> Generator[float, None, None]:
         """One branch; it says each time until when it is busy, and goes on when all that is earlier has happened."""
-        question = f"Which {_one(_TOPICS, number)} of section {_any('question', number) % 900} {_one(_VERBS, 'asks', number)} the limit?"
+        question = f"Which {_one(_TOPICS, number)} of section {_any('question', number) % 900} holds the limit of {_word(_any('of', number))}?"
         task = f"t{number}"
         branch = self.span(around, "branch", f"branch {task}: {question}", ready, branch=task, sent=at)
         researcher = self.span(branch, "agent", "researcher", at, role="researcher", branch=task)

@@ -174,7 +174,7 @@ let listed = [];
 let selected = null;
 let marking = false;
 
-const states = (span) => [span.state, ...(span.attempt > 1 ? ["tried again"] : []), ...(span.waited > 0 ? ["waited"] : [])];
+const states = (span) => [span.state, ...(span.attempt > 1 ? ["tried again"] : [])];
 
 function relist() {
   listed = [];
@@ -201,9 +201,13 @@ function setClosed(span, close) {
   relist();
 }
 
-function reveal(span) {
+function openAround(span) {
   for (let around = span.parent; around; around = around.parent) closed.delete(around);
+}
+
+function reveal(span) {
   if (found && !found.shown.has(span)) clearFilter();
+  openAround(span);
   relist();
 }
 
@@ -211,11 +215,15 @@ function collapsed() {
   return new Set(spans.filter((span) => span.children.length && (span.kind === "branch" || (!branches.length && span.depth === 1))));
 }
 
+let asked = 0; // how often the filter was changed: an answer that comes late is none
+
 async function filter() {
+  const turn = asked += 1;
   const sought = $("filter").value.trim().toLowerCase();
   const groups = ["kind", "role", "state", "on"].filter((group) => chosen[group].size);
   const deep = sought !== "" && $("deep").checked;
   if (deep) await loadBodies();
+  if (turn !== asked) return;
   if (sought === "" && !groups.length) {
     if (found) closed = closedBefore;
     found = closedBefore = null;
@@ -251,22 +259,23 @@ function clearFilter() {
   filter();
 }
 
+function tally(values) {
+  const counts = new Map();
+  for (const value of values) counts.set(value, (counts.get(value) ?? 0) + 1);
+  return [...counts];
+}
+
 function drawChips() {
-  const tally = (values) => {
-    const counts = new Map();
-    for (const value of values) counts.set(value, (counts.get(value) ?? 0) + 1);
-    return [...counts];
-  };
-  const group = (label, name, counts, paint) => counts.length > 0 && make("span", { class: "chips", role: "group", "aria-label": label },
+  const group = (label, name, counts, paint = () => null) => counts.length > 0 && make("span", { class: "chips", role: "group", "aria-label": label },
     make("span", { class: "label" }, label),
     counts.map(([value, count]) => make("button", { class: "chip", "aria-pressed": "false", "data-group": name, "data-value": value },
-      paint && swatch(paint(value)), value, make("small", null, whole(count)))));
-  const kindColour = (kind) => colour({ kind, role: roles[0] });
+      paint(value) && swatch(paint(value)), value, make("small", null, whole(count)))));
+  const kindColour = (kind) => (["tool", "retriever", "documents"].includes(kind) ? colour({ kind }) : null);
   $("chips").replaceChildren(...[
-    group("kind", "kind", tally(spans.map((span) => span.kind)).filter(([kind]) => kind !== "run"), (kind) => kind !== "model" && kindColour(kind)),
+    group("kind", "kind", tally(spans.map((span) => span.kind)).filter(([kind]) => kind !== "run"), kindColour),
     group("role", "role", tally(spans.map((span) => span.role).filter(Boolean)), roleColour),
     group("state", "state", tally(spans.flatMap(states)).filter(([state]) => state !== "ok")),
-    group("path", "on", critical.size ? [["critical path", critical.size]] : []),
+    group("on the", "on", critical.size ? [["critical path", critical.size]] : []),
   ].filter(Boolean));
 }
 
@@ -343,6 +352,8 @@ function inner(span) {
 const MINI = 120; // spans below a closed row that are hinted at in it
 
 function bars(span) {
+  if (span.until < view.from) return make("span", { class: "beyond before" }, "‹");
+  if (span.start > view.to) return make("span", { class: "beyond" }, "›");
   const sent = span.start + span.waited;
   const group = span.children.length ? " span" : "";
   const parts = [span.waited > 0 && bar(`wait${group}`, span.start, sent), bar(`call${group}${span.end === null ? " open" : ""}`, sent, span.until)];
@@ -354,7 +365,8 @@ function bars(span) {
       parts.push(mini);
     }
   }
-  if (span.first !== null) parts.push(bar("first", span.first, span.first));
+  const isWide = ((span.until - sent) / (view.to - view.from)) * trackBox().width > 8;
+  if (span.first !== null && isWide) parts.push(bar("first", span.first, span.first));
   if (marking) for (const { from, to } of critical.get(span) ?? []) parts.push(bar("path", from, to));
   return parts;
 }
@@ -393,7 +405,8 @@ function drawAxis() {
     node.style.left = `${share(at) * 100}%`;
     return node;
   };
-  $("axis").replaceChildren(...marks.map(([at, label]) => placed("span", at, label)));
+  const fitting = marks.filter(([at]) => (1 - share(at)) * trackBox().width > 42);
+  $("axis").replaceChildren(...fitting.map(([at, label]) => placed("span", at, label)));
   $("lines").replaceChildren(...marks.map(([at]) => placed("i", at)));
   $("lines").style.setProperty("--tall", `${$("rows").clientHeight}px`);
   const part = view.to - view.from < total * 0.9999;
@@ -415,33 +428,70 @@ function zoom(factor, around = (view.from + view.to) / 2) {
   look(around - (around - view.from) * factor, around + (view.to - around) * factor);
 }
 
+/** Bring rows into view that have bars in the part of time that is looked at, where none has. */
+function follow() {
+  const rows = $("rows"), height = rowHeight(), seen = Math.floor(rows.clientHeight / height), first = Math.floor(rows.scrollTop / height);
+  const isThere = (span) => (!span.children.length || closed.has(span)) && span.until > view.from && span.start + span.waited < view.to;
+  if (listed.slice(first, first + seen).some(isThere)) return;
+  const there = listed.filter(isThere), middle = there[Math.floor(there.length / 2)];
+  if (middle) rows.scrollTop = (middle.row - seen / 2) * height;
+}
+
 const pan = (part) => look(view.from + part * (view.to - view.from), view.to + part * (view.to - view.from));
 
 // ---- The overview
+
+const EACH = 150; // rows up to which the overview draws every span; of more it draws how many were under way at once
 
 function drawMap() {
   const canvas = $("map"), box = $("overview").getBoundingClientRect(), scale = devicePixelRatio || 1;
   canvas.width = box.width * scale;
   canvas.height = box.height * scale;
   const pen = canvas.getContext("2d"), style = getComputedStyle(document.documentElement);
-  const ink = (paint) => style.getPropertyValue(paint.slice(4, -1));
-  const strip = critical.size ? 5 * scale : 0;
-  const room = canvas.height - strip - 4 * scale, each = room / tree.length, tall = Math.min(Math.max(each * 0.7, scale), 5 * scale);
-  const put = (span) => {
-    const left = ((span.start + span.waited) / total) * canvas.width, right = (span.until / total) * canvas.width;
-    pen.fillRect(left, 2 * scale + span.place * each, Math.max(right - left, scale), tall);
-  };
+  pen.ink = (paint) => { pen.fillStyle = style.getPropertyValue(paint.slice(4, -1)); };
+  const strip = critical.size ? 5 * scale : 0, room = canvas.height - strip;
   const leaves = tree.filter((span) => !span.children.length);
-  const last = (span) => span.state === "failed" || span.state === "lost"; // drawn over the others, or nobody sees them
-  for (const span of [...leaves.filter((span) => !last(span)), ...leaves.filter(last)]) {
-    pen.globalAlpha = found && !found.hits.has(span) ? 0.12 : 0.9;
-    pen.fillStyle = ink(colour(span));
-    put(span);
-  }
+  if (tree.length <= EACH) drawEach(pen, leaves, room, scale);
+  else drawProfile(pen, leaves, room - 2 * scale);
   pen.globalAlpha = 1;
   for (const [, from, to, what] of facts.critical) {
-    pen.fillStyle = ink(whatColour(what));
-    pen.fillRect((from / total) * canvas.width, canvas.height - strip, Math.max(((to - from) / total) * canvas.width, 0.5), strip);
+    pen.ink(whatColour(what));
+    pen.fillRect((from / total) * canvas.width, room, Math.max(((to - from) / total) * canvas.width, 0.5), strip);
+  }
+}
+
+function drawEach(pen, leaves, room, scale) {
+  const each = (room - 6 * scale) / tree.length, tall = Math.min(Math.max(each * 0.8, scale), 5 * scale), wide = pen.canvas.width;
+  for (const span of leaves) {
+    const left = ((span.start + span.waited) / total) * wide, right = (span.until / total) * wide;
+    pen.globalAlpha = found && !found.hits.has(span) ? 0.15 : 1;
+    pen.ink(colour(span));
+    pen.fillRect(left, 3 * scale + span.place * each, Math.max(right - left, scale), tall);
+  }
+}
+
+/** Spans under way at once over time, in layers of a colour each; what the filter leaves out is pale and lies on top. */
+function drawProfile(pen, leaves, room) {
+  const wide = pen.canvas.width, layers = new Map();
+  for (const span of leaves) {
+    const key = `${found && !found.hits.has(span) ? 1 : 0}${colour(span)}`;
+    if (!layers.has(key)) layers.set(key, new Float32Array(wide + 2));
+    const steps = layers.get(key), left = Math.floor(((span.start + span.waited) / total) * wide);
+    steps[left] += 1;
+    steps[Math.max(left + 1, Math.ceil((span.until / total) * wide))] -= 1;
+  }
+  for (const steps of layers.values()) for (let x = 1; x < wide; x += 1) steps[x] += steps[x - 1];
+  const order = [...layers].sort(([one], [other]) => (one < other ? -1 : 1)), reached = new Float32Array(wide);
+  const sums = reached.map((_, x) => order.reduce((sum, [, steps]) => sum + steps[x], 0)).sort();
+  const most = Math.max(1, sums[Math.floor(wide * 0.99)]); // a short peak goes out of the picture, or nothing else is seen in it
+  for (const [key, steps] of order) {
+    pen.globalAlpha = key[0] === "1" ? 0.18 : 0.9;
+    pen.ink(key.slice(1));
+    for (let x = 0; x < wide; x += 1) {
+      const tall = (steps[x] / most) * room;
+      pen.fillRect(x, room - reached[x] - tall, 1, tall);
+      reached[x] += tall;
+    }
   }
 }
 
@@ -470,6 +520,7 @@ function followOverview() {
     const clicked = drag?.how === "choose" && Math.abs(event.clientX - drag.x) <= 3 && !$("window").hidden;
     if (clicked) look(drag.at - (view.to - view.from) / 2, drag.at + (view.to - view.from) / 2);
     drag = null;
+    follow();
   });
   overview.addEventListener("pointercancel", () => { drag = null; });
   overview.addEventListener("dblclick", () => look(0, total));
@@ -498,7 +549,7 @@ function keyInRows(event) {
   const keys = {
     ArrowDown: () => to(row + 1), ArrowUp: () => to(row - 1), PageDown: () => to(row + page), PageUp: () => to(row - page),
     Home: () => to(0), End: () => to(listed.length - 1),
-    ArrowRight: () => row >= 0 && (open ? isListed(selected.children[0]) && select(selected.children[0]) : setClosed(selected, false)),
+    ArrowRight: () => row >= 0 && (open ? listed[row + 1]?.parent === selected && to(row + 1) : setClosed(selected, false)),
     ArrowLeft: () => row >= 0 && (open ? setClosed(selected, true) : selected.parent && select(selected.parent)),
     Enter: () => row >= 0 && select(selected, { show: true }), " ": () => row >= 0 && setClosed(selected, open),
     "+": () => zoom(0.5), "=": () => zoom(0.5), "-": () => zoom(2), 0: () => look(0, total),
@@ -569,13 +620,18 @@ function followTools() {
   });
   $("expand").addEventListener("click", () => { closed = new Set(); relist(); });
   $("collapse").addEventListener("click", () => { closed = collapsed(); relist(); });
-  $("in").addEventListener("click", () => zoom(0.5));
-  $("out").addEventListener("click", () => zoom(2));
+  for (const [id, factor] of [["in", 0.5], ["out", 2]]) {
+    $(id).addEventListener("click", () => {
+      zoom(factor);
+      follow();
+    });
+  }
   $("reset").addEventListener("click", () => look(0, total));
   $("critical").addEventListener("click", () => {
     marking = !marking;
     $("critical").setAttribute("aria-pressed", String(marking));
     $("path").hidden = !marking;
+    if (marking) for (const span of critical.keys()) openAround(span);
     afterResize();
   });
   $("tabs").addEventListener("click", (event) => event.target.id.startsWith("tab-") && showTab(event.target.id.slice(4)));

@@ -17,14 +17,14 @@ function drawHead() {
   $("head").replaceChildren(
     make("div", { class: "who" },
       make("span", { class: `pill ${STATUS[facts.status] ?? "idle"}`, id: "status" }, facts.status),
-      make("b", null, facts.workflow), make("code", null, facts.run_id), facts.thread && make("span", null, "thread ", facts.thread)),
+      make("b", null, facts.workflow), make("code", null, facts.run_id), facts.thread && make("span", null, "thread ", facts.thread),
+      more && make("details", { class: "input" }, make("summary", null, "Input"), json(input))),
     make("h1", null, texts[0] ?? "Trace"),
     make("dl", { class: "facts" },
       fact("total time", duration(facts.seconds)), fact("model calls", whole(usage.model_calls)), fact("tokens", tokens),
       fact("cost", usd(usage.cost_usd)), fact("model", facts.model || "none"), fact("begun", date(facts.began)),
       facts.attempts > 1 && fact("attempts", whole(facts.attempts)), fact("spans", whole(spans.length))),
-    ...(facts.error ? [make("p", { class: "error", role: "alert" }, facts.error)] : []),
-    ...(more ? [make("details", { class: "input" }, make("summary", null, "Input"), json(input))] : []));
+    ...(facts.error ? [make("p", { class: "error", role: "alert" }, facts.error)] : []));
 }
 
 // ---- The critical path
@@ -39,11 +39,10 @@ function drawPath() {
     piece.style.flexGrow = time;
     return piece;
   }));
-  $("path").replaceChildren(line, make("table", null,
-    make("caption", null, "Where the time of the critical path went"),
-    make("thead", null, make("tr", null, ["what", "time", "share"].map((name) => make("th", { scope: "col" }, name)))),
-    make("tbody", null, rows.map(([what, time]) => make("tr", null,
-      make("th", { scope: "row" }, swatch(whatColour(what)), what), make("td", null, duration(time)), make("td", null, percent(time / sum)))))));
+  $("path").replaceChildren(line, make("table", { role: "table", "aria-label": "Where the time of the critical path went" },
+    make("tbody", { role: "rowgroup" }, rows.map(([what, time]) => make("tr", { role: "row" },
+      make("th", { scope: "row", role: "rowheader" }, swatch(whatColour(what)), what),
+      make("td", { role: "cell" }, duration(time)), make("td", { role: "cell" }, percent(time / sum)))))));
   $("critical").disabled = !rows.length;
 }
 
@@ -94,7 +93,8 @@ function detailHead(span) {
       make("h2", null, swatch(colour(span)), span.name),
       make("p", { class: "tags" }, make("span", { class: `pill ${stateClass(span)}` }, span.state === "recalled" ? "from the journal" : span.state),
         make("span", { class: "tag" }, span.kind), span.attempt > 1 && make("span", { class: "tag" }, `attempt ${span.attempt}`),
-        critical.has(span) && make("span", { class: "tag on" }, "critical path"))),
+        critical.has(span) && make("span", { class: "tag on" }, "critical path"),
+        make("button", { class: "copy", click: () => look(span.start - (span.until - span.start) / 8, span.until + (span.until - span.start) / 8) }, "Zoom to it"))),
     make("dl", { class: "facts" },
       fact("started", duration(span.start)), fact("ended", span.end === null ? (span.state === "running" ? "still running" : "never") : duration(span.end)),
       fact("took", span.end === null ? null : duration(span.end - span.start)),
@@ -179,7 +179,7 @@ function json(value) {
 }
 
 // A data block of a prompt: its tag ends in the run's boundary, which no text inside can repeat.
-const BLOCK = /<([a-z][a-z_]*)-([0-9a-f]{2,})((?: [a-z_]+="[^"<>]*")*)>\n([\s\S]*?)\n<\/\1-\2>/g;
+const BLOCK = /<(question|([a-z][a-z_]*)-[0-9a-f]{2,})((?: [a-z_]+="[^"<>]*")*)>\n([\s\S]*?)\n<\/\1>/g;
 const ENTITIES = { "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#x27;": "'", "&#39;": "'", "&amp;": "&" };
 
 function passages(text) {
@@ -195,7 +195,7 @@ function passages(text) {
     const given = Object.fromEntries([...match[3].matchAll(/ ([a-z_]+)="([^"]*)"/g)].map(([, name, value]) => [name, value.replace(/&\w+;|&#\w+;/g, (sign) => ENTITIES[sign] ?? sign)]));
     const { source, title, id, ...others } = given;
     parts.push(make("div", { class: "passage" },
-      make("h4", null, make("span", { class: "tag" }, match[1]), source && make("b", null, source), title && make("span", null, title),
+      make("h4", null, make("span", { class: "tag" }, match[2] ?? match[1]), source && make("b", null, source), title && make("span", null, title),
         Object.entries(others).map(([name, value]) => make("span", null, `${name} ${value}`)), id && make("code", null, id)),
       pre(match[4])));
   }
@@ -299,7 +299,7 @@ function findingCard(finding) {
     make("p", { class: "claim" }, finding.claim),
     finding.reason && make("p", { class: "reason" }, finding.reason),
     (finding.citations ?? []).map((cited) => make("figure", null, make("figcaption", null, cited.source),
-      make("blockquote", null, cited.before, make("mark", null, cited.quote), cited.after))));
+      make("blockquote", { class: `${cited.before ? "more-before" : ""} ${cited.after ? "more-after" : ""}` }, cited.before, make("mark", null, cited.quote), cited.after))));
 }
 
 function drawCost() {
@@ -318,7 +318,7 @@ function drawCost() {
     make("tbody", null, facts.roles.map((row) => make("tr", null, make("th", { scope: "row" }, swatch(roleColour(row.role)), row.role || "none"),
       make("td", { "data-label": "model" }, row.model), columns.map((column, place) => cell(row, column, place))))),
     make("tfoot", null, make("tr", null, make("th", { scope: "row" }, "all"), make("td"), columns.map(([label, name, say], place) =>
-      make("td", { "data-label": label }, make("span", null, name === "cost_usd" ? usd(facts.usage.cost_usd) : say(sums[place])))))));
+      make("td", { "data-label": label }, make("span", null, name === "cost_usd" ? usd(facts.usage.cost_usd) : say(sums[place])), make("small"))))));
   $("cost").replaceChildren(facts.roles.length ? table : make("p", { class: "muted" }, "No model was called."),
     make("p", { class: "muted" }, "Under way: the time of all calls together, several of which run at once. Waited: for a turn, before the calls were sent."));
 }
