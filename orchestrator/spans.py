@@ -101,8 +101,8 @@ class Tracer:
         self.root = self.begin("run", name, parent=None, given=given)
 
     def now(self) -> float:
-        """Seconds since the epoch."""
-        return self._epoch + time.monotonic() - self._clock
+        """Seconds since the epoch, to a tenth of a millisecond: as they are stored, so that ids and orders are the same later."""
+        return round(self._epoch + time.monotonic() - self._clock, 4)
 
     def begin(self, kind: SpanKind, name: str, *, parent: Span | None, given: Any = None, **known: Any) -> Span:
         """A span that begins now; `known` are further fields of it."""
@@ -188,8 +188,10 @@ class Tracer:
             self._step_began(tuple(path), task)
             return
         span = self._nodes.pop(task["id"], None)
-        if span is None or (span.kind == "branch" and span.ended is not None):
+        if span is None:
             return
+        if span.branch and self._branches.get(span.branch) is span:
+            del self._branches[span.branch]
         error = str(task["error"]) if task["error"] else None
         self.end(span, "waiting" if task["interrupts"] else "failed" if error else "ok", error, came=task["result"])
 

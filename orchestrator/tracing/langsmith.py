@@ -110,6 +110,7 @@ class LangSmithTrace:
         self._posted: set[int] = set()
         self._orders: dict[int, str] = {}  # LangSmith's dotted order of spans that others may stand in
         self._root: Span | None = None
+        self._is_sampled = True
         self._url: str | None = None
         self._url_known = threading.Event()
 
@@ -124,17 +125,25 @@ class LangSmithTrace:
 
     def began(self, span: Span) -> None:
         """A span that begins is sent, too, where it does not end at once."""
-        if span.parent is None:
-            self._root = span
-        self._put(span, now=span.parent is None)
-        if span.parent is None:
+        if span.parent is not None:
+            self._put(span)
+            return
+        self._root, place = span, self.place(span)
+        self._is_sampled = self._sender.client.samples(place["trace_id"])
+        self._url = self._sender.known_url(place["session_name"], place["id"]) if self._is_sampled else None
+        self._put(span, now=self._url is None)
+        if self._url is None and self._is_sampled:
             self._sender.also(self._ask_url)
+        else:
+            self._url_known.set()
 
     def ended(self, span: Span) -> None:
         """A span in its last state."""
         self._put(span)
 
     def _put(self, span: Span, *, now: bool = False) -> None:
+        if not self._is_sampled:
+            return
         with self._lock:
             if span.id in self._waiting:
                 return
@@ -155,7 +164,7 @@ class LangSmithTrace:
     def verdicts(self, scores: Mapping[str, float | int]) -> None:
         """Send what the run came to as feedback on it."""
         root = self._root
-        if root is not None and scores:
+        if root is not None and scores and self._is_sampled:
             self._sender.also(lambda: self._sender.feedback(self.place(root), scores))
 
     def _project(self) -> str:
@@ -169,7 +178,10 @@ class LangSmithTrace:
             self._waiting.discard(span.id)
             is_new = span.id not in self._posted
             self._posted.add(span.id)
-        return operation_of(span, self._facts, self._sender.redactor, self._identity(span), project=self._project(), is_new=is_new)
+        place = self.place(span)
+        if span.ended is not None:  # so have all that are inside, and none of them is looked at later
+            self._orders.pop(span.id, None)
+        return operation_of(span, self._facts, self._sender.redactor, place, is_new=is_new)
 
     def _id(self, span: Span) -> uuid.UUID:
         number, began = self._origins.get(span.id, (span.id, span.began))
@@ -206,15 +218,12 @@ def span_uuid(run_id: str, attempt: int, number: int, began: float) -> uuid.UUID
     return uuid.UUID(int=bits | 0x7 << 76 | 0x2 << 62)
 
 
-def operation_of(
-    span: Span, facts: Facts, redactor: Redactor, identity: Mapping[str, Any], *, project: str, is_new: bool = True
-) -> "Operation":
-    """A span as LangSmith's ingestion takes it."""
+def operation_of(span: Span, facts: Facts, redactor: Redactor, place: Mapping[str, Any], *, is_new: bool = True) -> "Operation":
+    """A span as LangSmith's ingestion takes it; `place` is where it stands there."""
     operation: Operation = {
-        **identity,
+        **place,
         "name": redactor.name(span.name, span.kind),
         "run_type": _TYPES.get(span.kind, "chain"),
-        "session_name": project,
         "tags": [redactor.text(tag) for tag in _tags(span, facts)],
         "extra": {"metadata": redactor.value(_metadata(span, facts))},
     }

@@ -68,6 +68,10 @@ class Destination(Client):
         self._put = put
         session.compressing = self._compresses
 
+    def samples(self, trace_id: Any) -> bool:
+        """Whether a trace is one of those that are sent, of which LangSmith's own variable says how many."""
+        return bool(self._filter_for_sampling([{"id": trace_id, "trace_id": trace_id}]))
+
     def _compresses(self) -> bool:
         off = any(os.environ.get(f"{space}_DISABLE_RUN_COMPRESSION", "").lower() in ("true", "1") for space in ("LANGSMITH", "LANGCHAIN"))
         flags = self._info.instance_flags if self._info is not None else None
@@ -104,6 +108,7 @@ class Sender:
         self._hurry = False
         self._closed = False
         self._projects: dict[str, Any] = {}
+        self._urls: dict[str, str] = {}  # by project, with {} for the run
         self.client = Destination(self._foreign, self._failures.append)
         self._thread = threading.Thread(target=self._run, name="orchestrator trace", daemon=True)
         self._thread.start()
@@ -230,13 +235,20 @@ class Sender:
 
     def url_of(self, run: Mapping[str, Any]) -> str | None:
         """The address of a run in LangSmith; None where it does not say. Asks it: only for the thread."""
+        project, run_id = str(run["session_name"]), str(run["id"])
         for attempt in range(_URL_TRIES):
             if self.cause:
                 break
             with suppress(Exception):  # a project that is only just being made, or a server that does not know this
-                return RunTree(**run, project_id=self._project(str(run["session_name"])), ls_client=self.client).get_url()
+                url = RunTree(**run, project_id=self._project(project), ls_client=self.client).get_url()
+                self._urls[project] = url.replace(run_id, "{}") if run_id in url else ""
+                return url
             time.sleep(_URL_PAUSE * (attempt + 1))
         return None
+
+    def known_url(self, project: str, run_id: Any) -> str | None:
+        """The address of a run in a project of which another run's address is known: that of the next differs in the run's id alone."""
+        return self._urls[project].format(run_id) if self._urls.get(project) else None
 
     def _project(self, name: str) -> Any:
         if name not in self._projects:

@@ -61,7 +61,7 @@ def _span(trace: Mapping[str, Any], told: Mapping[str, Any], parent: Span | None
         parent=parent,
         kind=told["kind"],
         name=told["name"],
-        began=trace["began"] + told["start"],
+        began=told["origin"][2],
         role=told["role"],
         branch=told["branch"],
         model=told["model"],

@@ -9,6 +9,7 @@ from orchestrator.tracing.critical import ended, spent_on
 
 __all__ = ["Line", "duration", "waterfall"]
 
+_LEAST_COST = 0.0001  # US dollars
 _WHOLE = 200  # spans that are all shown
 _BRANCHES = 30  # branches that are shown of a larger trace
 _LEAST_BAR, _LEAST_NAME = 12, 24  # columns
@@ -70,7 +71,7 @@ _STATUS = {"complete": "green", "running": "cyan", "failed": "red", "crashed": "
 
 
 def _usd(cost: float) -> str:
-    return f"${cost:.4f}" if cost else "no cost"
+    return "no cost" if not cost else f"${cost:.4f}" if cost >= _LEAST_COST else f"<${_LEAST_COST}"
 
 
 def _rows(trace: Mapping[str, Any], *, whole: bool) -> tuple[list[tuple[Mapping[str, Any], int]], int]:
@@ -107,6 +108,7 @@ def _chart(trace: Mapping[str, Any], rows: Sequence[tuple[Mapping[str, Any], int
     took = 11
     bar = max(_LEAST_BAR, width - room - took - 4)
     seconds = max(trace["seconds"], 1e-6)
+    told = {trace["error"]}
     yield Line([(" " * (room + 3), ""), (_axis(seconds, bar), "dim")])
     for (span, _), name in zip(rows, names, strict=True):
         cut = name if len(name) <= room else f"{name[: room - 1]}…"
@@ -114,9 +116,10 @@ def _chart(trace: Mapping[str, Any], rows: Sequence[tuple[Mapping[str, Any], int
         style = _STYLES.get(span["state"], _KINDS.get(span["kind"], ""))
         length = "" if span["end"] is None else duration(span["end"] - span["start"])
         yield Line([(mark, "yellow"), (f"{cut:<{room}}  ", style), *_bar(span, seconds, bar, style), (f" {length:>{took - 1}}", "")])
-        if span["error"] or span["state"] in _SAYS:
-            said = one_line(span["error"] or _SAYS[span["state"]], max(20, width - 6))
-            yield Line([("      ", ""), (said, style or "dim")])
+        said = span["error"] or _SAYS.get(span["state"])
+        if said and (said not in told or said in _SAYS.values()):  # an error is that of all the spans around, too
+            told.add(said)
+            yield Line([("      ", ""), (one_line(said, max(20, width - 6)), style or "dim")])
 
 
 def _name(span: Mapping[str, Any], depth: int) -> str:
