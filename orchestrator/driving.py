@@ -10,7 +10,7 @@ import sysconfig
 import time
 import traceback
 import warnings
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.channels.base import BaseChannel
 from langgraph.errors import GraphDrained, GraphRecursionError, InvalidUpdateError
 from langgraph.graph.state import CompiledStateGraph
@@ -151,7 +152,7 @@ class Attempt:
             if not (self.goes_on and event.kind in ("run_started", "documents")):
                 delivery.put(event)
 
-        with listening(emit), unknown_targets() as unknown:
+        with _apart(), listening(emit), unknown_targets() as unknown:
             self._tell_start()
             try:
                 async with _connected(), contextlib.aclosing(self.context), guarding(self.context.terms):
@@ -260,7 +261,7 @@ class Attempt:
             "recursion_limit": _steps(self.controls),
             "metadata": {"run_id": self.run_id, "workflow": self.workflow.name},
             "tags": [f"workflow:{self.workflow.name}"],
-            "callbacks": tracer.callbacks or None,
+            "callbacks": tracer.callbacks,
         }
         if self.thread:
             config["configurable"] = {"thread_id": self.thread}
@@ -339,6 +340,16 @@ class Attempt:
             error=error,
             questions=questions_of(self.interrupts) if status == "interrupted" else (),
         )
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """A run that a node or a tool of another one starts is no part of that one's graph: it has checkpoints and a trace of its own."""
+    token = var_child_runnable_config.set(None)
+    try:
+        yield
+    finally:
+        var_child_runnable_config.reset(token)
 
 
 _runs: WeakKeyDictionary[asyncio.AbstractEventLoop, int] = WeakKeyDictionary()

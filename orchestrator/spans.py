@@ -95,7 +95,7 @@ class Tracer:
         self._branches: dict[str, Span] = {}
         self._rounds: dict[tuple[str, ...], Span] = {}  # that go on, by the graph that they are of
         self.foreign: dict[UUID, Span] = {}  # by LangChain's ids of runs, where its callbacks are listened to
-        self.callbacks: list[Any] = []  # that the run's graph is given
+        self.callbacks: list[Any] | None = None  # LangChain's, that the run's graph is given; None: those around
         self.rounds = 0  # that earlier attempts of the run have finished
         self._counted: dict[tuple[int, str], int] = {}
         self.root = self.begin("run", name, parent=None, given=given)
@@ -111,8 +111,11 @@ class Tracer:
             return span
         if self.takes_content or kind == "node":
             span.given = given
-        if parent is not None:
-            parent.under_way.add(span)
+        around = parent
+        while around is not None and around.ended is not None and around.parent is not None:  # left behind by a step that has ended
+            around = around.parent
+        if around is not None:
+            around.under_way.add(span)
         for sink in self.sinks:
             sink.began(span)
         return span
@@ -123,8 +126,11 @@ class Tracer:
             return
         for inside in list(span.under_way):
             self.end(inside, "cancelled")
-        if span.parent is not None:
-            span.parent.under_way.discard(span)
+        around = span.parent
+        while around is not None and span not in around.under_way:
+            around = around.parent
+        if around is not None:
+            around.under_way.discard(span)
         if not (state == "ok" and span.state == "recalled"):
             span.state = state
         span.ended, span.error = self.now(), error
@@ -142,7 +148,7 @@ class Tracer:
         Unless it `holds` what is begun inside, as whoever reads a stream is no part of it, that stands beside it.
         """
         span = self.begin(kind, name, parent=parent or self.here(), given=given, **known)
-        token = _inside.set(span) if holds else None
+        token = _inside.set((self, span)) if holds else None
         try:
             yield span
         except Exception as error:
@@ -162,8 +168,8 @@ class Tracer:
         if not self.sinks:
             return self.root
         inside = _inside.get()
-        if inside is not None and inside.ended is None:
-            return inside
+        if inside is not None and inside[0] is self and inside[1].ended is None:
+            return inside[1]
         from langchain_core.runnables.config import var_child_runnable_config
 
         metadata = (var_child_runnable_config.get() or {}).get("metadata") or {}
@@ -262,7 +268,7 @@ class Tracer:
         self.end(self.root, state, error, came)
 
 
-_inside: ContextVar[Span | None] = ContextVar("inside", default=None)
+_inside: ContextVar[tuple[Tracer, Span] | None] = ContextVar("inside", default=None)  # a run in a tool of another one has its own
 
 
 def _branch_named(given: Any, name: str) -> tuple[str | None, str]:

@@ -132,6 +132,36 @@ def test_a_run_inside_a_traceable_function_is_a_part_of_its_trace(documents: Pat
     assert "mine" in research["tags"]
 
 
+NESTED = """
+import asyncio, sys
+from typing import TypedDict
+from langgraph.graph import START, StateGraph
+from orchestrator import run
+
+class State(TypedDict, total=False):
+    documents: list[str]
+    told: str
+
+async def inner(state: State) -> State:
+    given = {"question": "What limits the depth of a resume?", "documents": state["documents"]}
+    return {"told": (await run("research", given, model="offline", db="memory://")).status}
+
+graph = StateGraph(State).add_node("inner", inner).add_edge(START, "inner")
+print(asyncio.run(run(graph, {"documents": [sys.argv[1]]}, db="memory://")).output["told"])
+"""
+
+
+def test_a_run_that_a_node_starts_is_a_part_of_the_run_around(documents: Path) -> None:
+    with receiving() as receiver:
+        command = [sys.executable, "-c", NESTED, str(documents)]
+        done = subprocess.run(command, env={**os.environ, **receiver.environ()}, capture_output=True, text=True, timeout=50, check=False)
+    assert (done.stdout, done.stderr) == ("complete\n", "")
+    [root] = receiver.tree()
+    assert (root[0], root[1][:1], [each[0] for each in root[1][1:]]) == ("graph", ["inner"], ["research"])
+    assert [each[0] for each in root[1][1][1:]] == ["round 1", "round 2", "writer"]
+    assert len({span["trace_id"] for span in receiver.spans.values()}) == 1
+
+
 def test_two_attempts_are_one_thread(documents: Path, tmp_path: Path) -> None:
     """What an earlier attempt was answered stands in the later one's tree as what it is: it used nothing."""
 

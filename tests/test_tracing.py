@@ -1,15 +1,19 @@
 """What LangSmith is sent, received by its own protocol: one tree that a person can read, without keys, and never in the way."""
 
+import base64
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from langsmith_receiver import receiving
+from test_otlp import collector
 
 QUESTION = "What limits the depth of a resume?"
 
@@ -146,20 +150,69 @@ graph.add_edge(START, "leak").add_edge("leak", "fail")
 """
 
 
+def inflated(page: Path) -> str:
+    """A page with its data, which stands in it compressed."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r">([A-Za-z0-9+/=]{64,})</script>", text)
+    assert len(blocks) == 2
+    return text + "".join(zlib.decompress(base64.b64decode(block)).decode() for block in blocks)
+
+
+def leaked(text: str) -> list[str]:
+    """The planted keys that stand in a text: any piece of one counts."""
+    pieces = [*SECRETS.values(), *SHAPED[:6], *SHAPED[7:], "planted", "lanted"]
+    return [piece for piece in pieces if piece in text or json.dumps(piece)[1:-1] in text]
+
+
 @pytest.mark.parametrize("content", ["redacted", "none"])
-def test_planted_keys_are_in_nothing_that_is_sent(content: str, tmp_path: Path) -> None:
+def test_planted_keys_are_in_nothing_that_leaves(content: str, tmp_path: Path) -> None:
+    """R17: 4 values of variables, also in other forms, and 10 that only look like keys, in inputs, outputs and errors."""
     (tmp_path / "leaky.py").write_text(LEAKS)
-    with receiving() as receiver:
-        command = [sys.executable, "-m", "orchestrator", str(tmp_path / "leaky.py"), " ".join(SHAPED), "--trace-content", content]
-        environ = {**os.environ, **receiver.environ(), **SECRETS}
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=50, check=False)
+    page = tmp_path / "trace.html"
+    with receiving() as receiver, receiving() as later, collector() as (endpoint, spans):
+
+        def command(*words: str) -> subprocess.CompletedProcess[str]:
+            environ = {**os.environ, **receiver.environ(), **SECRETS, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
+            whole = [sys.executable, "-m", "orchestrator", *words, "--trace-content", content]
+            return subprocess.run(whole, env=environ, capture_output=True, text=True, timeout=50, check=False)
+
+        done = command(str(tmp_path / "leaky.py"), " ".join(SHAPED), "--run-id", "leaky", "--trace-otlp")
+        exported = [command("trace", "leaky", *how).stdout for how in (["--json"], ["--all"])]
+        assert command("trace", "leaky", "--html", str(page)).returncode == 0
+        live = b"\n".join(receiver.bodies).decode()
+        receiver.bodies.clear()
+        assert command("trace", "leaky", "--upload").returncode == 0
     assert done.returncode == 1, done.stderr
-    sent = b"\n".join(receiver.bodies).decode()
-    pieces = [*SECRETS.values(), *SHAPED[:6], *SHAPED[7:], "planted"]
-    assert [piece for piece in pieces if piece in sent or json.dumps(piece)[1:-1] in sent] == []
+    assert later.bodies == []
+    assert len(spans) == 3
+    sent = live
+    sinks = {"LangSmith": live, "upload": b"\n".join(receiver.bodies).decode(), "OpenTelemetry": str(spans), "page": inflated(page)}
+    for name, text in {**sinks, "JSON": exported[0], "terminal": exported[1]}.items():
+        assert (name, leaked(text)) == (name, [])
     [failed] = receiver.named("fail")
     assert ("could not log in" in failed["error"]) == (content == "redacted")
     assert ("[redacted]" in sent) == (content == "redacted")
+
+
+BROKEN = """
+import asyncio, sys
+from orchestrator import run
+from orchestrator.tracing import recording
+
+def broken(content):
+    raise MemoryError("no room for it")
+
+recording.Redactor = broken
+print(asyncio.run(run("research", {"question": sys.argv[1], "documents": [sys.argv[2]]}, model="offline")).status)
+"""
+
+
+def test_where_keys_cannot_be_taken_out_tracing_is_off_and_says_so(documents: Path) -> None:
+    with receiving() as receiver:
+        command = [sys.executable, "-c", BROKEN, QUESTION, str(documents)]
+        done = subprocess.run(command, env={**os.environ, **receiver.environ()}, capture_output=True, text=True, timeout=50, check=False)
+    assert (done.stdout, receiver.paths) == ("complete\n", [])
+    assert "tracing is off: keys could not be taken out of the trace: no room for it" in done.stderr
 
 
 def test_what_cannot_be_taken_out_is_not_sent(documents: Path) -> None:

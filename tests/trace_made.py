@@ -93,7 +93,16 @@ class _Made:
         self.free: list[float] = [0.0] * _SLOTS  # when each slot for calls is free again
 
     def span(self, parent: dict[str, Any] | None, kind: str, name: str, start: float, **known: Any) -> dict[str, Any]:
-        blank = {"role": "", "branch": None, "model": "", "attempt": 1, "sent": None, "first": None, "end": None, "state": "ok"}
+        blank: dict[str, Any] = {
+            "role": "",
+            "branch": None,
+            "model": "",
+            "attempt": 1,
+            "sent": None,
+            "first": None,
+            "end": None,
+            "state": "ok",
+        }
         blank |= {"error": None, "input_tokens": 0, "output_tokens": 0, "cost_usd": None, "notes": []}
         number = len(self.spans)
         self.spans.append({"id": number, "parent": None if parent is None else parent["id"], "kind": kind, "name": name, **blank})

@@ -20,6 +20,9 @@ function words(text) {
   });
 }
 
+/** Untrusted text where there is no room for boxes: in titles. */
+const plain = (text) => String(text).split(ODD).map((part, place) => (place % 2 ? "·" : part)).join("");
+
 function make(tag, given, ...inside) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(given ?? {})) {
@@ -269,7 +272,7 @@ function drawChips() {
   const group = (label, name, counts, paint = () => null) => counts.length > 0 && make("span", { class: "chips", role: "group", "aria-label": label },
     make("span", { class: "label" }, label),
     counts.map(([value, count]) => make("button", { class: "chip", "aria-pressed": "false", "data-group": name, "data-value": value },
-      paint(value) && swatch(paint(value)), value, make("small", null, whole(count)))));
+      paint(value) && swatch(paint(value)), make("span", { class: "words" }, value), make("small", null, whole(count)))));
   const kindColour = (kind) => (["tool", "retriever", "documents"].includes(kind) ? colour({ kind }) : null);
   $("chips").replaceChildren(...[
     group("kind", "kind", tally(spans.map((span) => span.kind)).filter(([kind]) => kind !== "run"), kindColour),
@@ -330,7 +333,7 @@ function rowOf(span, top) {
   },
   make("div", { class: "name", role: "gridcell" },
     make("span", { class: open === null ? "leaf" : "twisty", "aria-hidden": "true" }), swatch(colour(span)),
-    make("span", { class: "words" }, span.name),
+    make("span", { class: "words", title: plain(span.name) }, span.name),
     span.attempt > 1 && make("small", { class: "badge again" }, `attempt ${span.attempt}`),
     badge && make("small", { class: `badge ${span.state}` }, badge),
     open === false && inner(span)),

@@ -10,7 +10,7 @@ const STATUS = {
 function drawHead() {
   const { input, usage } = facts;
   const texts = Object.values(input ?? {}).filter((value) => typeof value === "string");
-  document.title = `${texts[0] ?? facts.workflow} · trace of ${facts.run_id}`;
+  document.title = plain(`${texts[0] ?? facts.workflow} · trace of ${facts.run_id}`);
   const fact = (name, ...value) => make("div", null, make("dt", null, name), make("dd", null, ...value));
   const tokens = `${whole(usage.input_tokens)} in, ${whole(usage.output_tokens)} out`;
   const more = Object.keys(input ?? {}).length > (texts.length ? 1 : 0);
@@ -90,7 +90,7 @@ function detailHead(span) {
     make("div", { class: "title" },
       make("nav", { "aria-label": "Around the span" }, path.map((around) => make("button", { class: "link", click: () => go(around) }, around.name))),
       make("button", { class: "close", "aria-label": "Close the details", title: "Close (Esc)", click: closeDetail }, "×"),
-      make("h2", null, swatch(colour(span)), span.name),
+      make("h2", null, swatch(colour(span)), make("span", null, span.name)),
       make("p", { class: "tags" }, make("span", { class: `pill ${stateClass(span)}` }, span.state === "recalled" ? "from the journal" : span.state),
         make("span", { class: "tag" }, span.kind), span.attempt > 1 && make("span", { class: "tag" }, `attempt ${span.attempt}`),
         critical.has(span) && make("span", { class: "tag on" }, "critical path"),
@@ -286,7 +286,7 @@ function drawFindings() {
     if (!labels.delete(label)) labels.add(label);
     event.currentTarget.setAttribute("aria-pressed", String(labels.has(label)));
     again();
-  } }, make("span", { class: `dot ${VERDICTS[label] ?? "idle"}` }), label || "not checked", make("small", null, whole(count))));
+  } }, make("span", { class: `dot ${VERDICTS[label] ?? "idle"}` }), make("span", { class: "words" }, label || "not checked"), make("small", null, whole(count))));
   $("findings").replaceChildren(all.length ? make("div", { class: "line chips" }, chips) : make("p", { class: "muted" }, "There are no findings."), list, more);
   again();
 }

@@ -4,21 +4,23 @@ import contextlib
 import hashlib
 import logging
 import os
+import sys
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.spans import Span
+from orchestrator.spans import Span, Tracer
 from orchestrator.text import counted
 from orchestrator.tracing.redaction import Redactor
 
 if TYPE_CHECKING:
     from orchestrator.tracing.sending import Destination, Operation, Sender
 
-__all__ = ["SWITCHES", "Facts", "LangSmithTrace", "is_on", "operation_of", "scores_of", "shared_sender", "span_uuid"]
+__all__ = ["SWITCHES", "Facts", "LangSmithTrace", "is_on", "operation_of", "run_around", "scores_of", "shared_sender", "span_uuid"]
 
 SWITCHES = (
     "LANGSMITH_TRACING",
@@ -49,10 +51,14 @@ class Facts:
     parent: Any = None  # LangSmith's run around, where the run was started inside one
 
 
+run_around: "ContextVar[tuple[Tracer, LangSmithTrace] | None]" = ContextVar("run_around", default=None)
+"""The run of ours that this code runs in, where it is sent to LangSmith: a run that a node or a tool of it starts is a part of it."""
+
+
 def is_on() -> bool:
     """Whether LangSmith's own variables, or the `tracing_context` around, ask for traces."""
-    import sys
-
+    if run_around.get() is not None:
+        return True
     if "langsmith" in sys.modules:
         from langsmith.run_helpers import get_tracing_context
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -12,11 +11,9 @@ from orchestrator.spans import Span
 from orchestrator.storage import Fence
 from orchestrator.storage.codec import Known
 from orchestrator.storage.trace import TraceTable
-from orchestrator.text import one_line
 
 __all__ = ["FIELDS", "LocalTrace"]
 
-_log = logging.getLogger("orchestrator")
 _FIRST, _EVERY = 0.1, 1.0  # seconds to the first write, and between two: what a killed process loses beside what the journal has
 _SETTLED = 0.25  # second after its end in which the journal has told a span its row
 _AT_ONCE = 500  # spans of one row
@@ -49,7 +46,7 @@ FIELDS = (
 
 
 class LocalTrace:
-    """The spans of one attempt, on the event loop that it is made on. What cannot be stored is told once, and never ends a run."""
+    """The spans of one attempt, on the event loop that it is made on. What cannot be stored ends no run: `failed` says why."""
 
     takes_content = False
 
@@ -63,7 +60,7 @@ class LocalTrace:
         self._timer: asyncio.TimerHandle | None = None
         self._due = False
         self._writing: set[asyncio.Future[Any]] = set()
-        self._failed: str | None = None
+        self.failed: str | None = None
 
     def began(self, span: Span) -> None:
         """What goes on is kept, too: a process may die in it."""
@@ -97,7 +94,7 @@ class LocalTrace:
         try:
             written = self._table.append(self._run, self._attempt, self._part, records, self._known, self._fence)
         except StorageError as error:
-            self._failed = str(error)
+            self.failed = str(error)
             return
         self._part += 1
         self._writing.add(written)
@@ -106,7 +103,7 @@ class LocalTrace:
     def _written(self, written: "asyncio.Future[Any]") -> None:
         self._writing.discard(written)
         if not written.cancelled() and (error := written.exception()) is not None:
-            self._failed = str(error)
+            self.failed = str(error)
 
     async def aclose(self) -> None:
         """Write what is left, and wait for it."""
@@ -120,8 +117,6 @@ class LocalTrace:
             for written in self._writing:
                 written.cancel()
             raise
-        if self._failed is not None:
-            _log.warning("a part of the trace was not stored: %s", one_line(self._failed))
 
 
 def _record(span: Span) -> list[Any]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from langgraph.graph.state import CompiledStateGraph
@@ -18,7 +19,7 @@ from orchestrator.spans import SpanState, Tracer
 from orchestrator.storage import Fence, RunRecord, Storage
 from orchestrator.text import one_line
 from orchestrator.tracing.foreign import ForeignTracer, has_foreign_nodes
-from orchestrator.tracing.langsmith import Facts, LangSmithTrace, is_on, scores_of, shared_sender
+from orchestrator.tracing.langsmith import Facts, LangSmithTrace, is_on, run_around, scores_of, shared_sender
 from orchestrator.tracing.local import LocalTrace
 from orchestrator.tracing.otlp import Collector, OtlpTrace, shared_collector
 from orchestrator.tracing.redaction import Redactor, content_asked
@@ -46,18 +47,29 @@ class RunTrace:
         """
         if self._remote is None:
             return contextlib.nullcontext()
+        return self._alone(graph, self._remote)
+
+    @contextmanager
+    def _alone(self, graph: CompiledStateGraph[Any, Any, Any, Any], remote: LangSmithTrace) -> Iterator[None]:
         from langsmith.run_helpers import tracing_context
 
-        graphs = [graph, *inner_graphs(graph)]
-        if not has_foreign_nodes(graphs):
-            return tracing_context(enabled=False)
-        self.tracer.callbacks = [ForeignTracer(self.tracer, self._remote, [str(each.name) for each in graphs])]
-        return tracing_context(enabled=True, client=self._remote.client)
+        graphs, context = [graph, *inner_graphs(graph)], tracing_context(enabled=False)
+        if has_foreign_nodes(graphs):
+            self.tracer.callbacks = [ForeignTracer(self.tracer, remote, [str(each.name) for each in graphs])]
+            context = tracing_context(enabled=True, client=remote.client)
+        token = run_around.set((self.tracer, remote))
+        try:
+            with context:
+                yield
+        finally:
+            run_around.reset(token)
 
     async def finished(self, result: Result) -> Result:
         """The attempt came to `result`: what is kept of it is durable, and the result says where it can be looked at."""
         self.tracer.close(_STATES.get(result.status, "failed"), result.error, came=result.output)
         await self._local.aclose()
+        if self._local.failed is not None:
+            _log.warning("a part of the trace was not stored: %s", one_line(self._local.failed))
         if self._remote is None:
             return result
         self._remote.verdicts(scores_of(result.model_dump()))
@@ -65,7 +77,7 @@ class RunTrace:
         return result.model_copy(update={"trace_url": url}) if url else result
 
     async def broken_off(self, error: BaseException) -> None:
-        """The attempt ended without a result."""
+        """The attempt ended without a result; where the store is what failed, that is told anyway."""
         self.tracer.close("failed" if isinstance(error, Exception) else "cancelled", str(error) or type(error).__name__)
         await self._local.aclose()
 
@@ -127,7 +139,7 @@ def _redactor() -> Redactor | None:
 def _facts(record: RunRecord, attempt: int) -> Facts:
     from langsmith.run_helpers import get_tracing_context
 
-    context = get_tracing_context()
+    context, around = get_tracing_context(), run_around.get()
     return Facts(
         run_id=record.run_id,
         workflow=record.workflow,
@@ -138,7 +150,7 @@ def _facts(record: RunRecord, attempt: int) -> Facts:
         project=context["project_name"],
         tags=tuple(context["tags"] or ()),
         metadata=dict(context["metadata"] or {}),
-        parent=context["parent"],
+        parent=context["parent"] if around is None else SimpleNamespace(**around[1].place(around[0].here())),
     )
 
 
