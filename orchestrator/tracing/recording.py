@@ -41,23 +41,22 @@ class RunTrace:
         self._remote = next((remote for remote in remotes if isinstance(remote, LangSmithTrace)), None)
         self.tracer = Tracer(name, [local, *remotes], given=dict(values))
 
-    def around(self, graph: CompiledStateGraph[Any, Any, Any, Any]) -> contextlib.AbstractContextManager[None]:
-        """Inside, LangChain's own tracer is off where the spans of this trace are sent: everything would be sent twice. What it would
-        tell of a user's own nodes comes into the same tree.
-        """
-        if self._remote is None:
-            return contextlib.nullcontext()
-        return self._alone(graph, self._remote)
-
     @contextmanager
-    def _alone(self, graph: CompiledStateGraph[Any, Any, Any, Any], remote: LangSmithTrace) -> Iterator[None]:
+    def around(self, graph: CompiledStateGraph[Any, Any, Any, Any]) -> Iterator[None]:
+        """Inside, LangChain's own tracer is off: everything would be sent twice, or though nothing is to be. What it would tell of a
+        user's own nodes comes into the same tree.
+        """
+        if not is_on():
+            yield
+            return
         from langsmith.run_helpers import tracing_context
 
-        graphs, context = [graph, *inner_graphs(graph)], tracing_context(enabled=False)
-        if has_foreign_nodes(graphs):
+        remote, graphs = self._remote, [graph, *inner_graphs(graph)]
+        context = tracing_context(enabled=False)
+        if remote is not None and has_foreign_nodes(graphs):
             self.tracer.callbacks = [ForeignTracer(self.tracer, remote, [str(each.name) for each in graphs])]
             context = tracing_context(enabled=True, client=remote.client)
-        token = run_around.set((self.tracer, remote))
+        token = run_around.set(None if remote is None else (self.tracer, remote))
         try:
             with context:
                 yield
