@@ -1,6 +1,6 @@
 """What traces cost: CPU a model call without any, with the local one that is always kept, and with LangSmith; and the page of a large run.
 
-python -m benchmarks.tracing [cost] [page] [--branches N] [--rounds N]
+python -m benchmarks.tracing [alone] [cost] [page] [--branches N] [--rounds N]
 """
 
 import argparse
@@ -73,6 +73,22 @@ def traced(how: str, endpoint: str) -> Iterator[None]:
         recording.Tracer = spans.Tracer  # type: ignore[misc]
 
 
+_sending: list[float] = []  # seconds of CPU that the thread which sends has taken, request by request
+
+
+def _watch_the_sender() -> None:
+    from orchestrator.tracing.sending import Sender
+
+    original = Sender._send
+
+    def timed(self: Sender, waiting: Any) -> None:
+        began = time.thread_time()
+        original(self, waiting)
+        _sending.append(time.thread_time() - began)
+
+    Sender._send = timed  # type: ignore[method-assign]
+
+
 async def one_run(documents: Path, branches: int, db: str) -> tuple[int, float]:
     """A run: its model calls, and CPU seconds of this process."""
     from orchestrator import run
@@ -93,14 +109,19 @@ def cost(documents: Path, branches: int, rounds: int, folder: Path) -> str:
     endpoint = here.recv()
     times: dict[str, list[float]] = {"none": [], "local": [], "langsmith": []}
     added: dict[str, list[float]] = {"local": [], "langsmith": []}
+    thread: list[float] = []
+    _watch_the_sender()
 
     async def measured() -> None:
         for number in range(rounds + 1):
             for how, seen in times.items():
                 with traced(how, endpoint):
+                    _sending.clear()
                     calls, cpu = await one_run(documents, branches, f"sqlite:///{folder / 'cost.db'}")
                 if number:  # the first is for imports and compiled regular expressions
                     seen.append(1000 * cpu / calls)
+                    if how == "langsmith":
+                        thread.append(1000 * sum(_sending) / calls)
             if number:
                 for how, seen in added.items():
                     seen.append(times[how][-1] - times["none"][-1])
@@ -114,7 +135,64 @@ def cost(documents: Path, branches: int, rounds: int, folder: Path) -> str:
     lines += [
         f"  {how:<10} +{statistics.median(seen):.3f} ms over none ({min(seen):+.3f} to {max(seen):+.3f})" for how, seen in added.items()
     ]
+    lines.append(f"  of it the thread that sends: {statistics.median(thread):.2f} ms ({min(thread):.2f} to {max(thread):.2f})")
     return "\n".join([*lines, f"  LangSmith was sent {received['bytes'] / 1e6:.1f} MB in {received['requests']} requests"])
+
+
+async def alone(branches: int, rounds: int) -> str:
+    """What the tracer and the store take by themselves, with no run around: the spans of branches with two model calls each.
+
+    How fast the machine is just now is told beside it, as a loop that always does the same work.
+    """
+    from langchain_core.runnables.config import var_child_runnable_config
+
+    from orchestrator.spans import Tracer
+    from orchestrator.state import Task
+    from orchestrator.storage import RunRecord, scratch_storage
+    from orchestrator.tracing.local import LocalTrace
+
+    def node(tracer: Tracer, path: list[str], name: str, shown: str, given: Any = None) -> list[str]:
+        place = f"{name}:{len(path)}-{next(numbers)}"
+        tracer.step(path, {"id": place.partition(":")[2], "name": name, "input": given, "metadata": {"trace": {name: shown}}})
+        return [*path, place]
+
+    def over(tracer: Tracer, path: list[str]) -> None:
+        tracer.step(path[:-1], {"id": path[-1].partition(":")[2], "name": "", "result": {}, "error": None, "interrupts": []})
+
+    def call(tracer: Tracer, path: list[str], role: str) -> None:
+        var_child_runnable_config.set({"metadata": {"langgraph_checkpoint_ns": "|".join(path), "trace": {"work": "hidden"}}})
+        with tracer.span("model", f"{role} model", given=[], role=role, model="bench", provider="openai", branch="t1", attempt=1) as span:
+            span.sent = tracer.now()
+
+    import itertools
+
+    numbers, seen = itertools.count(), list[float]()
+    async with scratch_storage() as storage:
+        for number in range(rounds):
+            fence = await storage.runs.create(RunRecord(run_id=f"run-{number}", workflow="w"))
+            began = time.process_time()
+            local = LocalTrace(storage.trace, number + 1, 1, fence)
+            tracer = Tracer("w", [local])
+            for branch in range(branches):
+                top = node(
+                    tracer, [], "branch", "branch round", {"task": Task(id=f"t{branch}", question=f"What is said of topic {branch}?")}
+                )
+                for role in ("researcher", "verifier"):
+                    agent = node(tracer, top, role, "agent")
+                    inner = node(tracer, agent, "work", "hidden")
+                    call(tracer, inner, role)
+                    over(tracer, inner)
+                    over(tracer, agent)
+                over(tracer, top)
+            tracer.close("ok")
+            await local.aclose()
+            seen.append(1000 * (time.process_time() - began) / (2 * branches))
+    began, total = time.process_time(), 0
+    for step in range(5_000_000):
+        total += step
+    speed = (time.process_time() - began) / 5
+    measured = f"{statistics.median(seen):.3f} ms CPU a call ({min(seen):.3f} to {max(seen):.3f})"
+    return f"  {measured}; a loop of a million steps takes {speed:.3f} s here"
 
 
 def page(documents: Path, branches: int, folder: Path) -> str:
@@ -136,7 +214,7 @@ def page(documents: Path, branches: int, folder: Path) -> str:
 def main() -> None:
     """Measure what is asked for and print it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="*", choices=("cost", "page", []), default=[])
+    parser.add_argument("what", nargs="*", choices=("alone", "cost", "page", []), default=[])
     parser.add_argument("--branches", type=int)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--keep", type=Path, help="leave the page and the store in this folder")
@@ -146,9 +224,14 @@ def main() -> None:
         documents = folder / "documents"
         documents.mkdir(parents=True, exist_ok=True)
         for number in range(200):
-            text = "\n\n".join(f"# Part {part}\nOf topic {number} it is said that part {part} has {number * part} pieces." for part in range(6))
+            text = "\n\n".join(
+                f"# Part {part}\nOf topic {number} it is said that part {part} has {number * part} pieces." for part in range(6)
+            )
             (documents / f"{number}.md").write_text(text)
-        for what in found.what or ("cost", "page"):
+        for what in found.what or ("alone", "cost", "page"):
+            if what == "alone":
+                print(what, asyncio.run(alone(found.branches or 500, found.rounds)), sep="\n", flush=True)
+                continue
             branches = found.branches or (50 if what == "cost" else 1000)
             here, there = multiprocessing.Pipe()
             server = multiprocessing.get_context("spawn").Process(target=serve, args=(there, branches, 0.05))

@@ -51,9 +51,10 @@ function duration(seconds) {
 
 /** A point of time on an axis whose marks are `step` seconds apart. */
 function moment(at, step) {
-  if (step >= 1 && at >= 60) return `${Math.floor(at / 60)}:${String(Math.round(at) % 60).padStart(2, "0")}`;
+  const digits = step >= 1 ? 0 : Math.min(4, Math.ceil(-Math.log10(step) - 1e-9)), rounded = Number(at.toFixed(digits));
+  if (rounded >= 60) return `${Math.floor(rounded / 60)}:${(rounded % 60).toFixed(digits).padStart(digits ? digits + 3 : 2, "0")}`;
   if (step < 0.1 && at < 1) return `${+(at * 1000).toFixed(step < 0.001 ? 2 : 0)} ms`;
-  return `${at.toFixed(step >= 1 ? 0 : Math.min(4, Math.ceil(-Math.log10(step) - 1e-9)))} s`;
+  return `${at.toFixed(digits)} s`;
 }
 
 function date(seconds) {

@@ -263,6 +263,9 @@ def _metadata(span: Span, facts: Facts) -> dict[str, Any]:
         "role": span.role,
     }
     if span.parent is None:
+        from langsmith.env import get_langchain_env_var_metadata
+
+        known |= {"revision_id": get_langchain_env_var_metadata().get("revision_id")}
         known |= {"fingerprint": facts.fingerprint, "versions": dict(facts.versions)}
     if span.kind == "model":
         known |= {"ls_model_type": "chat", "ls_model_name": span.model, "ls_provider": span.provider, "usage_metadata": _usage(span)}

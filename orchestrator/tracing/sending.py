@@ -63,6 +63,7 @@ class Destination(Client):
                 timeout_ms=(int(_CONNECT * 1000), int(_READ * 1000)),
                 retry_config=Retry(total=0),
                 tracing_mode="langsmith",
+                omit_traced_runtime_info=True,  # of every span the same: the root has it
                 tracing_error_callback=failed,
             )
         self._put = put
