@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
+from trace_browser import frames, names, row, row_count, until
 from trace_made import HOSTILE, hostile, in_rows, made_trace, one, with_ancestors
 
-from orchestrator.trace_page.page import page_html
+from orchestrator.tracing.page import page_html
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
@@ -24,16 +25,6 @@ Opened = Callable[..., Awaitable[Page]]
 pytestmark = pytest.mark.skipif(
     not Path(CHROMIUM).exists() and not os.environ.get("CI"), reason="there is no Chromium here; with CI set this is a failure"
 )
-
-
-async def until(page: Page, holds: str) -> None:
-    """Wait until this holds; Playwright's own way needs `eval`, which the page's policy forbids."""
-    await page.evaluate(f"new Promise((done) => {{ const look = () => ({holds} ? done() : requestAnimationFrame(look)); look(); }})")
-
-
-async def frames(page: Page) -> None:
-    """Wait until everything that is due was drawn."""
-    await page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 @pytest.fixture(scope="module")
@@ -85,23 +76,6 @@ def small() -> Trace:
 @pytest.fixture(scope="module")
 def small_html(small: Trace) -> str:
     return page_html(small)
-
-
-async def names(page: Page) -> list[str]:
-    """The names of the rows, from the top, after everything was drawn."""
-    await frames(page)
-    rows: list[str] = await page.evaluate("""
-        [...document.querySelectorAll('.row')].sort((one, other) => one.ariaRowIndex - other.ariaRowIndex)
-            .map((row) => row.querySelector('.words').textContent)""")
-    return rows
-
-
-async def row_count(page: Page) -> int:
-    return int(await page.locator("#rows").get_attribute("aria-rowcount") or 0)
-
-
-def row(page: Page, span: dict[str, Any]) -> Any:
-    return page.locator(f"#span-{span['id']}")
 
 
 async def test_the_head_and_every_span_are_shown(opened: Opened, small: Trace, small_html: str) -> None:
