@@ -89,13 +89,40 @@ def _watch_the_sender() -> None:
     Sender._send = timed  # type: ignore[method-assign]
 
 
+def many(branches: int) -> Any:
+    """The research workflow with a planner that asks as many questions as there are to be branches: a model's plan has 200 at most."""
+    from langgraph.graph import START, StateGraph
+    from typing_extensions import TypedDict
+
+    from agents import create_researcher, create_verifier, create_writer
+    from orchestrator import Workflow, create_supervisor
+
+    class Asked(TypedDict):
+        question: str
+        findings: list[Any]
+
+    class Planned(TypedDict):
+        questions: list[str]
+
+    class State(Asked, Planned):
+        pass
+
+    async def plan(state: State) -> dict[str, Any]:
+        return {"questions": [] if state.get("findings") else [f"What is said of topic {number}?" for number in range(branches)]}
+
+    planner = StateGraph(State, input_schema=Asked, output_schema=Planned).add_node("plan", plan).add_edge(START, "plan")
+    agents = planner.compile(name="planner"), create_researcher(), create_verifier(), create_writer()
+    return Workflow(create_supervisor(*agents), name="many")
+
+
 async def one_run(documents: Path, branches: int, db: str) -> tuple[int, float]:
     """A run: its model calls, and CPU seconds of this process."""
     from orchestrator import run
 
+    workflow = "research" if branches <= 200 else many(branches)
     given = {"question": "What is said of every topic?", "documents": [str(documents)]}
     began = time.process_time()
-    result = await run("research", given, model="openai:bench", controls={"max_concurrency": 200, "max_branches": branches}, db=db)
+    result = await run(workflow, given, model="openai:bench", controls={"max_concurrency": 200, "max_branches": branches}, db=db)
     if result.status != "complete":
         raise SystemExit(f"the run is {result.status}: {result.error}")
     return int(result.usage["model_calls"]), time.process_time() - began
@@ -223,7 +250,7 @@ def main() -> None:
         folder = found.keep or Path(scratch)
         documents = folder / "documents"
         documents.mkdir(parents=True, exist_ok=True)
-        for number in range(200):
+        for number in range(500):
             text = "\n\n".join(
                 f"# Part {part}\nOf topic {number} it is said that part {part} has {number * part} pieces." for part in range(6)
             )

@@ -19,6 +19,7 @@ from orchestrator.tracing.page import page_html
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+expect.set_options(timeout=20_000)  # a machine may be busy
 Trace = dict[str, Any]
 Opened = Callable[..., Awaitable[Page]]
 
