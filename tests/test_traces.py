@@ -14,9 +14,12 @@ from research_made import is_at, research, topics_script, write_topics
 
 from orchestrator import resume, run
 from orchestrator.errors import StorageError
+from orchestrator.journal import Journal, Request
 from orchestrator.spans import Tracer
 from orchestrator.storage import RunRecord, Storage, open_storage
 from orchestrator.storage.codec import Known
+from orchestrator.storage.database import Statement
+from orchestrator.storage.journal import JournalUsage
 from orchestrator.testing import Reply, agents_script, answer_for, model_server
 from orchestrator.tracing.critical import critical_path, spent_on
 from orchestrator.tracing.reading import trace_document
@@ -201,11 +204,10 @@ def _until(done: Any) -> None:
 async def test_of_a_process_that_died_before_it_wrote_its_spans_the_journal_has_the_calls() -> None:
     async with open_storage("memory://") as storage:
         record, fence = await _stored(storage)
-        from orchestrator.journal import Journal, Request
-
         journal = await Journal.open(storage.journal, record.number, fence)
         request = Request(kind="model", role="researcher", model="m", content={"messages": [["human", "hello"]]}, scope="branch t1")
-        await journal.record(request, {"content": "an answer"}, seconds=0.5)
+        used = JournalUsage(model_calls=1, input_tokens=12, output_tokens=3)
+        await journal.record(request, {"content": "an answer"}, usage=used, seconds=0.5)
         await journal.aclose()
         spans = [[0, None, "run", "w", 1.0, "", None, "", 1, None, None, None, "running", None, 0, 0, None, [], None, None]]
         branch = [1, 0, "branch", "branch 1: Q", 1.0, "", "t1", "", 1, None, None, None, "running", None, 0, 0, None, [], None, None]
@@ -213,6 +215,27 @@ async def test_of_a_process_that_died_before_it_wrote_its_spans_the_journal_has_
         trace = await trace_document(storage, record)
     assert tree(trace) == [["w", ["branch 1: Q", ["researcher model"]]]]
     assert trace["bodies"]["2"]["answer"]["text"] == "an answer"
+    assert (trace["usage"]["input_tokens"], trace["usage"]["output_tokens"]) == (12, 3)
+
+
+async def test_a_run_from_before_there_were_traces_has_its_calls(documents: Path) -> None:
+    result = await run("research", {"question": QUESTION, "documents": [str(documents)]}, model="offline")
+    async with open_storage() as storage:
+        await storage.database.run(Statement("DELETE FROM trace"))
+    trace = await trace_of(result.run_id)
+    assert trace["usage"]["model_calls"] == result.usage["model_calls"]
+    assert trace["usage"]["input_tokens"] == result.usage["input_tokens"]
+    assert {span["parent"] for span in trace["spans"][1:]} == {0}
+
+
+async def test_a_fork_has_its_own_calls_alone(documents: Path) -> None:
+    from orchestrator import fork
+
+    first = await run("research", {"question": QUESTION, "documents": [str(documents)]}, model="offline")
+    second = await fork(first.run_id, "write")
+    trace = await trace_of(second.run_id)
+    assert tree(trace) == [["research", ["writer", ["writer model"], ["documents"]]]]
+    assert named(trace, "writer model")[0]["state"] == "recalled"
 
 
 async def _stored(storage: Storage) -> tuple[RunRecord, Any]:

@@ -147,6 +147,11 @@ class JournalTable:
         uses = Statement("INSERT INTO uses(run, hash) SELECT ?, hash FROM uses WHERE run = ? ON CONFLICT DO NOTHING", (target, source))
         await self._database.run(rows, uses, fence=fence)
 
+    async def tokens(self, run: int) -> dict[int, tuple[int, int]]:
+        """Tokens in and out of each row."""
+        (found,) = await self._database.run(Statement("SELECT seq, input_tokens, output_tokens FROM journal WHERE run = ?", (run,)))
+        return {seq: (int(given), int(written)) for seq, given, written in found}
+
     async def sums(self, run: int) -> list[Sum]:
         """What the run's model calls used, by role, model and scope."""
         (found,) = await self._database.run(Statement(_SUMS, (run,)))

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.spans import Span, Tracer
 from orchestrator.text import counted
 from orchestrator.tracing.redaction import Redactor
+from orchestrator.tracing.sharing import Shared
 
 if TYPE_CHECKING:
     from orchestrator.tracing.sending import Destination, Operation, Sender
@@ -70,36 +71,26 @@ def is_on() -> bool:
     return "true" in {os.environ.get(name) for name in SWITCHES}
 
 
-_lock = threading.Lock()
-_shared: "dict[str, tuple[Sender, int]]" = {}  # by how much of texts is sent, with how many use it
 _log = logging.getLogger("orchestrator")
 
 
-@contextlib.contextmanager
-def shared_sender(redactor: Redactor) -> "Iterator[Sender]":
+def shared_sender(redactor: Redactor) -> "contextlib.AbstractContextManager[Sender]":
     """The sender of the process, shared by all who trace at the same time. The last of them waits, within bounds, for what is still to
     be sent; what did not arrive is one line of the log. Enter and leave it in a thread.
     """
     from orchestrator.tracing.sending import Sender
 
-    with _lock:
-        if redactor.content not in _shared:
-            _shared[redactor.content] = Sender(redactor), 0
-        sender, users = _shared[redactor.content]
-        _shared[redactor.content] = sender, users + 1
-    try:
-        yield sender
-    finally:
-        with _lock:
-            users = _shared[redactor.content][1] - 1
-            _shared[redactor.content] = sender, users
-            if not users:
-                del _shared[redactor.content]
-        if not users:
-            sender.flush(_FLUSH if sender.works else _FLUSH_AFTER_FAILURE)
-            if lost := sender.close():
-                cause = sender.cause or f"it took longer than {_FLUSH:g} s"
-                _log.warning("a part of the trace did not reach LangSmith (%s): %s", counted(lost, "span"), cause)
+    return _senders.use(redactor.content, lambda: Sender(redactor))
+
+
+def _close(sender: "Sender") -> None:
+    sender.flush(_FLUSH if sender.works else _FLUSH_AFTER_FAILURE)
+    if lost := sender.close():
+        cause = sender.cause or f"it took longer than {_FLUSH:g} s"
+        _log.warning("a part of the trace did not reach LangSmith (%s): %s", counted(lost, "span"), cause)
+
+
+_senders: "Shared[Sender]" = Shared(_close)
 
 
 class LangSmithTrace:

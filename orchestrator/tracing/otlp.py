@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import InputError
@@ -12,6 +12,7 @@ from orchestrator.spans import Span
 from orchestrator.text import counted
 from orchestrator.tracing.langsmith import Facts
 from orchestrator.tracing.redaction import Redactor
+from orchestrator.tracing.sharing import Shared
 
 if TYPE_CHECKING:
     pass
@@ -78,28 +79,17 @@ class Collector:
         return self.lost + (self.waiting if ending.is_alive() else 0)
 
 
-_lock = threading.Lock()
-_shared: dict[str, tuple[Collector, int]] = {}  # by how much of texts is sent, with how many use it
-
-
-@contextlib.contextmanager
-def shared_collector(redactor: Redactor) -> Iterator[Collector]:
+def shared_collector(redactor: Redactor) -> contextlib.AbstractContextManager[Collector]:
     """The collector of the process, shared by all who trace at the same time; enter and leave it in a thread. Raises InputError."""
-    with _lock:
-        if redactor.content not in _shared:
-            _shared[redactor.content] = Collector(redactor), 0
-        collector, users = _shared[redactor.content]
-        _shared[redactor.content] = collector, users + 1
-    try:
-        yield collector
-    finally:
-        with _lock:
-            users = _shared[redactor.content][1] - 1
-            _shared[redactor.content] = collector, users
-            if not users:
-                del _shared[redactor.content]
-        if not users and (lost := collector.close()):
-            _log.warning("a part of the trace did not reach the OpenTelemetry collector (%s)", counted(lost, "span"))
+    return _collectors.use(redactor.content, lambda: Collector(redactor))
+
+
+def _close(collector: Collector) -> None:
+    if lost := collector.close():
+        _log.warning("a part of the trace did not reach the OpenTelemetry collector (%s)", counted(lost, "span"))
+
+
+_collectors: Shared[Collector] = Shared(_close)
 
 
 class OtlpTrace:

@@ -27,7 +27,7 @@ async def trace_document(storage: Storage, record: RunRecord, *, bodies: bool = 
     """
     rows = {row.seq: row for row in await storage.journal.rows(record.number)}
     attempts = await storage.trace.spans(record.number)
-    spans = _joined(attempts, record, rows)
+    spans = _joined(attempts, record, rows, await storage.journal.tokens(record.number))
     began = min((span["start"] for span in spans), default=record.created)
     _counted_from(spans, began)
     await _priced(spans)
@@ -59,11 +59,17 @@ async def trace_document(storage: Storage, record: RunRecord, *, bodies: bool = 
     }
 
 
-def _joined(attempts: Mapping[int, Sequence[Sequence[Any]]], record: RunRecord, rows: Mapping[int, JournalRow]) -> list[dict[str, Any]]:
+def _joined(
+    attempts: Mapping[int, Sequence[Sequence[Any]]],
+    record: RunRecord,
+    rows: Mapping[int, JournalRow],
+    tokens: Mapping[int, tuple[int, int]],
+) -> list[dict[str, Any]]:
     """The spans of all attempts, numbered through; several attempts stand side by side under the run."""
     spans = list[dict[str, Any]]()
     known = {told[_ROW] for attempt in attempts.values() for told in attempt}
-    alone = [row for row in rows.values() if row.seq not in known and row.kind in _CALLS]
+    own = (row for row in rows.values() if row.began + row.seconds >= record.created)  # a fork has the calls of the run before it, too
+    alone = [row for row in own if row.seq not in known and row.kind in _CALLS]
     first_began = min((told[0][_BEGAN] for told in attempts.values()), default=0.0)
     if before := [row for row in alone if row.began + row.seconds < first_began]:  # of an attempt that wrote nothing before it died
         began = min(row.began for row in before)
@@ -83,7 +89,7 @@ def _joined(attempts: Mapping[int, Sequence[Sequence[Any]]], record: RunRecord, 
                 span["state"] = "running" if number == last and record.status == "running" else "lost"
             spans.append(span)
     for row in alone:
-        spans.append(_from_row(row, spans, len(spans)))
+        spans.append(_from_row(row, spans, tokens[row.seq]))
     for span in spans:
         span["start"], span["end"] = span.pop("began"), span.pop("ended")
     if len(attempts) != 1:
@@ -103,7 +109,7 @@ def _state_of(record: RunRecord) -> str:
     return _OF_RUNS.get(record.status, "failed")
 
 
-def _from_row(row: JournalRow, spans: Sequence[Mapping[str, Any]], number: int) -> dict[str, Any]:
+def _from_row(row: JournalRow, spans: Sequence[Mapping[str, Any]], tokens: tuple[int, int]) -> dict[str, Any]:
     """A call that only the journal knows, in the branch that it was made in."""
     branch = row.scope.removeprefix("branch ") if row.scope.startswith("branch ") else None
     ended = row.began + row.seconds
@@ -112,8 +118,8 @@ def _from_row(row: JournalRow, spans: Sequence[Mapping[str, Any]], number: int) 
     parent = (around if around and branch else attempts)[-1]["id"]
     name = row.model if row.kind == "tool" else f"{row.role or 'model'} model"
     known = {"role": row.role, "branch": branch, "model": row.model if row.kind == "model" else "", "error": row.error, "row": row.seq}
-    state = _STATES.get(row.state, "failed")
-    return _made(number, parent, row.kind, name, row.began, ended=row.began + row.seconds, state=state, **known)
+    known |= {"state": _STATES.get(row.state, "failed"), "input_tokens": tokens[0], "output_tokens": tokens[1]}
+    return _made(len(spans), parent, row.kind, name, row.began, ended=ended, **known)
 
 
 def _counted_from(spans: Sequence[dict[str, Any]], began: float) -> None:
