@@ -189,7 +189,7 @@ async def alone(branches: int, rounds: int) -> str:
     def call(tracer: Tracer, path: list[str], role: str) -> None:
         var_child_runnable_config.set({"metadata": {"langgraph_checkpoint_ns": "|".join(path), "trace": {"work": "hidden"}}})
         with tracer.span("model", f"{role} model", given=[], role=role, model="bench", provider="openai", branch="t1", attempt=1) as span:
-            span.sent = tracer.now()
+            tracer.sent(span)
 
     import itertools
 

@@ -82,7 +82,7 @@ async def _made(tool: "BaseTool", call: "ToolCall", terms: "Terms") -> "ToolMess
     clock = Clock(terms.controls.call_timeout)
     try:
         async with _admitted(tool, terms), clock:
-            terms.tracer.here().sent = terms.tracer.now()
+            terms.tracer.sent(terms.tracer.here())
             answer = await _answer(tool, call)
     except (GraphBubbleUp, LimitReached, StorageError):
         raise

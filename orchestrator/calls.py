@@ -140,7 +140,7 @@ class Call:
     def sent(self) -> None:
         """Its turn has come."""
         if self.span:
-            self.span.sent = self.terms.tracer.now()
+            self.terms.tracer.sent(self.span)
 
     def gave(self, answer: Any) -> None:
         """What it came to, for whoever sends its span."""

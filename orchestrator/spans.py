@@ -79,6 +79,9 @@ class Sink(Protocol):
     def began(self, span: Span) -> None:
         """A span has begun."""
 
+    def sent(self, span: Span) -> None:
+        """The turn of a span that goes on has come."""
+
     def ended(self, span: Span) -> None:
         """A span has ended; only its `row` may become known a moment later."""
 
@@ -138,6 +141,12 @@ class Tracer:
             span.came = came
         for sink in self.sinks:
             sink.ended(span)
+
+    def sent(self, span: Span) -> None:
+        """The turn of a span has come: until now it has waited."""
+        span.sent = self.now()
+        for sink in self.sinks:
+            sink.sent(span)
 
     @contextmanager
     def span(
@@ -283,7 +292,7 @@ def _branch_started(tracer: Tracer, event: Event) -> None:
     """It may have waited until then, as only so many are under way at once."""
     span = tracer._branches.get(event.branch or "")
     if span is not None and span.sent is None:
-        span.sent = tracer.now()
+        tracer.sent(span)
 
 
 def _branch_finished(tracer: Tracer, event: Event) -> None:

@@ -210,11 +210,12 @@ async def test_of_a_process_that_died_before_it_wrote_its_spans_the_journal_has_
         await journal.record(request, {"content": "an answer"}, usage=used, seconds=0.5)
         await journal.aclose()
         spans = [[0, None, "run", "w", 1.0, "", None, "", 1, None, None, None, "running", None, 0, 0, None, [], None, None]]
-        branch = [1, 0, "branch", "branch 1: Q", 1.0, "", "t1", "", 1, None, None, None, "running", None, 0, 0, None, [], None, None]
+        branch = [7, 0, "branch", "branch 1: Q", 1.0, "", "t1", "", 1, None, None, None, "running", None, 0, 0, None, [], None, None]
         await storage.trace.append(record.number, 1, 0, [*spans, branch], Known(), fence)
         trace = await trace_document(storage, record)
     assert tree(trace) == [["w", ["branch 1: Q", ["researcher model"]]]]
-    assert trace["bodies"]["2"]["answer"]["text"] == "an answer"
+    assert [span["id"] for span in trace["spans"]] == [0, 7, 8]
+    assert trace["bodies"]["8"]["answer"]["text"] == "an answer"
     assert (trace["usage"]["input_tokens"], trace["usage"]["output_tokens"]) == (12, 3)
 
 

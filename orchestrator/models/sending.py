@@ -247,7 +247,8 @@ class Sender:
             self._terms.check()  # it may have waited for long
             reservation.sent()
             self._requests += 1
-            span.sent, span.attempt = self._terms.tracer.now(), self._requests
+            span.attempt = self._requests
+            self._terms.tracer.sent(span)
             if watch is not None:
                 watch.sent()
             message = await self._answer(query, reservation.answer_tokens, watch)

@@ -134,6 +134,9 @@ class LangSmithTrace:
         else:
             self._url_known.set()
 
+    def sent(self, span: Span) -> None:
+        """It is told at its end."""
+
     def ended(self, span: Span) -> None:
         """A span in its last state."""
         self._put(span)

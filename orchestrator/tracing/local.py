@@ -54,7 +54,7 @@ class LocalTrace:
         self._table = table
         self._run, self._attempt, self._fence = run, attempt, fence
         self._part = 0
-        self._waiting: dict[int, Span] = {}
+        self._waiting: dict[int, tuple[Span, float]] = {}  # with when it last changed
         self._known = Known()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -64,11 +64,15 @@ class LocalTrace:
 
     def began(self, span: Span) -> None:
         """What goes on is kept, too: a process may die in it."""
-        self._waiting[span.id] = span
+        self._waiting[span.id] = span, self._loop.time()
         if not self._due:
             self._due = True
             with contextlib.suppress(RuntimeError):  # the loop is closed: what a thread left behind does there belongs to no run
                 self._loop.call_soon_threadsafe(self._set)
+
+    def sent(self, span: Span) -> None:
+        """A span that has waited."""
+        self.began(span)
 
     def ended(self, span: Span) -> None:
         """A span in its last state."""
@@ -80,8 +84,8 @@ class LocalTrace:
     def _write(self, *, all_of_it: bool = False) -> None:
         """Hand over what is settled; nobody waits for it."""
         self._due, self._timer = False, None
-        now = max((span.ended or span.began for span in self._waiting.values()), default=0.0)
-        ripe = [span for span in self._waiting.values() if all_of_it or span.row is not None or (span.ended or 0.0) < now - _SETTLED]
+        settled = float("inf") if all_of_it else self._loop.time() - _SETTLED
+        ripe = [span for span, changed in self._waiting.values() if span.ended is None or span.row is not None or changed < settled]
         for span in ripe:
             del self._waiting[span.id]
         for start in range(0, len(ripe), _AT_ONCE):

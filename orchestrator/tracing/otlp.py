@@ -113,6 +113,9 @@ class OtlpTrace:
         self._collector.waiting += 1
         self._made[span.id] = self._tracer.start_span(self._name(span), context, kind=kind, start_time=int(span.began * _NANO))
 
+    def sent(self, span: Span) -> None:
+        """It is told at its end."""
+
     def ended(self, span: Span) -> None:
         """A span is over."""
         from opentelemetry.trace import Status, StatusCode

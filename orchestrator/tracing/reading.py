@@ -1,5 +1,6 @@
 """A run's trace, read from the store as one document: its spans, what was asked and answered in them, its cost and critical path."""
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from orchestrator.usage.prices import open_prices, price
 
 __all__ = ["trace_document"]
 
+_CLOSE = 0.1  # seconds by which a call's times in the journal and in its span may differ
 _LONGEST_GAP = 1.0  # seconds between two attempts that are shown
 _STATES = {"ok": "ok", "abandoned": "cancelled"}  # of a row in the journal; the others failed
 _OF_RUNS = {"complete": "ok", "partial": "ok", "running": "running", "interrupted": "waiting", "crashed": "lost", "cancelled": "cancelled"}
@@ -32,6 +34,8 @@ async def trace_document(storage: Storage, record: RunRecord, *, bodies: bool = 
     _counted_from(spans, began)
     await _priced(spans)
     seconds = max((moment for span in spans for moment in (span["start"], span["end"] or 0.0)), default=0.0)
+    if record.status == "running":
+        seconds = max(seconds, time.time() - began)
     result = record.result or {}
     texts = await _bodies(storage, record.number, spans, rows) if bodies else {}
     for span in spans:
@@ -78,7 +82,7 @@ def _joined(
         spans.append(_made(0, None, "run", record.workflow, record.created, state=_state_of(record)))
     last = max(attempts, default=0)
     for number, told in attempts.items():
-        first = len(spans)
+        first = _next_number(spans)
         for fields in told:
             span = dict(zip(FIELDS, fields, strict=True)) | {"cost_usd": None}
             span["origin"] = [number, span["id"], span["began"]]
@@ -89,7 +93,7 @@ def _joined(
                 span["state"] = "running" if number == last and record.status == "running" else "lost"
             spans.append(span)
     for row in alone:
-        spans.append(_from_row(row, spans, tokens[row.seq]))
+        _take_in(row, spans, tokens[row.seq])
     for span in spans:
         span["start"], span["end"] = span.pop("began"), span.pop("ended")
     if len(attempts) != 1:
@@ -97,6 +101,11 @@ def _joined(
         spans[0]["start"] = min((span["start"] for span in spans[1:]), default=record.created)
         spans[0]["end"] = None if record.status == "running" else max(ends, default=record.updated)
     return spans
+
+
+def _next_number(spans: Sequence[Mapping[str, Any]]) -> int:
+    """Of an attempt that died some spans may be missing, so that their numbers are not their places."""
+    return max((span["id"] for span in spans), default=-1) + 1
 
 
 def _made(number: int, parent: int | None, kind: str, name: str, began: float, **known: Any) -> dict[str, Any]:
@@ -109,17 +118,28 @@ def _state_of(record: RunRecord) -> str:
     return _OF_RUNS.get(record.status, "failed")
 
 
-def _from_row(row: JournalRow, spans: Sequence[Mapping[str, Any]], tokens: tuple[int, int]) -> dict[str, Any]:
-    """A call that only the journal knows, in the branch that it was made in."""
+def _take_in(row: JournalRow, spans: list[dict[str, Any]], tokens: tuple[int, int]) -> None:
+    """A call whose end only the journal knows: the span that has its beginning, else a span of its own in its branch."""
     branch = row.scope.removeprefix("branch ") if row.scope.startswith("branch ") else None
-    ended = row.began + row.seconds
+    ended, is_model = row.began + row.seconds, row.kind == "model"
+    known = {"ended": ended, "state": _STATES.get(row.state, "failed"), "error": row.error, "row": row.seq}
+    known |= {"input_tokens": tokens[0], "output_tokens": tokens[1]}
+    name = f"{row.role or 'model'} model" if is_model else row.model
+    begun = [
+        span
+        for span in spans
+        if (span["kind"], span["name"], span["branch"]) == (row.kind, name, branch)
+        and span["ended"] is None
+        and row.began - _CLOSE <= span["began"] <= ended
+    ]
+    if begun:
+        begun[-1].update(known)
+        return
     around = [span for span in spans if span["kind"] == "branch" and span["branch"] == branch and span["began"] <= ended]
     attempts = [span for span in spans if span["kind"] in ("run", "attempt") and span["began"] <= ended] or spans[:1]
     parent = (around if around and branch else attempts)[-1]["id"]
-    name = row.model if row.kind == "tool" else f"{row.role or 'model'} model"
-    known = {"role": row.role, "branch": branch, "model": row.model if row.kind == "model" else "", "error": row.error, "row": row.seq}
-    known |= {"state": _STATES.get(row.state, "failed"), "input_tokens": tokens[0], "output_tokens": tokens[1]}
-    return _made(len(spans), parent, row.kind, name, row.began, ended=ended, **known)
+    known |= {"role": row.role, "branch": branch, "model": row.model if is_model else ""}
+    spans.append(_made(_next_number(spans), parent, row.kind, name, row.began, **known))
 
 
 def _counted_from(spans: Sequence[dict[str, Any]], began: float) -> None:
