@@ -138,6 +138,7 @@ async def _kept(
                     now, mode, result = following, "resume", None
                 result = await trace.finished(result)
                 await _finish(storage, fence, now, result)
+                trace.tell_lost()
         except BaseException as error:
             unkept = None if attempt.stop is None or not attempt.stop.is_set() else _unkept(result, error)
             if unkept is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langsmith_receiver import receiving
+from langsmith_receiver import Receiver, receiving
 from test_otlp import collector
 
 QUESTION = "What limits the depth of a resume?"
@@ -23,11 +23,25 @@ def research(documents: Path, environ: dict[str, str], *options: str) -> subproc
     return subprocess.run([*command, *options], env={**os.environ, **environ}, capture_output=True, text=True, timeout=50, check=False)
 
 
-def test_a_run_is_one_tree_under_names_that_a_person_recognises(documents: Path) -> None:
+Sent = tuple[Receiver, dict[str, Any], str]
+
+
+@pytest.fixture(scope="module")
+def sent(tmp_path_factory: pytest.TempPathFactory) -> Sent:
+    """What LangSmith got of a run, the run's result, and its stderr."""
+    folder = tmp_path_factory.mktemp("sent")
+    (folder / "resume.md").write_text(
+        "# Resume\n\nThe depth of a resume is limited by the journal. Ada Byron designed it.\n", encoding="utf-8"
+    )
     with receiving() as receiver:
-        done = research(documents, receiver.environ())
+        options = ("--run-id", "mine", "--trace-tag", "nightly", "--trace-project", "other")
+        done = research(folder, {**receiver.environ(), "ORCHESTRATOR_HOME": str(folder / "home")}, *options)
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    return receiver, json.loads(done.stdout), done.stderr
+
+
+def test_a_run_is_one_tree_under_names_that_a_person_recognises(sent: Sent) -> None:
+    receiver, result, _ = sent
     judgements = [["verifier model"]] * len(result["output"]["findings"])
     branch = [f"branch 1: {QUESTION}", ["researcher", ["search"], ["researcher model"]], ["verifier", *judgements]]
     first = ["round 1", ["planner", ["documents"], ["planner model"]], branch]
@@ -35,10 +49,8 @@ def test_a_run_is_one_tree_under_names_that_a_person_recognises(documents: Path)
     assert receiver.encodings == {"", "zstd"}  # until the server has said that it takes it
 
 
-def test_every_span_says_whose_it_is(documents: Path) -> None:
-    with receiving() as receiver:
-        done = research(documents, receiver.environ(), "--run-id", "mine", "--trace-tag", "nightly", "--trace-project", "other")
-    assert done.returncode == 0, done.stderr
+def test_every_span_says_whose_it_is(sent: Sent) -> None:
+    receiver, _, _ = sent
     [root] = receiver.named("research")
     known = root["extra"]["metadata"]
     assert {span["extra"]["metadata"]["run_id"] for span in receiver.spans.values()} == {"mine"}
@@ -62,15 +74,13 @@ def test_every_span_says_whose_it_is(documents: Path) -> None:
         assert [message["role"] for message in call["inputs"]["messages"]] == ["system", "user"]
 
 
-def test_verdicts_are_feedback_and_the_result_says_where_the_run_is(documents: Path) -> None:
-    with receiving() as receiver:
-        done = research(documents, receiver.environ())
+def test_verdicts_are_feedback_and_the_result_says_where_the_run_is(sent: Sent) -> None:
+    receiver, result, errors = sent
     [root] = receiver.named("research")
-    result = json.loads(done.stdout)
     assert {(told["key"], told["score"]) for told in receiver.feedback} == {("supported_share", 1.0), ("gaps", 0), ("lost_branches", 0)}
     assert {told["run_id"] for told in receiver.feedback} == {root["id"]}
     assert result["trace_url"].endswith(f"/r/{root['id']}?poll=true")
-    assert f"trace: {result['trace_url']}" in done.stderr
+    assert f"trace: {result['trace_url']}" in errors
 
 
 def test_half_of_the_runs_are_none_or_all_of_one(documents: Path) -> None:

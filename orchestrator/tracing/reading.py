@@ -92,8 +92,8 @@ def _joined(
             if span["ended"] is None:
                 span["state"] = "running" if number == last and record.status == "running" else "lost"
             spans.append(span)
-    for row in alone:
-        _take_in(row, spans, tokens[row.seq])
+    for number, row in enumerate(alone, start=_next_number(spans)):
+        _take_in(row, spans, number, tokens[row.seq])
     for span in spans:
         span["start"], span["end"] = span.pop("began"), span.pop("ended")
     if len(attempts) != 1:
@@ -118,7 +118,7 @@ def _state_of(record: RunRecord) -> str:
     return _OF_RUNS.get(record.status, "failed")
 
 
-def _take_in(row: JournalRow, spans: list[dict[str, Any]], tokens: tuple[int, int]) -> None:
+def _take_in(row: JournalRow, spans: list[dict[str, Any]], number: int, tokens: tuple[int, int]) -> None:
     """A call whose end only the journal knows: the span that has its beginning, else a span of its own in its branch."""
     branch = row.scope.removeprefix("branch ") if row.scope.startswith("branch ") else None
     ended, is_model = row.began + row.seconds, row.kind == "model"
@@ -139,7 +139,7 @@ def _take_in(row: JournalRow, spans: list[dict[str, Any]], tokens: tuple[int, in
     attempts = [span for span in spans if span["kind"] in ("run", "attempt") and span["began"] <= ended] or spans[:1]
     parent = (around if around and branch else attempts)[-1]["id"]
     known |= {"role": row.role, "branch": branch, "model": row.model if is_model else ""}
-    spans.append(_made(_next_number(spans), parent, row.kind, name, row.began, **known))
+    spans.append(_made(number, parent, row.kind, name, row.began, **known))
 
 
 def _counted_from(spans: Sequence[dict[str, Any]], began: float) -> None:

@@ -67,16 +67,19 @@ class RunTrace:
         """The attempt came to `result`: what is kept of it is durable, and the result says where it can be looked at."""
         self.tracer.close(_STATES.get(result.status, "failed"), result.error, came=result.output)
         await self._local.aclose()
-        if self._local.failed is not None:
-            _log.warning("a part of the trace was not stored: %s", one_line(self._local.failed))
         if self._remote is None:
             return result
         self._remote.verdicts(scores_of(result.model_dump()))
         url = await asyncio.to_thread(self._remote.url)
         return result.model_copy(update={"trace_url": url}) if url else result
 
+    def tell_lost(self) -> None:
+        """Say what could not be stored of a run that is; where the store itself failed, that is told anyway."""
+        if self._local.failed is not None:
+            _log.warning("a part of the trace was not stored: %s", one_line(self._local.failed))
+
     async def broken_off(self, error: BaseException) -> None:
-        """The attempt ended without a result; where the store is what failed, that is told anyway."""
+        """The attempt ended without a result."""
         self.tracer.close("failed" if isinstance(error, Exception) else "cancelled", str(error) or type(error).__name__)
         await self._local.aclose()
 
