@@ -220,21 +220,20 @@ def span_uuid(run_id: str, attempt: int, number: int, began: float) -> uuid.UUID
 
 def operation_of(span: Span, facts: Facts, redactor: Redactor, place: Mapping[str, Any], *, is_new: bool = True) -> "Operation":
     """A span as LangSmith's ingestion takes it; `place` is where it stands there."""
-    operation: Operation = {
-        **place,
+    told: dict[str, Any] = {
         "name": redactor.name(span.name, span.kind),
-        "run_type": _TYPES.get(span.kind, "chain"),
-        "tags": [redactor.text(tag) for tag in _tags(span, facts)],
-        "extra": {"metadata": redactor.value(_metadata(span, facts))},
+        "tags": _tags(span, facts),
+        "extra": {"metadata": _metadata(span, facts)},
     }
     if is_new:
-        operation["inputs"] = _inputs(span, redactor)
-    else:
+        told["inputs"] = _inputs(span, redactor)
+    if span.ended is not None:
+        told |= {"outputs": _outputs(span, redactor), "error": redactor.error(span.error, span.state)}
+    operation: Operation = {**place, **redactor.clean(told), "run_type": _TYPES.get(span.kind, "chain")}
+    if not is_new:
         operation["patch"] = True
     if span.ended is not None:
         operation["end_time"] = _at(span.ended)
-        operation["outputs"] = _outputs(span, redactor)
-        operation["error"] = redactor.error(span.error, span.state)
     if span.first is not None:
         operation["events"] = [{"name": "new_token", "time": _at(span.first).isoformat()}]
     return operation

@@ -125,10 +125,11 @@ class OtlpTrace:
             return
         redactor = self._collector.redactor
         made.update_name(self._name(span))
-        made.set_attributes({name: value for name, value in self._attributes(span).items() if value not in (None, "")})
+        told = redactor.clean(dict(self._attributes(span)))
+        made.set_attributes({name: value for name, value in told.items() if value not in (None, "")})
         error = redactor.error(span.error or span.state, span.state)
         if error is not None:
-            made.set_status(Status(StatusCode.ERROR, error))
+            made.set_status(Status(StatusCode.ERROR, redactor.text(error)))
             made.set_attribute("error.type", span.state)
         made.end(end_time=int((span.ended or span.began) * _NANO))
 
@@ -158,7 +159,8 @@ class OtlpTrace:
         if span.sent is not None:
             told["orchestrator.waited_seconds"] = round(span.sent - span.began, 4)
         if redactor.content != "none":
-            told |= {name: json.dumps(value, ensure_ascii=False, default=str) for name, value in self._content(span).items() if value}
+            content = redactor.clean(self._content(span))
+            told |= {name: json.dumps(value, ensure_ascii=False, default=str) for name, value in content.items() if value}
         return told
 
     def _content(self, span: Span) -> dict[str, Any]:

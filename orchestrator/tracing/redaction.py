@@ -87,7 +87,9 @@ class Redactor:
             return False
         if any(secret in packed for secret in self._exact_bytes):
             return False
-        return self.content == "full" or not any(_stands_in(packed, begin, follows) for begin, follows in _FOLLOWS.items())
+        return self.content == "full" or not any(
+            begin in packed and _stands_in(packed, begin, follows) for begin, follows in _FOLLOWS.items()
+        )
 
     def value(self, value: Any) -> Any:
         """A JSON value without keys, in its names, too."""
@@ -97,21 +99,27 @@ class Redactor:
             return {self.text(str(key)): self.value(item) for key, item in value.items()}
         return [self.value(item) for item in value] if isinstance(value, list | tuple) else value
 
+    def clean(self, told: dict[str, Any]) -> dict[str, Any]:
+        """A JSON object without keys: most have none, which one look at all of it tells."""
+        if self._is_clean(told):
+            return told
+        cleaned: dict[str, Any] = self.value(told)
+        return cleaned
+
     def body(self, value: Any) -> dict[str, Any]:
-        """What went into a span or came out of it, as a JSON object."""
+        """What went into a span or came out of it, as a JSON object, for `clean`."""
         if self.content == "none" or value is None:
             return {}
         told = plain(value)
-        told = told if self._is_clean(told) else self.value(told)
         return told if isinstance(told, dict) else {"value": told}
 
     def error(self, error: str | None, state: str) -> str | None:
-        """What a span failed with; one that was cut off says so."""
+        """What a span failed with, for `clean`; one that was cut off says so."""
         if state == "cancelled":
-            return "cancelled" if self.content == "none" or not error else self.text(error)
+            return "cancelled" if self.content == "none" or not error else error
         if error is None or state not in ("failed", "lost"):
             return None
-        return "failed" if self.content == "none" else self.text(error)
+        return "failed" if self.content == "none" else error
 
     def document(self, trace: dict[str, Any]) -> dict[str, Any]:
         """A trace document without keys; without content also without texts."""
@@ -129,15 +137,15 @@ class Redactor:
         return {**trace, **blank, "error": trace["error"] and "failed", "spans": spans}
 
     def _bare(self, span: dict[str, Any]) -> dict[str, Any]:
-        return {**span, "name": self.name(span["name"], span["kind"]), "error": span["error"] and "failed", "notes": []}
+        return {**span, "name": self.text(self.name(span["name"], span["kind"])), "error": span["error"] and "failed", "notes": []}
 
     def name(self, name: str, kind: str) -> str:
-        """A span's name; without content a branch has its number alone."""
-        return name.partition(":")[0] if self.content == "none" and kind == "branch" else self.text(name)
+        """A span's name, for `clean`; without content a branch has its number alone."""
+        return name.partition(":")[0] if self.content == "none" and kind == "branch" else name
 
 
 def _stands_in(packed: bytes, begin: bytes, follows: re.Pattern[bytes]) -> bool:
-    place = packed.find(begin)
+    place = packed.index(begin)
     while place >= 0:
         place += len(begin)
         if follows.match(packed, place):

@@ -159,14 +159,13 @@ class Sender:
 
     def _foreign(self, operation: Operation) -> None:
         def made() -> Operation:
-            redacted = dict(operation)
-            for name in ("inputs", "outputs"):
-                if redacted.get(name) is not None:
-                    redacted[name] = self.redactor.body(redacted[name])
-            if redacted.get("error"):
-                redacted["error"] = self.redactor.error(str(redacted["error"]), "failed")
-            redacted["extra"] = self.redactor.value(redacted.get("extra") or {})
-            return redacted
+            told: dict[str, Any] = {
+                name: self.redactor.body(operation[name]) for name in ("inputs", "outputs") if operation.get(name) is not None
+            }
+            told |= {name: operation[name] for name in ("name", "tags", "extra") if operation.get(name) is not None}
+            if operation.get("error"):
+                told["error"] = self.redactor.error(str(operation["error"]), "failed")
+            return {**operation, **self.redactor.clean(told)}
 
         self.put(made)
 
