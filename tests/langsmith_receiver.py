@@ -38,6 +38,7 @@ class Receiver:
     bodies: list[bytes] = field(default_factory=list)
     encodings: set[str] = field(default_factory=set)
     fault: int | str | None = None
+    failures: int = 0  # requests that fail before the others are answered
 
     def environ(self) -> dict[str, str]:
         """The variables that send traces here."""
@@ -94,6 +95,10 @@ def receiving(fault: int | str | None = None) -> Iterator[Receiver]:
                 return
             if isinstance(receiver.fault, str):
                 over.wait(float(receiver.fault.split()[1]))
+            if receiver.failures:
+                receiver.failures -= 1
+                self.answer({"detail": "not now"}, 503)
+                return
             if isinstance(receiver.fault, int):
                 self.answer({"detail": "no"}, receiver.fault)
                 return

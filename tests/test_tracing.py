@@ -118,6 +118,14 @@ def test_a_langsmith_that_fails_changes_nothing_but_a_line(fault: Any, documents
     assert took <= 5.0  # the bar itself: a promise to users, and twice what was measured
 
 
+def test_what_fails_once_is_sent_again(documents: Path) -> None:
+    with receiving() as receiver:
+        receiver.failures = 1
+        done = research(documents, receiver.environ())
+    assert (done.returncode, "LangSmith" in done.stderr) == (0, False)
+    assert [tree[0] for tree in receiver.tree()] == ["research"]
+
+
 SECRETS = {
     "OPENAI_API_KEY": "sk-planted0123456789abcdef",
     "TAVILY_API_KEY": 'pla"nted/with\\odd+chars=',
