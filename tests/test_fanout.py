@@ -32,7 +32,7 @@ async def test_the_concurrency_limit_holds_over_all_branches_and_agents(document
     script = agents_script(plan=lambda request: {"questions": [f"What limits resume {number}?" for number in range(20)]})
 
     async def slowly(request: dict[str, Any]) -> Any:
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
         return script(request)
 
     async with model_server(slowly) as server:
