@@ -93,8 +93,9 @@ def _diff(found: argparse.Namespace, runs: list[str]) -> int:
     from orchestrator.tracing.differences import differences, differences_text
 
     one, two = _documents(found, runs)
-    write_text(differences_text(one, two))
-    return 1 if next(differences(one, two), None) is not None else 0
+    found_differences = list(differences(one, two))
+    write_text(differences_text(one, two, found_differences))
+    return 1 if found_differences else 0
 
 
 def _upload(found: argparse.Namespace, run: str) -> int:

@@ -142,12 +142,11 @@ def _unbounded(text: str) -> str:
     return _BOUNDARY.sub("…", text)
 
 
-def differences_text(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
+def differences_text(one: Mapping[str, Any], two: Mapping[str, Any], found: Sequence[Difference]) -> str:
     """Both runs and what differs between them, for a person."""
     rows = totals(one, two)
     widths = [max(len(row[place]) for row in rows) for place in range(2)]
     lines = [f"{name:<{widths[0]}}  {first:<{widths[1]}}  {second}".rstrip() for name, first, second in rows]
-    found = list(differences(one, two))
     lines += ["", *(line for each in found for line in (f"{each.sign} {each.path}", *(f"    {what}" for what in each.what)))]
     counts = ", ".join(f"{sum(each.sign == sign for each in found)} {words}" for sign, words in _WORDS.items())
     return "\n".join([*lines, *([""] if found else []), counts if found else "no step differs"]) + "\n"

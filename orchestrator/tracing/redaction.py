@@ -14,7 +14,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from orchestrator.errors import InputError
 from orchestrator.text import nearest, one_line, secrets_of
 
-__all__ = ["CONTENT", "Content", "Redactor", "content_asked", "message", "plain"]
+__all__ = ["CONTENT", "ROLES", "Content", "Redactor", "content_asked", "message", "plain"]
 
 Content = Literal["none", "redacted", "full"]
 CONTENT: tuple[Content, ...] = ("none", "redacted", "full")
@@ -187,12 +187,13 @@ def plain(value: Any, depth: int = _DEEPEST) -> Any:
         return f"<{type(value).__name__}>"
 
 
-_ROLES = {"human": "user", "ai": "assistant", "AIMessageChunk": "assistant"}
+ROLES = {"human": "user", "ai": "assistant", "AIMessageChunk": "assistant"}
+"""LangChain's types of messages as OpenAI's roles; the others have the same name."""
 
 
 def message(told: BaseMessage, depth: int = _DEEPEST) -> dict[str, Any]:
     """A message in OpenAI's form, which LangSmith shows as a conversation."""
-    shown: dict[str, Any] = {"role": _ROLES.get(told.type, told.type), "content": plain(told.content, depth - 1)}
+    shown: dict[str, Any] = {"role": ROLES.get(told.type, told.type), "content": plain(told.content, depth - 1)}
     calls = getattr(told, "tool_calls", None)
     if calls:
         shown["tool_calls"] = [

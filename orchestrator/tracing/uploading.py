@@ -5,12 +5,11 @@ from typing import Any
 
 from orchestrator.spans import Span
 from orchestrator.tracing.langsmith import Facts, LangSmithTrace, scores_of, shared_sender
-from orchestrator.tracing.redaction import Redactor
+from orchestrator.tracing.redaction import ROLES, Redactor
 
 __all__ = ["upload"]
 
 _PATIENCE = 60.0  # seconds that the upload waits for LangSmith
-_ROLES = {"human": "user", "ai": "assistant"}
 
 
 def upload(trace: Mapping[str, Any]) -> tuple[int, int, str | None, str]:
@@ -79,6 +78,6 @@ def _span(trace: Mapping[str, Any], told: Mapping[str, Any], parent: Span | None
 
 
 def _message(told: Mapping[str, Any]) -> dict[str, Any]:
-    shown = {"role": _ROLES.get(told["role"], told["role"]), "content": told["text"]}
+    shown = {"role": ROLES.get(told["role"], told["role"]), "content": told["text"]}
     calls = [{"type": "function", "function": {"name": call["name"], "arguments": call["args"]}} for call in told["calls"]]
     return {**shown, "tool_calls": calls} if calls else shown
