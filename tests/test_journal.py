@@ -233,6 +233,7 @@ async def test_a_race_and_a_hedge_are_not_run_again(controls: dict[str, Any]) ->
 
 async def test_both_requests_of_a_hedge_are_in_its_row() -> None:
     late: list[Any] = []
+    made: list[int] = []
 
     def reply(body: Any) -> Any:
         if "slow" in question_of(body):
@@ -245,8 +246,10 @@ async def test_both_requests_of_a_hedge_are_in_its_row() -> None:
             async with run.attempt({"": server.chat_model()}, hedge=["*"]) as context:
                 assert {await city(context, f"question {number}", f"t{number}") for number in range(25)} == {"quick"}
                 assert await city(context, "a slow one", "slow") == "late"
-                assert (await context.ledger.usage()).model_calls == 27
-        assert len(server.requests) == 27
+                assert (await context.ledger.usage()).model_calls == len(server.requests)
+            made.append(len(server.requests))
+        # A slow machine may hedge a quick question too; that each is told once is what counts.
+        assert made[0] == made[1] >= 27
         (slow,) = [one for one in await run.table.sums(1) if one.scope == "branch slow"]
         assert slow.usage[:2] == (2, 1)
 
