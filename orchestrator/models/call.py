@@ -34,7 +34,8 @@ class Call:
     def of(cls, model: BaseChatModel, role: str) -> "Call":
         """What can be told about `model` without asking it."""
         openai_like = any(base.__name__ == "BaseChatOpenAI" for base in type(model).__mro__)
-        package = type(model).__module__.partition(".")[0].removeprefix("langchain_")
+        packages = (base.__module__.partition(".")[0] for base in type(model).__mro__)
+        package = next(name for name in packages if name != "orchestrator" or not openai_like).removeprefix("langchain_")
         host, key = _host(model), _key(model)
         endpoint = f"{host or package} {hashlib.sha256(key.encode(errors='replace')).hexdigest()[:8]}"
         return cls(role, model_name(model), package, host, openai_like, endpoint, (key,) if key else ())

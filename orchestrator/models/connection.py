@@ -4,25 +4,26 @@ import asyncio
 import ssl
 import threading
 import weakref
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from functools import cache, cached_property
 from typing import Any
 
+import aiohttp
 import httpx2
 import openai
 
 from orchestrator.models.seen import head
-from orchestrator.models.streaming import check_size
+from orchestrator.models.streaming import MAX_EVENT_BYTES, check_size
 
-__all__ = ["LazyClient", "LoopClient", "close_connections"]
+__all__ = ["LazyClient", "LoopClient", "close_connections", "pool"]
 
 _Client = openai.DefaultAsyncHttpxClient
 _Keeper = AsyncGenerator[_Client, None]
 _ByLoop = dict[asyncio.AbstractEventLoop, tuple[_Client, _Keeper]]
 
 _HEAD_BYTES = 1000  # of a body, for the error that shows it
-_EVENT_BYTES = 64 * 1024 * 1024  # of a stream of events: what they carry, a fiftieth or so, is counted where they are read
+_KEPT_ALIVE = 30.0  # seconds that a connection may be idle: servers close theirs after 60 and more
 _clients: "weakref.WeakSet[LoopClient]" = weakref.WeakSet()
 _lock = threading.Lock()  # models are made in threads
 
@@ -69,16 +70,53 @@ class _Response(httpx2.Response):
         async with aclosing(super().aiter_bytes(chunk_size)) as parts:
             async for part in parts:
                 size += len(part)
-                if not streamed or size > _EVENT_BYTES:
+                if not streamed or size > MAX_EVENT_BYTES:
                     check_size(size)
                 if seen is not None and len(seen) < _HEAD_BYTES:
                     seen += part[:_HEAD_BYTES]
                 yield part
 
 
+class _Pool:
+    """One loop's connections of all models that take the short way (`models/lean.py`); how many may be open is for admission to say."""
+
+    def __init__(self) -> None:
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT_ALIVE, ssl=_certificates())
+        self.session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        self.in_use = 0
+        self.keeper = self._keep()
+
+    async def _keep(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            _pools.pop(asyncio.get_running_loop(), None)
+            await self.session.close()
+
+
+_pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
+
+
+@asynccontextmanager
+async def pool() -> AsyncIterator[aiohttp.ClientSession]:
+    """The session of the running loop, in use until the end of the block; it is closed with the loop, or by `close_connections`."""
+    loop = asyncio.get_running_loop()
+    found = _pools.get(loop)
+    if found is None:
+        found = _pools[loop] = _Pool()
+        await anext(found.keeper)
+    found.in_use += 1
+    try:
+        yield found.session
+    finally:
+        found.in_use -= 1
+
+
 async def close_connections() -> None:
     """Close what models keep open in the running loop, unless it is in use; a model that is asked again opens it again."""
     loop = asyncio.get_running_loop()
+    if loop in _pools and not _pools[loop].in_use:
+        await _pools[loop].keeper.aclose()
     with _lock:
         clients = list(_clients)
     for client, keeper in [held for each in clients if (held := each._by_loop.get(loop))]:

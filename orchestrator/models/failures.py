@@ -36,9 +36,13 @@ _METHOD_WORDS = re.compile(
 )
 _QUOTA = re.compile(r"insufficient_quota|exceeded your current quota|billing|insufficient.{0,20}(credit|balance)", re.IGNORECASE)
 _OVERFLOW = re.compile(r"context[ _](length|window|size)|maximum context|prompt is too long|too many tokens", re.IGNORECASE)
-_HTTP_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2"}
-_NO_ADDRESS = "UnsupportedProtocol"
-_NOT_CONNECTED = ("ConnectError", "ProxyError", _NO_ADDRESS)
+_HTTP_LIBRARIES = {"aiohttp", "httpx", "httpx2", "httpcore", "httpcore2"}
+_NO_ADDRESS = ("UnsupportedProtocol", "InvalidUrlClientError", "NonHttpUrlClientError")
+_NOT_CONNECTED = (
+    "ConnectError", "ProxyError", "ClientConnectorError", "ClientConnectorDNSError", "ClientConnectorSSLError",
+    "ClientConnectorCertificateError", *_NO_ADDRESS,
+)  # fmt: skip
+_CONNECT_TIMEOUTS = ("ConnectTimeout", "ConnectionTimeoutError")  # httpx's, aiohttp's
 _PASSING = {408, 409, 425}  # with every 5xx but those below: what OpenAI's SDK tries again, and Too Early
 _LASTING = {501, 505}
 _OVERLOADED = {503, 529}  # 529: Anthropic's "overloaded"
@@ -64,7 +68,7 @@ def failure(error: Exception, call: Call, controls: Controls) -> ModelCallError:
         return CallFailedError(error.what, where=call.where, remedy=error.remedy)
     status = getattr(error, "status_code", None)
     kind = type(error).__name__
-    if any(type(link).__name__ == "ConnectTimeout" for link in _causes(error)):
+    if any(type(link).__name__ in _CONNECT_TIMEOUTS for link in _causes(error)):
         return timed_out(call, "connect_timeout", controls)
     if isinstance(error, (ModelTimeoutError, asyncio.TimeoutError)) or "Timeout" in kind:
         what, remedy = "no answer within the client's own timeout", "raise the timeout that the model was made with"
@@ -77,7 +81,7 @@ def failure(error: Exception, call: Call, controls: Controls) -> ModelCallError:
         return _by_status(status, error, call)
     if _is_transport(error):
         found = _broken(error, call)
-        return found if _NO_ADDRESS in {type(link).__name__ for link in _causes(error)} else _again(found)
+        return found if any(type(link).__name__ in _NO_ADDRESS for link in _causes(error)) else _again(found)
     if sent := _sent(error):
         return _by_kind(sent, call)
     if call.openai_like and isinstance(error, _MALFORMED):
@@ -109,7 +113,7 @@ def is_unbilled(error: BaseException | None) -> bool:
     """Whether what came out of a client says that the provider did no work: an error status, or no connection."""
     return error is not None and (
         isinstance(getattr(error, "status_code", None), int)
-        or any(type(link).__name__ in ("ConnectTimeout", *_NOT_CONNECTED) for link in _causes(error))
+        or any(type(link).__name__ in (*_CONNECT_TIMEOUTS, *_NOT_CONNECTED) for link in _causes(error))
     )
 
 

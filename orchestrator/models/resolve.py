@@ -181,12 +181,12 @@ def _wrong_with(key: str) -> str:
 @lru_cache(maxsize=32)
 def _openai(name: str, base_url: str, key: str) -> "BaseChatModel":
     # Not through init_chat_model: the import of `langchain` would show in the time to the first call.
-    from langchain_openai import ChatOpenAI
     from pydantic import SecretStr
 
     from orchestrator.models.connection import LazyClient, LoopClient
+    from orchestrator.models.lean import LeanChatOpenAI
 
-    return ChatOpenAI(
+    return LeanChatOpenAI(
         model=name,
         base_url=base_url,
         api_key=SecretStr(key),

@@ -4,11 +4,11 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
-from typing import Any
+from functools import lru_cache, reduce
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from langchain_core.language_models import BaseChatModel
@@ -36,6 +36,7 @@ from orchestrator.models.answers import check_whole, cleaned
 from orchestrator.models.call import Call
 from orchestrator.models.failures import failure, is_rejection, is_unbilled, timed_out
 from orchestrator.models.hedging import Hedge, Watch, hedged
+from orchestrator.models.listening import is_listened_to
 from orchestrator.models.recorded import kept_answer
 from orchestrator.models.resolve import CLIENT_TIMEOUT
 from orchestrator.models.seen import head
@@ -44,6 +45,9 @@ from orchestrator.spans import Span
 from orchestrator.storage.journal import NO_USAGE, JournalUsage
 from orchestrator.terms import Terms, in_request
 from orchestrator.usage import Reservation
+
+if TYPE_CHECKING:
+    from orchestrator.models.lean import LeanChatOpenAI
 
 __all__ = ["Query", "Sender", "answer_size", "without_retries"]
 
@@ -299,8 +303,12 @@ class Sender:
         clock = Clock(controls.call_timeout)
         try:
             async with clock:
+                lean = self._lean(runnable, options)
+                if lean is not None:
+                    return await self._directly(*lean, query, watch)
                 if self._streams:
-                    return await self._streamed(runnable.astream(query.messages, self._config, **options), watch)
+                    pieces = runnable.astream(query.messages, self._config, **options)
+                    return await self._streamed(lambda on_token: collect(pieces, on_token), watch)
                 message = await runnable.ainvoke(query.messages, self._config, **options)
                 check_size(size_of(message))
                 return message
@@ -309,7 +317,42 @@ class Sender:
                 raise timed_out(self._call, "call_timeout", controls) from error
             raise
 
-    async def _streamed(self, pieces: AsyncIterator[BaseMessage], watch: Watch | None) -> AIMessage:
+    def _lean(self, runnable: "Runnable[Any, AIMessage]", options: Mapping[str, Any]) -> "tuple[LeanChatOpenAI, dict[str, Any]] | None":
+        """The model and the options of a call that nobody but the run listens to, where the model has a short way to the wire."""
+        bound = runnable.kwargs if isinstance(runnable, RunnableBinding) else {}
+        model: Any = runnable.bound if isinstance(runnable, RunnableBinding) else runnable
+        if not hasattr(model, "falls_through") or (isinstance(runnable, RunnableBinding) and runnable.config):
+            return None
+        given = {**bound, **options}
+        given.pop("stream", None)
+        return None if model.falls_through(given) or is_listened_to(model, self._terms.tracer) else (model, given)
+
+    async def _directly(self, model: "LeanChatOpenAI", options: dict[str, Any], query: Query, watch: Watch | None) -> AIMessage:
+        """The message by the short way, on which the door of the run does not stand: its events are told here."""
+        role, began, error = self._call.role, time.monotonic(), None
+        used = (0, 0)
+        tell("model_started", role=role, model=self._call.model)
+        try:
+            if self._streams:
+                message = await self._streamed(lambda on_token: model.complete(query.messages, options, on_token=on_token), watch)
+            else:
+                message = await model.complete(query.messages, options)
+            usage = message.usage_metadata
+            used = (usage["input_tokens"], usage["output_tokens"]) if usage else (0, 0)
+        except BaseException as raised:
+            error = said(raised) if isinstance(raised, Exception) else "cancelled"
+            raise
+        finally:
+            told: dict[str, Any] = {
+                "input_tokens": used[0],
+                "output_tokens": used[1],
+                "seconds": round(time.monotonic() - began, 3),
+                "error": error,
+            }
+            tell("model_finished", role=role, model=self._call.model, **told)
+        return message
+
+    async def _streamed(self, collected: Callable[[Callable[[str], None]], Awaitable[AIMessage]], watch: Watch | None) -> AIMessage:
         """The message that is streamed, within the clocks that run between its tokens."""
         controls, loop, begun = self._controls, asyncio.get_running_loop(), False
         clock = asyncio.timeout(controls.first_token_timeout)
@@ -326,7 +369,7 @@ class Sender:
 
         try:
             async with clock:
-                return await collect(pieces, on_token)
+                return await collected(on_token)
         except TimeoutError as error:
             if clock.expired():
                 raise timed_out(self._call, "idle_timeout" if begun else "first_token_timeout", controls) from error
@@ -337,12 +380,17 @@ class Sender:
             return {}
         options: dict[str, Any] = {}
         if not self._own_timeout:
-            from openai import Timeout
-
-            options["timeout"] = Timeout(self._controls.call_timeout, connect=self._controls.connect_timeout)
+            options["timeout"] = _timeout(self._controls.call_timeout, self._controls.connect_timeout)
         if query.calling and not self._streams:
             options["stream"] = False  # LangChain would stream for LangGraph's listeners, and read cut arguments as if they were whole
         return options
+
+
+@lru_cache(maxsize=64)
+def _timeout(seconds: float, connect: float) -> Any:
+    from openai import Timeout
+
+    return Timeout(seconds, connect=connect)
 
 
 # The SDK's clients whose copies do not retry: one layer decides whether a request is made again.

@@ -11,9 +11,10 @@ from langchain_core.messages.ai import add_ai_message_chunks
 
 from orchestrator.errors import CallFailedError
 
-__all__ = ["MAX_ANSWER_BYTES", "check_size", "collect", "size_of"]
+__all__ = ["MAX_ANSWER_BYTES", "MAX_EVENT_BYTES", "check_size", "collect", "size_of", "whole"]
 
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
+MAX_EVENT_BYTES = 64 * 1024 * 1024  # of a stream of events: what they carry, a fiftieth or so, is counted where they are read
 
 
 async def collect(pieces: AsyncIterator[BaseMessage], on_token: Callable[[str], None]) -> AIMessage:
@@ -35,7 +36,7 @@ async def collect(pieces: AsyncIterator[BaseMessage], on_token: Callable[[str], 
                 size += carried
                 check_size(size)
                 on_token(str(chunk.text))
-    return _whole(chunks)
+    return whole(chunks)
 
 
 def check_size(size: int) -> None:
@@ -56,7 +57,8 @@ def size_of(message: AIMessage) -> int:
     return size + sum(len(str(value)) for value in extra.values() if value)
 
 
-def _whole(chunks: list[AIMessage]) -> AIMessage:
+def whole(chunks: list[AIMessage]) -> AIMessage:
+    """The message that `chunks` add up to; of tool calls those whose arguments are whole."""
     if not chunks or not all(isinstance(chunk, AIMessageChunk) for chunk in chunks):  # a model that does not stream gives its message
         return chunks[-1] if chunks else AIMessage("")
     added = add_ai_message_chunks(*cast("list[AIMessageChunk]", chunks))

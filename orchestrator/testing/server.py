@@ -60,8 +60,8 @@ class ModelServer:
         return sum(request.abandoned for request in self.requests)
 
     def chat_model(self, **options: Any) -> "ChatOpenAI":
-        """A ChatOpenAI that asks this server, without retries; `options` are its own."""
-        from langchain_openai import ChatOpenAI
+        """A ChatOpenAI that asks this server as `--model openai:NAME` would, without retries; `options` are its own."""
+        from orchestrator.models.lean import LeanChatOpenAI
 
         # Plain HTTP on this machine: no certificates, which take longer to load than an answer, and no proxy.
         plain: dict[str, Any] = {"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "trust_env": False}
@@ -74,7 +74,7 @@ class ModelServer:
             "timeout": 30.0,
         }
         clients: dict[str, Any] = {"http_async_client": LoopClient(**plain), "http_client": LazyClient(**plain)}
-        return ChatOpenAI(**{**defaults, **clients, **options})
+        return LeanChatOpenAI(**{**defaults, **clients, **options})
 
     def refuse(self) -> None:
         """From now on nobody listens: new connections are refused, and those that are open are reset. May be called by a responder."""

@@ -29,6 +29,7 @@ class ForeignTracer(LangChainTracer):
     """
 
     run_inline = True
+    told_by_spans = True  # model calls need not come by here
 
     def __init__(self, tracer: Tracer, remote: LangSmithTrace, graphs: Iterable[str]) -> None:
         super().__init__(client=remote.client)
