@@ -119,6 +119,11 @@ class RunContext:
         """The run's join policy at work."""
         return Join(self.controls.join)
 
+    @cached_property
+    def window(self) -> asyncio.Semaphore:
+        """A place for each branch that may be under way: calls are bounded elsewhere, and the first branches end before the last begin."""
+        return asyncio.Semaphore(self.controls.max_concurrency)
+
     @property
     def ledger(self) -> Ledger:
         """What the run has used."""

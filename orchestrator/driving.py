@@ -140,7 +140,7 @@ class Attempt:
 
     async def drive(self, delivery: Delivery) -> Result:
         """Drive the graph to its end, telling every event; bad input is raised, every other failure is a result."""
-        self.context.terms.room = delivery.room
+        self.context.terms.room, self.context.terms.driven = delivery.room, True
         if _NEVER_BEGUN not in warnings.filters:
             warnings.filterwarnings("ignore", _NEVER_BEGUN[1].pattern, RuntimeWarning)
 

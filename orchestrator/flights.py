@@ -84,6 +84,11 @@ async def winner(tasks: Sequence["asyncio.Future[T]"], passing: type[Exception])
 
 async def ended(tasks: Sequence["asyncio.Future[Any]"]) -> None:
     """Cancel what still runs, wait for its end, and look at every error, so that none is reported as never looked at."""
-    for task in tasks:
+    left = [task for task in tasks if not task.done()]
+    for task in left:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    if left:
+        await asyncio.gather(*left, return_exceptions=True)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()

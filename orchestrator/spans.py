@@ -11,6 +11,7 @@ from uuid import UUID
 
 from orchestrator.errors import said
 from orchestrator.events import Event, current_branch
+from orchestrator.state import Task
 from orchestrator.text import one_line
 
 __all__ = ["HIDDEN", "Sink", "Span", "SpanKind", "SpanState", "Tracer", "shown_as", "told_of"]
@@ -99,6 +100,7 @@ class Tracer:
         self._rounds: dict[tuple[str, ...], Span] = {}  # that go on, by the graph that they are of
         self.foreign: dict[UUID, Span] = {}  # by LangChain's ids of runs, where its callbacks are listened to
         self.callbacks: list[Any] | None = None  # LangChain's, that the run's graph is given; None: those around
+        self.planned = 0.0  # when the branches of the round that goes on were planned
         self.rounds = 0  # that earlier attempts of the run have finished
         self._counted: dict[tuple[int, str], int] = {}
         self.root = self.begin("run", name, parent=None, given=given)
@@ -107,9 +109,9 @@ class Tracer:
         """Seconds since the epoch, to a tenth of a millisecond: as they are stored, so that ids and orders are the same later."""
         return round(self._epoch + time.monotonic() - self._clock, 4)
 
-    def begin(self, kind: SpanKind, name: str, *, parent: Span | None, given: Any = None, **known: Any) -> Span:
-        """A span that begins now; `known` are further fields of it."""
-        span = Span(next(self._ids), parent, kind, name, self.now(), **known)
+    def begin(self, kind: SpanKind, name: str, *, parent: Span | None, given: Any = None, began: float | None = None, **known: Any) -> Span:
+        """A span that begins now, or has waited since `began`; `known` are further fields of it."""
+        span = Span(next(self._ids), parent, kind, name, self.now() if began is None else began, **known)
         if not self.sinks:
             return span
         if self.takes_content or kind == "node":
@@ -179,10 +181,24 @@ class Tracer:
         inside = _inside.get()
         if inside is not None and inside[0] is self and inside[1].ended is None:
             return inside[1]
-        from langchain_core.runnables.config import var_child_runnable_config
+        metadata = _metadata()
+        return self.at(_place(metadata), metadata)
 
-        metadata = (var_child_runnable_config.get() or {}).get("metadata") or {}
-        return self.at(str(metadata.get("langgraph_checkpoint_ns") or "").split("|"), metadata)
+    @contextmanager
+    def branch(self, task: Task) -> Iterator[Span]:
+        """The span of a branch, around its work in the node that it runs in; it has waited since it was planned."""
+        path = _place(_metadata())
+        *around, node = path
+        parent = self._round(tuple(around), self._around(around), begins=False)
+        name = one_line(f"branch {task.id.removeprefix('t')}: {task.question}", _LONGEST_NAME)
+        began = min(self.now(), max(parent.began, self.planned))
+        with self.span("branch", name, parent=parent, given={"task": task}, began=began, branch=task.id) as span:
+            self._nodes[node.partition(":")[2]] = span  # for LangGraph's own tasks inside
+            self._branches[task.id] = span
+            try:
+                yield span
+            finally:
+                del self._branches[task.id]
 
     def at(self, path: Sequence[str], metadata: Mapping[str, Any]) -> Span:
         """The span of the innermost node of `path`; nodes inside that the stream has not told yet begin here."""
@@ -203,10 +219,8 @@ class Tracer:
             self._step_began(tuple(path), task)
             return
         span = self._nodes.pop(task["id"], None)
-        if span is None:
+        if span is None or span.kind == "branch":
             return
-        if span.branch and self._branches.get(span.branch) is span:
-            del self._branches[span.branch]
         error = str(task["error"]) if task["error"] else None
         self.end(span, "waiting" if task["interrupts"] else "failed" if error else "ok", error, came=task["result"])
 
@@ -222,12 +236,13 @@ class Tracer:
             parent = self._round(path, parent, begins=kind == "agent")
         else:
             self._end_round(path)
+        if kind == "branch":  # or several, which begin one by one
+            self._nodes.setdefault(task["id"], None)
+            return
         known: dict[str, Any] = {"branch": parent.branch}
         name = named[0] if named else task["name"]
-        if kind == "branch":
-            known["branch"], name = _branch_named(task.get("input"), name)
-        elif kind == "agent":
-            known |= {"role": name, "attempt": self._count(parent, name)}
+        if kind == "agent":
+            known |= {"role": name, "attempt": self.count(parent, name)}
         span = self._nodes.get(task["id"])
         if span is None:
             span = self.begin(kind, name, parent=parent, given=task.get("input"), **known)  # type: ignore[arg-type]
@@ -235,8 +250,6 @@ class Tracer:
         else:  # a call in it was quicker than its own beginning
             span.kind, span.name, span.given = kind, name, task.get("input")  # type: ignore[assignment]
             span.role, span.branch, span.attempt = known.get("role", ""), known["branch"], known.get("attempt", 1)
-        if kind == "branch" and span.branch:
-            self._branches[span.branch] = span
 
     def _around(self, path: Sequence[str]) -> Span:
         """The span of the node that a graph inside runs in."""
@@ -248,7 +261,7 @@ class Tracer:
         if begins:
             self._end_round(path)
         if path not in self._rounds:
-            number = self.rounds + self._count(parent, "round")
+            number = self.rounds + self.count(parent, "round")
             self._rounds[path] = self.begin("round", f"round {number}", parent=parent)
         return self._rounds[path]
 
@@ -257,7 +270,8 @@ class Tracer:
         if span is not None:
             self.end(span)
 
-    def _count(self, parent: Span, name: str) -> int:
+    def count(self, parent: Span, name: str) -> int:
+        """How often something of this name began in a span, this time included."""
         key = (parent.id, name)
         self._counted[key] = self._counted.get(key, 0) + 1
         return self._counted[key]
@@ -280,12 +294,20 @@ class Tracer:
 _inside: ContextVar[tuple[Tracer, Span] | None] = ContextVar("inside", default=None)  # a run in a tool of another one has its own
 
 
-def _branch_named(given: Any, name: str) -> tuple[str | None, str]:
-    """A branch's task, and its name: `branch t3: Which files are skipped?`"""
-    task = given.get("task") if isinstance(given, Mapping) else None
-    if task is None:
-        return None, name
-    return task.id, one_line(f"branch {task.id.removeprefix('t')}: {task.question}", _LONGEST_NAME)
+def _metadata() -> Mapping[str, Any]:
+    """What LangGraph says of the node that this code runs in."""
+    from langchain_core.runnables.config import var_child_runnable_config
+
+    return (var_child_runnable_config.get() or {}).get("metadata") or {}
+
+
+def _place(metadata: Mapping[str, Any]) -> list[str]:
+    """The nodes and tasks around, the outermost first."""
+    return str(metadata.get("langgraph_checkpoint_ns") or "").split("|")
+
+
+def _planned(tracer: Tracer, event: Event) -> None:
+    tracer.planned = tracer.now()
 
 
 def _branch_started(tracer: Tracer, event: Event) -> None:
@@ -312,7 +334,7 @@ def _recalled(tracer: Tracer, event: Event) -> None:
         return
     is_tool = "tool" in fields
     name = fields.get("tool") or f"{event.role or 'model'} model"
-    known = {"role": event.role or "", "branch": event.branch, "model": fields.get("model") or "", "row": fields.get("row")}
+    known: dict[str, Any] = {"role": event.role or "", "branch": event.branch, "model": fields.get("model") or "", "row": fields.get("row")}
     span = tracer.begin("tool" if is_tool else "model", name, parent=here, **known)
     tracer.end(span, "recalled")
 
@@ -322,6 +344,7 @@ def _noted(words: Callable[[Mapping[str, Any]], str]) -> Callable[[Tracer, Event
 
 
 _TAKES: dict[str, Callable[[Tracer, Event], None]] = {
+    "plan": _planned,
     "branch_started": _branch_started,
     "branch_finished": _branch_finished,
     "recalled": _recalled,

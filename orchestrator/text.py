@@ -33,6 +33,8 @@ _SHORTEST_SECRET = 6  # characters; shorter values ("true", "1") are ordinary wo
 
 def printable(text: str) -> str:
     """`text` without terminal escapes, control, bidirectional and zero-width characters; newlines and tabs stay."""
+    if text.isprintable():
+        return text
     text = _ESCAPES.sub("", text.replace("\r\n", "\n"))
     return "".join(c for c in text if c in _KEPT or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co"))
 

@@ -187,7 +187,7 @@ async def test_a_page_added_in_a_run_is_searched_linked_and_kept_as_it_was(tmp_p
     assert (await library.search("flood described in a broadcast", 1))[0].source == source
     assert "Tisza flood" in await _titles(library, "Where was Anselm Korda from?", 4)
     assert (await library.text(source.uri), await library.source(source.uri), await library.passage("p1.1")) == (text, source, added)
-    assert (await library.current_sha256(source.uri), await library.where(source.uri, 14)) == ("ab" * 32, "line 3")
+    assert (await library.current_sha256(source.uri), await library.where([(source.uri, 14)])) == ("ab" * 32, ["line 3"])
     (newer,) = library.add("https://example.org/flood", "Tisza flood", "All dry again in the broadcast.", "cd" * 32)
     assert (newer, library.passages) == (added, before + 1)
     await library.aclose()

@@ -61,9 +61,9 @@ async def test_places_are_pages_or_lines(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("one\ntwo\nthree", encoding="utf-8")
     library = await open_library([str(tmp_path)])
     text = await library.text(f"{tmp_path}/a.pdf") or ""
-    places = [await library.where(f"{tmp_path}/a.pdf", text.index(word)) for word in ("First", "Third")]
-    places += [await library.where(f"{tmp_path}/b.txt", offset) for offset in (0, 4, 9)]
-    places.append(await library.where("elsewhere", 3))
+    places = await library.where([(f"{tmp_path}/a.pdf", text.index(word)) for word in ("First", "Third")])
+    places += await library.where([(f"{tmp_path}/b.txt", offset) for offset in (0, 4, 9)])
+    places += await library.where([("elsewhere", 3)])
     await library.aclose()
     assert places == ["page 1", "page 3", "line 1", "line 2", "line 3", ""]
 

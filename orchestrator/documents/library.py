@@ -96,9 +96,9 @@ class Library:
         """The hash of the file's bytes as they are now, read only if its size or time changed; None when it is gone. Pages keep theirs."""
         return await self._run(lambda: self._current(uri))
 
-    async def where(self, uri: str, offset: int) -> str:
-        """Where a character of a document is, for people: "page 3" or "line 12"; "" when the document is not in the library."""
-        return await self._run(lambda: self._where(uri, offset))
+    async def where(self, places: Sequence[tuple[str, int]]) -> list[str]:
+        """Where characters of documents are (uri, offset), for people: "page 3" or "line 12"; "" for a document that is not here."""
+        return await self._run(lambda: [self._where(uri, offset) for uri, offset in places])
 
     def add(self, uri: str, title: str, text: str, sha256: str) -> list[Passage]:
         """The passages, in order, of a page that is added for this run only.

@@ -1,23 +1,25 @@
 """A branch of the supervisor: research, verify, repair. It ends with a result, whatever happens in it."""
 
+import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, Required
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.errors import GraphBubbleUp
+from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from typing_extensions import TypedDict
 
-from orchestrator.context import RunContext
+from orchestrator.context import RunContext, kinds_asked
 from orchestrator.errors import BranchTimeoutError, InputError, LimitReached, ModelCallError, StopRequested, StorageError, said
-from orchestrator.events import tell
+from orchestrator.events import in_branch, tell
+from orchestrator.graphs.inner import inner_of
 from orchestrator.joining import NotNeeded, RoundOver
 from orchestrator.state import BranchResult, BranchStatus, Failure, Finding, Source, Task
 
-__all__ = ["RESEARCH_SHARE", "Agent", "BranchInput", "create_attempt", "run_branch", "status_of"]
+__all__ = ["RESEARCH_SHARE", "Agent", "BranchInput", "call_agent", "create_attempt", "run_branches", "status_of"]
 
 Agent = CompiledStateGraph[Any, Any, Any, Any]
 
@@ -26,9 +28,9 @@ RESEARCH_SHARE = 0.8
 
 
 class BranchInput(TypedDict):
-    """What a branch is sent."""
+    """What a node is sent that runs a branch for each task."""
 
-    task: Task
+    tasks: list[Task]
     documents: list[str]
     allow_hosts: list[str]
 
@@ -88,7 +90,7 @@ class _Branch:
         feedback: dict[str, str] = {}
         while True:
             self.attempts += 1
-            self._keep(await attempt.ainvoke({**self.given, **feedback}, config, context=context))
+            self._keep(await call_agent(attempt, {**self.given, **feedback}, context, config))
             if not self.rejected or self.status != "ok" or self.attempts > max_repairs:
                 return
             tell("branch_step", step="repair", detail=f"{len(self.rejected)} claims were rejected")
@@ -119,9 +121,52 @@ class _Branch:
             self.error = str(error) if isinstance(error, RoundOver) else said(error)
 
 
-async def run_branch(attempt: Agent, sent: BranchInput, context: RunContext, max_repairs: int) -> BranchResult:
+async def call_agent(
+    agent: Agent, given: Mapping[str, Any], context: RunContext, config: RunnableConfig | None = None
+) -> Mapping[str, Any]:
+    """What an agent's graph comes to; in a run of ours it is taken step by step, where it can be."""
+    inner = inner_of(agent) if context.terms.driven else None
+    if inner is not None:
+        return await inner.run(given, context.terms.tracer)
+    return await agent.ainvoke(given, config, context=context)
+
+
+async def run_branches(attempt: Agent, sent: BranchInput, context: RunContext, max_repairs: int) -> tuple[list[BranchResult], set[str]]:
+    """Run a branch for each task to its result, as many at once as the run allows; and which kinds of model were asked.
+
+    What ends no branch alone (bad input, a store that fails, a person who is asked) is raised, where a person is asked once the others
+    have ended.
+    """
+
+    async def run(task: Task) -> BranchResult | GraphInterrupt:
+        try:
+            with in_branch(task.id), context.terms.tracer.branch(task) as span:
+                result = await run_branch(attempt, task, sent, context, max_repairs)
+                span.came = result if context.terms.tracer.takes_content else None
+                return result
+        except GraphInterrupt as pause:
+            return pause
+        finally:
+            context.window.release()
+
+    made: list[asyncio.Task[BranchResult | GraphInterrupt]] = []
+    try:
+        with kinds_asked() as kinds:
+            async with asyncio.TaskGroup() as group:
+                for task in sent["tasks"]:
+                    await context.window.acquire()
+                    made.append(group.create_task(run(task), name=f"branch {task.id}"))
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    outcomes = [one.result() for one in made]
+    if pauses := [outcome for outcome in outcomes if isinstance(outcome, GraphInterrupt)]:
+        raise GraphInterrupt(tuple(asked for pause in pauses for asked in pause.args[0]))
+    return [outcome for outcome in outcomes if isinstance(outcome, BranchResult)], kinds
+
+
+async def run_branch(attempt: Agent, task: Task, sent: BranchInput, context: RunContext, max_repairs: int) -> BranchResult:
     """Run a branch to its result; whatever it raises becomes data."""
-    task, began = sent["task"], time.monotonic()
+    began = time.monotonic()
     given = {"question": task.question, "task_id": task.id, "documents": sent["documents"], "allow_hosts": sent["allow_hosts"]}
     branch = _Branch(task, given)
     try:

@@ -49,7 +49,7 @@ async def write_report(
         ("\n".join(f"- {sentence}" for sentence in told) if offline else " ".join(told)) or "No finding is supported by the documents.",
         *_by_question(branches, findings, sentences, numbers),
         _listed("Not answered", [f"- {_plain(gap)}" for gap in gaps]),
-        _listed("Sources", [await _source(citation, number, library) for citation, number in numbers.items()]),
+        _listed("Sources", await _sources(numbers, library)),
         "---",
         await _colophon(context),
     ]
@@ -142,9 +142,12 @@ def _listed(title: str, lines: Sequence[str]) -> str:
     return "\n".join([f"## {title}", "", *lines]) if lines else ""
 
 
-async def _source(citation: Citation, number: int, library: Library) -> str:
-    where = await library.where(citation.source, citation.start)
-    return f"{number}. {_plain(citation.source)}, {where}: “{_plain(citation.quote)}”"
+async def _sources(numbers: Mapping[Citation, int], library: Library) -> list[str]:
+    places = await library.where([(citation.source, citation.start) for citation in numbers])
+    return [
+        f"{number}. {_plain(citation.source)}, {where}: “{_plain(citation.quote)}”"
+        for (citation, number), where in zip(numbers.items(), places, strict=True)
+    ]
 
 
 async def _colophon(context: RunContext) -> str:

@@ -16,8 +16,8 @@ from typing_extensions import TypedDict
 from orchestrator.asking import plan_question
 from orchestrator.context import RunContext, kinds_asked
 from orchestrator.errors import Declined, GraphError, InputError, StorageError, said
-from orchestrator.events import in_branch, tell
-from orchestrator.graphs.branches import RESEARCH_SHARE, Agent, BranchInput, create_attempt, run_branch, status_of
+from orchestrator.events import tell
+from orchestrator.graphs.branches import RESEARCH_SHARE, Agent, BranchInput, call_agent, create_attempt, run_branches, status_of
 from orchestrator.graphs.conversation import conversation_of, keep_facts, known_facts, turn, turns
 from orchestrator.graphs.questions import new_tasks
 from orchestrator.graphs.report import distinct_findings, write_report
@@ -124,6 +124,7 @@ AFRESH: Mapping[str, Any] = {
 }
 """What takes the state of an earlier run off a thread; the turns of the conversation stay."""
 
+_NODES = 32  # of branches, in a round: so many are kept and shown each by itself, as one node runs several where there are more
 _WRITING_SHARE = 0.95  # of a run's deadline: the writer ends in time for the report of what was found
 _ANSWERED = {"planner": "questions", "researcher": "findings", "verifier": "findings", "writer": "answer"}
 
@@ -151,9 +152,8 @@ def create_supervisor(
         return {**AFRESH, **planned, "branches": Overwrite(planned.get("branches", [])), "asked": Overwrite(planned["asked"])}
 
     async def branch(state: BranchInput, runtime: Runtime[RunContext]) -> dict[str, Any]:
-        with in_branch(state["task"].id), kinds_asked() as kinds:
-            result = await run_branch(attempt, state, RunContext.of(runtime), max_repairs)
-        return {"branches": [result], "asked": sorted(kinds)}
+        results, kinds = await run_branches(attempt, state, RunContext.of(runtime), max_repairs)
+        return {"branches": results, "asked": sorted(kinds)}
 
     async def join(state: SupervisorState, runtime: Runtime[RunContext]) -> dict[str, Any]:
         return _join(state, RunContext.of(runtime))
@@ -193,7 +193,7 @@ async def _plan(planner: Agent, state: SupervisorState, context: RunContext, sto
         asked |= {"conversation": turns(state.get("messages", [])), "facts": await known_facts(store, conversation)}
     try:
         async with context.within(RESEARCH_SHARE):
-            planned = await planner.ainvoke(asked, context=context)
+            planned = await call_agent(planner, asked, context)
     except (GraphBubbleUp, InputError, StorageError):
         raise
     except Exception as error:
@@ -226,9 +226,11 @@ async def _approved(tasks: Sequence[Task], number: int, context: RunContext) -> 
 
 
 def fan_out(state: SupervisorState) -> list[Send] | str:
-    """A branch a task; without a task the report is written. Its name stands in traces."""
-    shared = {"documents": state["documents"], "allow_hosts": state.get("allow_hosts", [])}
-    return [Send("branch", {"task": task, **shared}) for task in state["tasks"]] or "write"
+    """A branch a task; many of them in one node, which costs LangGraph as much as one. Without a task the report is written."""
+    tasks, shared = state["tasks"], {"documents": state["documents"], "allow_hosts": state.get("allow_hosts", [])}
+    # Every so many-th task goes to the same node: the most important ones come first, and all begin with those.
+    nodes = min(len(tasks), _NODES)
+    return [Send("branch", {"tasks": tasks[at::nodes], **shared}) for at in range(nodes)] or "write"
 
 
 def _join(state: SupervisorState, context: RunContext) -> dict[str, Any]:
@@ -270,7 +272,7 @@ async def _write(writer: Agent, state: SupervisorState, context: RunContext) -> 
         try:
             with kinds_asked() as kinds:
                 async with context.within(_WRITING_SHARE):
-                    answer = (await writer.ainvoke({"question": state["question"], "findings": findings}, context=context))["answer"]
+                    answer = (await call_agent(writer, {"question": state["question"], "findings": findings}, context))["answer"]
         except (GraphBubbleUp, StorageError):
             raise
         except Exception as error:  # noqa: BLE001 - the findings are paid for: they are reported without the writer

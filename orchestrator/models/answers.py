@@ -3,8 +3,9 @@
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import orjson
 from langchain_core.messages import AIMessage
 from pydantic import BaseModel, ValidationError
 
@@ -27,6 +28,7 @@ _REFUSED = {
     "content_filter", "content_filtered", "refusal", "safety", "recitation", "blocklist", "prohibited_content", "spii",
     "image_safety", "guardrail_intervened",
 }  # fmt: skip
+_KNOWN = _DONE | _CUT | _REFUSED
 _REASON_KEYS = ("finish_reason", "stop_reason", "done_reason", "stopReason", "status")
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 _OPEN_THOUGHT = re.compile(r"\A.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)  # templates that write the opening tag themselves
@@ -60,6 +62,8 @@ def check_whole(message: AIMessage, call: Call, controls: Controls) -> None:
 
 def cleaned(message: AIMessage) -> tuple[AIMessage, bool]:
     """`message` without lone surrogates, which no checkpoint or UTF-8 stream takes; and whether there were any."""
+    if _is_whole(message):
+        return message, False
     given = {name: getattr(message, name) for name in ("content", "tool_calls", "invalid_tool_calls", "additional_kwargs")}
     whole = _repaired(given)
     return (message.model_copy(update=whole), True) if whole != given else (message, False)
@@ -67,6 +71,9 @@ def cleaned(message: AIMessage) -> tuple[AIMessage, bool]:
 
 def read_answer(text: str, schema: type[T]) -> T:
     """The one JSON object of `text` that fits `schema`: thoughts, fences and text around it are skipped. Raises ValueError."""
+    only = _only_object(text)
+    if only is not None:
+        return _fitting(only, schema)
     text = _OPEN_THOUGHT.sub("", _THOUGHT.sub("", text))
     fenced = [match[1] for match in _FENCE.finditer(text)]
     problem: ValueError = ValueError("the answer holds no JSON object")
@@ -88,9 +95,7 @@ def read_answer(text: str, schema: type[T]) -> T:
 
 def validated(value: Any, schema: type[T]) -> T:
     """`value` as a `schema`; a call written out as {"name", "arguments"} counts as its arguments. Raises ValidationError."""
-    if isinstance(value, dict) and value.get("name") == schema.__name__ and isinstance(inner := value.get("arguments"), dict):
-        value = inner
-    return schema.model_validate(_repaired(value))  # again: JSON in the text may have escaped what `cleaned` looks for
+    return _fitting(_repaired(value), schema)  # again: JSON in the text may have escaped what `cleaned` looks for
 
 
 def explain(error: ValueError) -> str:
@@ -107,13 +112,39 @@ def _finish_reason(message: AIMessage) -> str:
     if isinstance(details, dict) and isinstance(details.get("reason"), str):
         return str(details["reason"]).lower()
     found = next((value for key in _REASON_KEYS if isinstance(value := metadata.get(key), str) and value), "").lower()
+    if found in _KNOWN or not found:
+        return found
     # Chunks of a stream are added up as text: a server that repeats its reason gives "stopstop".
-    return next((known for known in _DONE | _CUT | _REFUSED if found == known * (len(found) // len(known)) and found), found)
+    return next((known for known in _KNOWN if found == known * (len(found) // len(known))), found)
 
 
 def _refusal_block(message: AIMessage) -> str:
     blocks = message.content if isinstance(message.content, list) else []
     return next((str(block["refusal"]) for block in blocks if isinstance(block, dict) and block.get("refusal")), "")
+
+
+def _only_object(text: str) -> dict[str, Any] | None:
+    """The object that a text is, and nothing else; it has no half characters, which this parser does not take."""
+    if not text.startswith("{"):
+        return None
+    try:
+        return cast("dict[str, Any]", orjson.loads(text))
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _fitting(value: Any, schema: type[T]) -> T:
+    if isinstance(value, dict) and value.get("name") == schema.__name__ and isinstance(inner := value.get("arguments"), dict):
+        value = inner
+    return schema.model_validate(value)
+
+
+def _is_whole(message: AIMessage) -> bool:
+    """Whether a message is a text without half characters; one that has more to it is looked at part by part."""
+    content = message.content
+    if message.tool_calls or message.invalid_tool_calls or not isinstance(content, str) or any(message.additional_kwargs.values()):
+        return False
+    return content.isascii() or _is_text(content)
 
 
 def _objects(text: str) -> Iterator[Any]:

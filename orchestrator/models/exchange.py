@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
@@ -22,7 +22,7 @@ from orchestrator.models.ask import Answer
 from orchestrator.models.call import Call
 from orchestrator.models.failures import is_rejection
 from orchestrator.models.recorded import answer_of, error_of, request_of
-from orchestrator.models.sending import Query, Sender, without_retries
+from orchestrator.models.sending import Query, Sender, bytes_of, without_retries
 from orchestrator.terms import Terms
 
 __all__ = ["Exchange"]
@@ -44,15 +44,29 @@ _OTHER_WAYS: tuple[Way, ...] = ("function_calling", "prompt")
 _worked: dict[tuple[str, str, bool], Way] = {}
 
 
+class Asked(NamedTuple):
+    """A model as a run asks it in a role, found once; `model` is held so that its id stays its own.
+
+    `bound`: it with a schema, by the way of asking, and the bytes that this adds to a request.
+    """
+
+    model: BaseChatModel
+    quiet: BaseChatModel
+    call: Call
+    bound: "dict[tuple[type[BaseModel], Way], tuple[Runnable[Any, AIMessage], int]]"
+
+
 class Exchange(Generic[T]):
     """One question to a model, with the requests it takes until the answer fits."""
 
     def __init__(self, model: BaseChatModel, schema: type[T], tools: Sequence[BaseTool], role: str, terms: Terms) -> None:
-        self._model = without_retries(model)
         self._schema = schema
         self._tools = tools
         self._terms = terms
-        self._call = Call.of(model, role)
+        asked = terms.asked.get((id(model), role))
+        if asked is None:
+            asked = terms.asked[id(model), role] = Asked(model, without_retries(model), Call.of(model, role), {})
+        self._asked, self._model, self._call = asked, asked.quiet, asked.call
         self._key = (self._call.host, self._call.model, bool(tools))
         self._tool_names = {tool.name for tool in tools}
         config: RunnableConfig = {"run_name": f"{role} model", "metadata": {"role": role}, "tags": [f"role:{role}"]}
@@ -88,7 +102,7 @@ class Exchange(Generic[T]):
         for way in ways[start:]:
             asked = _with_schema(messages, self._schema) if way in ("json_mode", "prompt") else messages
             try:
-                query = Query(self._bound(way), asked, calling=way in _CALLING, request=request, way=way, last=way == ways[-1])
+                query = Query(*self._way(way), asked, calling=way in _CALLING, request=request, way=way, last=way == ways[-1])
                 message = await self._sender.send(query)
             except (ModelCallError, NotImplementedError) as error:
                 if way != ways[-1] and is_rejection(error.__cause__ or error):
@@ -134,6 +148,17 @@ class Exchange(Generic[T]):
             return self._formatted({"type": "json_schema", "json_schema": _strict(self._schema)})
         return self._formatted({"type": "json_object"}) if way == "json_mode" else self._model
 
+    def _way(self, way: Way) -> "tuple[Runnable[Any, AIMessage], int]":
+        """The model as it is asked in a way, and the bytes that this adds to the messages."""
+        known, key = self._asked.bound, (self._schema, way)
+        if not self._tools and key in known:
+            return known[key]
+        bound = self._bound(way)
+        found = bound, bytes_of(bound)
+        if not self._tools:
+            known[key] = found
+        return found
+
     def _formatted(self, response_format: dict[str, Any]) -> "Runnable[Any, AIMessage]":
         if getattr(self._model, "use_responses_api", None):
             return self._model.bind(response_format=response_format)
@@ -151,7 +176,7 @@ class Exchange(Generic[T]):
             except ValueError as error:
                 problem = explain(error)
                 return problem, [AIMessage(text), HumanMessage(self._complaint(problem))]
-            if _HALF.search(text):
+            if "\\u" in text and _HALF.search(text):
                 self._terms.warn(self._call.half_characters)
             return Answer(message, value)
         calls, wrong = self._calls(message)

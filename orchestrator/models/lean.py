@@ -7,7 +7,6 @@ makes of them; errors are the SDK's and LangChain's own. What the short way does
 import asyncio
 import json
 import logging
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import lru_cache
@@ -37,7 +36,6 @@ _HANDLED = frozenset((
     "response_format", "seed", "service_tier", "stop", "store", "stream", "stream_usage", "temperature", "timeout", "tool_choice", "tools",
     "top_p", "user", "verbosity",
 ))  # fmt: skip
-_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _PLAIN = frozenset(("content", "role", "refusal"))  # in a delta that is nothing but text
 _OF_THE_WIRE = frozenset(("content-encoding", "content-length", "transfer-encoding"))
 _HEAD_BYTES = 1000  # of a body, for the error that shows it
@@ -55,6 +53,7 @@ class LeanChatOpenAI(ChatOpenAI):
     """
 
     _target: tuple[str, dict[str, str]] | None = PrivateAttr(default=None)  # the URL and the headers of every request
+    _proxied: bool | None = PrivateAttr(default=None)
 
     def falls_through(self, options: Mapping[str, Any]) -> str | None:
         """Why a call with these options cannot take the short way; None: it can."""
@@ -245,13 +244,9 @@ def _fixed(model: LeanChatOpenAI) -> str | None:
     field = next((name for name in _OWN_FIELDS if getattr(model, name, None)), None)
     if field is not None:
         return f"the field {field}"
-    return "a proxy" if _has_proxy(tuple(map(os.environ.get, _PROXIES))) else None
-
-
-@lru_cache(maxsize=8)
-def _has_proxy(_: tuple[str | None, ...]) -> bool:
-    """Whether the environment, or the system, has proxies; looked up once for what the environment says."""
-    return bool(getproxies())
+    if model._proxied is None:
+        model._proxied = bool(getproxies())
+    return "a proxy" if model._proxied else None
 
 
 @lru_cache(maxsize=64)

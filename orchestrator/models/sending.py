@@ -15,7 +15,10 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, InvalidToolCall
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBinding
+from langchain_core.runnables.config import var_child_runnable_config
+from langgraph._internal._constants import CONF, CONFIG_KEY_RUNTIME
 from langgraph.errors import GraphBubbleUp
+from langgraph.runtime import _no_op_heartbeat
 from pydantic import ValidationError
 
 from orchestrator.admission import ADMISSION, Ticket
@@ -49,7 +52,7 @@ from orchestrator.usage import Reservation
 if TYPE_CHECKING:
     from orchestrator.models.lean import LeanChatOpenAI
 
-__all__ = ["Query", "Sender", "answer_size", "without_retries"]
+__all__ = ["Query", "Sender", "answer_size", "bytes_of", "without_retries"]
 
 # Full jitter, as in "Exponential Backoff And Jitter" (AWS Architecture Blog): between 0 and a ceiling that doubles.
 _FIRST_PAUSE = 0.5  # seconds
@@ -69,6 +72,7 @@ class Query:
     """
 
     runnable: "Runnable[Any, AIMessage]"
+    added: int  # UTF-8 bytes of what the request has beside its messages
     messages: Sequence[BaseMessage]
     calling: bool
     request: Request | None = None
@@ -78,20 +82,29 @@ class Query:
     @property
     def size(self) -> int:
         """UTF-8 bytes of the request, about."""
-        bound = self.runnable.kwargs if isinstance(self.runnable, RunnableBinding) else {}
-        size = len(json.dumps(dict(bound), ensure_ascii=False, default=str).encode(errors="replace"))
+        size = self.added
         for message in self.messages:
             content = message.content if isinstance(message.content, str) else json.dumps(message.content, default=str)
             calls = json.dumps(message.tool_calls, default=str) if isinstance(message, AIMessage) and message.tool_calls else ""
-            size += len(content.encode(errors="replace")) + len(calls) + 16  # its role and its brackets
+            size += _utf8(content) + len(calls) + 16  # its role and its brackets
         return size
+
+
+def bytes_of(runnable: "Runnable[Any, AIMessage]") -> int:
+    """UTF-8 bytes of what is bound to a model."""
+    bound = runnable.kwargs if isinstance(runnable, RunnableBinding) else {}
+    return _utf8(json.dumps(dict(bound), ensure_ascii=False, default=str))
+
+
+def _utf8(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode(errors="replace"))
 
 
 def answer_size(message: AIMessage) -> int:
     """UTF-8 bytes of an answer, or of a piece of one."""
     calls = [*message.tool_call_chunks] if isinstance(message, AIMessageChunk) else [*message.tool_calls, *message.invalid_tool_calls]
     texts = [message.text, *(str(part) for call in calls for part in (call["name"], call["args"]) if part)]
-    return sum(len(text.encode(errors="replace")) for text in texts)
+    return sum(map(_utf8, texts))
 
 
 class Sender:
@@ -290,7 +303,7 @@ class Sender:
             if unreadable is None:
                 raise failure(error, self._call, self._controls) from error
             message = unreadable
-        if not query.calling:  # calls that were not asked for are nothing to go by
+        if not query.calling and (message.tool_calls or message.invalid_tool_calls):  # that were not asked for are nothing to go by
             message = message.model_copy(update={"tool_calls": [], "invalid_tool_calls": []})
         whole, repaired = cleaned(message)
         if repaired:
@@ -325,6 +338,8 @@ class Sender:
             return None
         given = {**bound, **options}
         given.pop("stream", None)
+        if not self._own_timeout:
+            given["timeout"] = _timeout(None, self._controls.connect_timeout)  # the rest is for our own clocks
         return None if model.falls_through(given) or is_listened_to(model, self._terms.tracer) else (model, given)
 
     async def _directly(self, model: "LeanChatOpenAI", options: dict[str, Any], query: Query, watch: Watch | None) -> AIMessage:
@@ -387,7 +402,7 @@ class Sender:
 
 
 @lru_cache(maxsize=64)
-def _timeout(seconds: float, connect: float) -> Any:
+def _timeout(seconds: float | None, connect: float) -> Any:
     from openai import Timeout
 
     return Timeout(seconds, connect=connect)
@@ -440,12 +455,10 @@ def _beating() -> Iterator[None]:
 
 
 def _heartbeat() -> Callable[[], None] | None:
-    from langgraph.runtime import get_runtime
-
-    try:
-        return get_runtime().heartbeat
-    except (RuntimeError, KeyError, AttributeError):  # not inside a graph
-        return None
+    """What keeps the node around from timing out; None where it has no such timeout, and outside of graphs."""
+    known = (var_child_runnable_config.get() or {}).get(CONF) or {}
+    beat: Callable[[], None] | None = getattr(known.get(CONFIG_KEY_RUNTIME), "heartbeat", None)
+    return None if beat is _no_op_heartbeat else beat
 
 
 def _limited(runnable: "Runnable[Any, AIMessage]", limit: int) -> "Runnable[Any, AIMessage]":

@@ -52,7 +52,11 @@ def size_of(message: AIMessage) -> int:
     """UTF-8 bytes that `message` carries, about; 0 for a piece of a stream that is no token."""
     calls = message.tool_call_chunks if isinstance(message, AIMessageChunk) else message.tool_calls
     content, extra = message.content, message.additional_kwargs
-    size = len(content.encode(errors="replace")) if isinstance(content, str) else len(json.dumps(content, default=str)) * bool(content)
+    size = (
+        (len(content) if content.isascii() else len(content.encode(errors="replace")))
+        if isinstance(content, str)
+        else len(json.dumps(content, default=str)) * bool(content)
+    )
     size += sum(len(str(call.get("args") or "")) + len(call.get("name") or "") for call in calls)
     return size + sum(len(str(value)) for value in extra.values() if value)
 

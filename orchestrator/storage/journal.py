@@ -99,7 +99,8 @@ class JournalTable:
 
         Raises StorageTypeError; the future StorageError or LostRunError.
         """
-        request, response = self._codec.pack(entry.request, known), self._codec.pack(entry.response, known)
+        request = self._codec.pack(entry.request, known)
+        response = self._codec.pack(entry.response, known, whole=entry.row.kind == "model")  # no two models say the same
         texts, row = request.texts | response.texts, entry.row
         values = (run, row.seq, row.kind, row.scope, row.role, row.model, row.digest, row.state, request.blob, response.blob)
         error = row.error if self._codec.cipher is None or row.error is None else "encrypted"  # its parts are in the response

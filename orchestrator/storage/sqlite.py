@@ -172,7 +172,7 @@ class _Writer:
             return [[execute(sql, values).fetchall()]]  # is a transaction by itself
         execute("BEGIN" if all(map(_reads, jobs)) else "BEGIN IMMEDIATE")
         try:
-            outcomes = [self._rows(job) for job in jobs]
+            outcomes = self._each(jobs)
             execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:  # SQLite ends it itself after some errors
@@ -180,11 +180,19 @@ class _Writer:
             raise
         return outcomes
 
-    def _rows(self, job: Job) -> Outcome:
-        execute = self._connection.execute
-        if job.fence is not None and not execute(_HELD, job.fence).fetchall():
-            return lost(job.fence)
-        return [execute(sql, values).fetchall() for sql, values in job.statements]
+    def _each(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """What came of each. Who holds a run is looked at once, and again after a job that may have changed it."""
+        execute, held, outcomes = self._connection.execute, dict[Fence, bool](), list[Outcome]()
+        for job in jobs:
+            if job.fence is not None and job.fence not in held:
+                held[job.fence] = bool(execute(_HELD, job.fence).fetchall())
+            if job.fence is not None and not held[job.fence]:
+                outcomes.append(lost(job.fence))
+                continue
+            outcomes.append([execute(sql, values).fetchall() for sql, values in job.statements])
+            if any("runs" in sql for sql, _ in job.statements):
+                held.clear()
+        return outcomes
 
     def _alone(self, job: Job) -> Outcome:
         try:

@@ -1,0 +1,228 @@
+"""A graph inside a node of a run, taken step by step without LangGraph's loop around each step.
+
+A subgraph that is called costs LangGraph about a millisecond for its loop, its tasks and their stream, which nobody but the run reads. What
+the graph does is the same: its own channels and reducers, its own nodes, writers and routers, in the same supersteps and order.
+"""
+
+import asyncio
+import itertools
+from collections import defaultdict
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import var_child_runnable_config
+from langgraph._internal._constants import CONF, CONFIG_KEY_READ, CONFIG_KEY_SEND, TASKS
+from langgraph._internal._typing import MISSING
+from langgraph.channels.base import BaseChannel
+from langgraph.channels.binop import BinaryOperatorAggregate
+from langgraph.channels.last_value import LastValue, LastValueAfterFinish
+from langgraph.channels.named_barrier_value import NamedBarrierValueAfterFinish
+from langgraph.constants import START
+from langgraph.errors import GraphRecursionError
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.pregel._io import read_channel, read_channels
+from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
+from langgraph.pregel._write import PASSTHROUGH, ChannelWrite, ChannelWriteEntry, ChannelWriteTupleEntry, _assemble_writes
+from langgraph.types import Send
+
+from orchestrator.events import current_branch
+from orchestrator.flights import ended
+from orchestrator.spans import HIDDEN, Tracer, shown_as
+
+__all__ = ["Inner", "inner_of"]
+
+Channels = dict[str, BaseChannel[Any, Any, Any]]
+Write = tuple[str, Any]
+
+_LASTING = (LastValue, BinaryOperatorAggregate)  # channels whose value stays until another one is written
+_LATE = (LastValueAfterFinish, NamedBarrierValueAfterFinish)  # channels of deferred nodes
+_numbers = itertools.count()  # of the tasks of this process
+
+
+class _Task(NamedTuple):
+    """A node that is to run, with what it is given; `place` is where it stands among the tasks of its step."""
+
+    node: str
+    given: Any
+    place: tuple[Any, ...]
+
+
+class Inner:
+    """A compiled graph that is run inside a node of a run of ours, on the context, callbacks and store of that node."""
+
+    def __init__(self, graph: CompiledStateGraph[Any, Any, Any, Any]) -> None:
+        self._graph = graph
+        self._nodes: dict[str, PregelNode] = graph.nodes
+        self._channels: Any = graph.channels
+        self._inner = {name: found for name, node in graph.nodes.items() if (found := inner_of(node.bound)) is not None}
+        self._triggered = graph.trigger_to_nodes
+        self._passing = tuple(name for name, channel in self._channels.items() if type(channel) not in _LASTING)
+
+    async def run(self, given: Mapping[str, Any], tracer: Tracer) -> dict[str, Any]:
+        """What `ainvoke` would give; called inside a node of LangGraph's. Raises what the nodes raise, and GraphRecursionError."""
+        config: Any = var_child_runnable_config.get() or {}
+        known = config.get("metadata") or {}
+        path = f"{known.get('langgraph_checkpoint_ns', '')}|{self._graph.name}:{next(_numbers)}"
+        channels = {
+            name: channel.from_checkpoint(MISSING) for name, channel in self._graph.channels.items() if isinstance(channel, BaseChannel)
+        }
+        changed = _apply(channels, [(START, given)], (), ())
+        most = config.get("recursion_limit", 25)
+        for step in range(1, most + 2):
+            tasks = self._due(channels, changed)
+            if not tasks:
+                return read_channels(channels, self._graph.output_channels)
+            if step > most:
+                break
+            outcomes = await _together([self._made(task, step, channels, config, path, tracer) for task in tasks])
+            read = {trigger for task in tasks if len(task.place) == 1 for trigger in self._nodes[task.node].triggers}
+            changed = _apply(channels, outcomes[0] if len(outcomes) == 1 else [*itertools.chain(*outcomes)], read, self._passing)
+        raise GraphRecursionError(f"the graph {self._graph.name!r} took more than {most} steps: it goes round without an end")
+
+    def _due(self, channels: Channels, changed: set[str]) -> list[_Task]:
+        """The tasks of the next step: nodes that what changed has triggered, then those that were sent something."""
+        names = sorted({name for channel in changed for name in self._triggered.get(channel, ())})
+        tasks = [_Task(name, given, (name,)) for name in names if (given := self._given(self._nodes[name], channels)) is not MISSING]
+        sent: Sequence[Send] = channels[TASKS].get() if TASKS in changed else ()
+        return [*tasks, *(_Task(one.node, one.arg, ("__pregel_push", at)) for at, one in enumerate(sent) if one.node in self._nodes)]
+
+    def _given(self, node: PregelNode, channels: Channels) -> Any:
+        if isinstance(node.channels, str):
+            return read_channel(channels, node.channels) if channels[node.channels].is_available() else MISSING
+        return {name: channels[name].get() for name in node.channels if channels[name].is_available()}
+
+    async def _made(self, task: _Task, step: int, channels: Channels, config: Mapping[str, Any], path: str, tracer: Tracer) -> list[Write]:
+        """Run a node; what it and its routers write."""
+        node, writes = self._nodes[task.node], list[Write]()
+        metadata = {
+            **(config.get("metadata") or {}),
+            **(node.metadata or {}),
+            "langgraph_step": step,
+            "langgraph_node": task.node,
+            "langgraph_triggers": tuple(node.triggers),
+            "langgraph_path": task.place if len(task.place) > 1 else ("__pregel_pull", task.node),
+            "langgraph_checkpoint_ns": f"{path}|{task.node}:{next(_numbers)}",
+        }
+
+        def read(select: str | list[str], fresh: bool = False) -> Any:
+            return read_channels(_with(channels, writes) if fresh else channels, select)
+
+        known = {**config.get(CONF, {}), CONFIG_KEY_SEND: writes.extend, CONFIG_KEY_READ: read}
+        inside: Any = {**config, "metadata": metadata, CONF: known}
+        given = task.given if node.mapper is None else node.mapper(task.given)
+        token = var_child_runnable_config.set(inside)
+        try:
+            if task.node == START:
+                output = given
+            elif (kind := shown_as(metadata, task.node))[0] == HIDDEN:
+                output = await self._output(task.node, node, given, inside, tracer)
+            else:
+                output = await self._shown(kind, task.node, node, given, inside, tracer)
+            for writer in node.flat_writers:
+                if type(writer) is ChannelWrite:
+                    writes += _written(writer, output)
+                else:  # a router
+                    await writer.ainvoke(output, inside)
+        finally:
+            var_child_runnable_config.reset(token)
+        return writes
+
+    async def _shown(self, kind: Sequence[str], name: str, node: PregelNode, given: Any, config: RunnableConfig, tracer: Tracer) -> Any:
+        """What a node gives that is a step of the run's trace."""
+        named = next((word for word in kind[1:] if word != "round"), name)
+        here = tracer.here()
+        known: dict[str, Any] = {"branch": current_branch() or here.branch}
+        if kind[0] == "agent":
+            known |= {"role": named, "attempt": tracer.count(here, named)}
+        with tracer.span(kind[0], named, parent=here, given=given, **known) as span:  # type: ignore[arg-type]
+            output = await self._output(name, node, given, config, tracer)
+            if tracer.takes_content or span.kind == "node":
+                span.came = output
+        return output
+
+    async def _output(self, name: str, node: PregelNode, given: Any, config: RunnableConfig, tracer: Tracer) -> Any:
+        inner = self._inner.get(name)
+        return await (inner.run(given, tracer) if inner is not None else node.bound.ainvoke(given, config))
+
+
+_found: "WeakKeyDictionary[Any, Inner | None]" = WeakKeyDictionary()
+
+
+def inner_of(graph: Runnable[Any, Any]) -> Inner | None:
+    """The graph as one that can be taken step by step; None for what is none, or asks for what only LangGraph's loop does: checkpoints
+    of its own, pauses, deferred nodes, retries, caches, timeouts, error handlers, managed values.
+    """
+    if not isinstance(graph, CompiledStateGraph):
+        return None
+    if graph not in _found:
+        _found[graph] = Inner(graph) if _is_plain(graph) else None
+    return _found[graph]
+
+
+def _is_plain(graph: CompiledStateGraph[Any, Any, Any, Any]) -> bool:
+    if graph.checkpointer is not False or graph.interrupt_before_nodes or graph.interrupt_after_nodes or graph.cache or graph.step_timeout:
+        return False
+    if graph.retry_policy or graph.cache_policy or graph.config or any(isinstance(channel, _LATE) for channel in graph.channels.values()):
+        return False
+    if not all(isinstance(channel, BaseChannel) for channel in graph.channels.values()) or graph.store is not None:
+        return False
+    nodes = graph.nodes.values()
+    special = (node.retry_policy or node.cache_policy or node.timeout or node.is_error_handler or node.error_handler_node for node in nodes)
+    return not any(special) and all(node.bound is DEFAULT_BOUND or name != START for name, node in graph.nodes.items())
+
+
+def _apply(channels: Channels, writes: Sequence[Write], read: Iterable[str], passing: Iterable[str]) -> set[str]:
+    """Write to the channels, and begin another step, which the `passing` ones are told: which of them have a new value."""
+    for name in read:
+        channels[name].consume()
+    values: dict[str, list[Any]] = {}
+    for name, value in writes:
+        if name in channels:
+            values.setdefault(name, []).append(value)
+    changed = {name for name, written in values.items() if channels[name].update(written) and channels[name].is_available()}
+    for name in passing:
+        channel = channels[name]
+        if name not in changed and channel.is_available() and channel.update(()) and channel.is_available():
+            changed.add(name)
+    return changed
+
+
+def _with(channels: Channels, writes: Iterable[Write]) -> Channels:
+    """The channels as a router sees them after its node has written."""
+    values: dict[str, list[Any]] = defaultdict(list)
+    for name, value in writes:
+        values[name].append(value)
+    seen = {name: channel.copy() for name, channel in channels.items()}
+    for name, channel in seen.items():
+        channel.update(values[name])
+    return seen
+
+
+def _written(writer: ChannelWrite, output: Any) -> list[Write]:
+    """What a writer makes of what its node gives."""
+    found: list[Write] = []
+    for entry in writer.writes:
+        if isinstance(entry, ChannelWriteTupleEntry):
+            found += entry.mapper(output if entry.value is PASSTHROUGH else entry.value) or ()
+        elif isinstance(entry, ChannelWriteEntry) and entry.mapper is None and not entry.skip_none:
+            found.append((entry.channel, output if entry.value is PASSTHROUGH else entry.value))
+        else:
+            found += _assemble_writes([_given_to(entry, output)])
+    return found
+
+
+def _given_to(entry: Any, output: Any) -> Any:
+    return entry._replace(value=output) if isinstance(entry, ChannelWriteEntry) and entry.value is PASSTHROUGH else entry
+
+
+async def _together(made: Sequence[Awaitable[list[Write]]]) -> list[list[Write]]:
+    """The outcome of each, in order; the first failure ends the others, as in a step of LangGraph's."""
+    if len(made) == 1:
+        return [await made[0]]
+    tasks = [asyncio.ensure_future(one) for one in made]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        await ended(tasks)
