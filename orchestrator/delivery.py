@@ -4,17 +4,21 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
+from contextvars import ContextVar
 from typing import Self
 
 from orchestrator.clocks import waiting
 from orchestrator.events import Event
 
-__all__ = ["UNREAD", "Delivery"]
+__all__ = ["UNREAD", "Delivery", "unheard"]
 
 UNREAD = 1_000
 """Events that may be unread: beyond it the run begins nothing new, and what may be dropped is."""
 
 _DROPPED = {"token", "custom"}
+
+unheard: ContextVar[bool] = ContextVar("unheard", default=False)
+"""Whether whoever reads the events of a run here wants its result alone."""
 
 
 class Delivery:
@@ -30,12 +34,15 @@ class Delivery:
         self._kept = 0  # how many of them are state events
         self._lost = 0  # token and custom events that were dropped since the last one that was taken in
         self._ended = False
+        self._unheard = unheard.get()
         self._something = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
 
     def put(self, event: Event) -> None:
-        """Take an event in, or drop it where nobody would read it in time."""
+        """Take an event in, or drop it where nobody would read it, or not in time."""
+        if self._unheard:
+            return
         if threading.get_ident() == self._thread:
             self._put(event)
             return

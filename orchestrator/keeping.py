@@ -11,7 +11,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from orchestrator.consulting import answered, tell_questions
 from orchestrator.conversing import begin_turn
-from orchestrator.delivery import Delivery
+from orchestrator.delivery import Delivery, unheard
 from orchestrator.driving import GRACE, Attempt
 from orchestrator.errors import InputError, LostRunError, OrchestratorError, StorageError, said
 from orchestrator.events import Event
@@ -212,9 +212,13 @@ async def give_back(storage: Storage, found: RunRecord, fence: Fence) -> None:
 async def folded(events: AsyncGenerator[Event, None]) -> Result:
     """The result that a run's events end with."""
     last = None
-    async with contextlib.aclosing(events):
-        async for event in events:
-            last = event
+    token = unheard.set(True)
+    try:
+        async with contextlib.aclosing(events):
+            async for event in events:
+                last = event
+    finally:
+        unheard.reset(token)
     if last is None or last.kind != "result":
         raise OrchestratorError("the run ended without a result")
     return Result.model_validate(last.fields)

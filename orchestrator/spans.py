@@ -95,7 +95,7 @@ class Tracer:
         self.takes_content = any(sink.takes_content for sink in self.sinks)
         self._epoch, self._clock = time.time(), time.monotonic()  # the clock of a machine may be set meanwhile
         self._ids = itertools.count()
-        self._nodes: dict[str, Span | None] = {}  # by the ids of LangGraph's tasks, while they last; None: not shown
+        self.nodes: dict[str, Span | None] = {}  # by the ids of LangGraph's tasks, while they last; None: not shown
         self._branches: dict[str, Span] = {}
         self._rounds: dict[tuple[str, ...], Span] = {}  # that go on, by the graph that they are of
         self.foreign: dict[UUID, Span] = {}  # by LangChain's ids of runs, where its callbacks are listened to
@@ -174,12 +174,17 @@ class Tracer:
                 _inside.reset(token)
         self.end(span)
 
+    def is_inside(self) -> bool:
+        """Whether this code runs in a span that it was begun around, and not only in a node of LangGraph's."""
+        inside = _inside.get()
+        return inside is not None and inside[0] is self and inside[1].ended is None
+
     def here(self) -> Span:
         """The span that this code runs in: of a call around it, else of the graph's node."""
         if not self.sinks:
             return self.root
         inside = _inside.get()
-        if inside is not None and inside[0] is self and inside[1].ended is None:
+        if inside is not None and self.is_inside():
             return inside[1]
         metadata = _metadata()
         return self.at(_place(metadata), metadata)
@@ -193,7 +198,7 @@ class Tracer:
         name = one_line(f"branch {task.id.removeprefix('t')}: {task.question}", _LONGEST_NAME)
         began = min(self.now(), max(parent.began, self.planned))
         with self.span("branch", name, parent=parent, given={"task": task}, began=began, branch=task.id) as span:
-            self._nodes[node.partition(":")[2]] = span  # for LangGraph's own tasks inside
+            self.nodes[node.partition(":")[2]] = span  # for LangGraph's own tasks inside
             self._branches[task.id] = span
             try:
                 yield span
@@ -205,10 +210,10 @@ class Tracer:
         span = self.root
         for place, part in enumerate(path):
             name, _, task = part.partition(":")
-            if task in self._nodes:
-                span = self._nodes[task] or span
+            if task in self.nodes:
+                span = self.nodes[task] or span
             elif task and place and (place + 1 < len(path) or shown_as(metadata, name)[0] != HIDDEN):
-                span = self._nodes[task] = self.begin("node", name, parent=span, branch=span.branch)
+                span = self.nodes[task] = self.begin("node", name, parent=span, branch=span.branch)
         return self._branches.get(current_branch() or "", span) if span is self.root else span
 
     def step(self, path: Sequence[str], task: Mapping[str, Any]) -> None:
@@ -218,7 +223,7 @@ class Tracer:
         if "result" not in task:
             self._step_began(tuple(path), task)
             return
-        span = self._nodes.pop(task["id"], None)
+        span = self.nodes.pop(task["id"], None)
         if span is None or span.kind == "branch":
             return
         error = str(task["error"]) if task["error"] else None
@@ -229,7 +234,7 @@ class Tracer:
         kind, *named = shown_as(metadata, task["name"])
         parent = self._around(path)
         if kind == HIDDEN:
-            self._nodes[task["id"]] = None
+            self.nodes[task["id"]] = None
             return
         if "round" in named:
             named.remove("round")
@@ -237,23 +242,23 @@ class Tracer:
         else:
             self._end_round(path)
         if kind == "branch":  # or several, which begin one by one
-            self._nodes.setdefault(task["id"], None)
+            self.nodes.setdefault(task["id"], None)
             return
         known: dict[str, Any] = {"branch": parent.branch}
         name = named[0] if named else task["name"]
         if kind == "agent":
             known |= {"role": name, "attempt": self.count(parent, name)}
-        span = self._nodes.get(task["id"])
+        span = self.nodes.get(task["id"])
         if span is None:
             span = self.begin(kind, name, parent=parent, given=task.get("input"), **known)  # type: ignore[arg-type]
-            self._nodes[task["id"]] = span
+            self.nodes[task["id"]] = span
         else:  # a call in it was quicker than its own beginning
             span.kind, span.name, span.given = kind, name, task.get("input")  # type: ignore[assignment]
             span.role, span.branch, span.attempt = known.get("role", ""), known["branch"], known.get("attempt", 1)
 
     def _around(self, path: Sequence[str]) -> Span:
         """The span of the node that a graph inside runs in."""
-        nodes = (self._nodes.get(part.partition(":")[2]) for part in reversed(path))
+        nodes = (self.nodes.get(part.partition(":")[2]) for part in reversed(path))
         return next((span for span in nodes if span is not None), self.root)
 
     def _round(self, path: tuple[str, ...], parent: Span, *, begins: bool) -> Span:

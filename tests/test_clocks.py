@@ -228,7 +228,7 @@ async def test_a_stream_that_loses_a_cancellation_is_ended_all_the_same() -> Non
 async def test_text_that_is_streamed_is_told_and_calls_are_not() -> None:
     events: list[Event] = []
     with listening(events.append), in_branch("t1"):
-        async with model_server([Reply(value=GOOD), Reply(calls=[("search", {"query": "a"})])]) as server:
+        async with model_server([Reply(value=GOOD, pause=0.02), Reply(calls=[("search", {"query": "a"})])]) as server:
             answer = await asked(server, streaming=True)
             called = await asked(server, streaming=True, tools=(search,))
     told = [event for event in events if event.kind == "token"]

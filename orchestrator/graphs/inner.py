@@ -7,7 +7,8 @@ the graph does is the same: its own channels and reducers, its own nodes, writer
 import asyncio
 import itertools
 from collections import defaultdict
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -29,7 +30,7 @@ from langgraph.types import Send
 
 from orchestrator.events import current_branch
 from orchestrator.flights import ended
-from orchestrator.spans import HIDDEN, Tracer, shown_as
+from orchestrator.spans import HIDDEN, Span, Tracer, shown_as
 
 __all__ = ["Inner", "inner_of"]
 
@@ -58,17 +59,20 @@ class Inner:
         self._channels: Any = graph.channels
         self._inner = {name: found for name, node in graph.nodes.items() if (found := inner_of(node.bound)) is not None}
         self._triggered = graph.trigger_to_nodes
+        start = graph.nodes[START].flat_writers
+        # What a graph is given is written at once where no router looks at it.
+        self._begins = start if all(type(writer) is ChannelWrite for writer in start) else None
         self._passing = tuple(name for name, channel in self._channels.items() if type(channel) not in _LASTING)
 
     async def run(self, given: Mapping[str, Any], tracer: Tracer) -> dict[str, Any]:
         """What `ainvoke` would give; called inside a node of LangGraph's. Raises what the nodes raise, and GraphRecursionError."""
         config: Any = var_child_runnable_config.get() or {}
         known = config.get("metadata") or {}
-        path = f"{known.get('langgraph_checkpoint_ns', '')}|{self._graph.name}:{next(_numbers)}"
+        path = str(known.get("langgraph_checkpoint_ns", ""))
         channels = {
             name: channel.from_checkpoint(MISSING) for name, channel in self._graph.channels.items() if isinstance(channel, BaseChannel)
         }
-        changed = _apply(channels, [(START, given)], (), ())
+        changed = _apply(channels, [(START, given)] if self._begins is None else _all_written(self._begins, given), (), ())
         most = config.get("recursion_limit", 25)
         for step in range(1, most + 2):
             tasks = self._due(channels, changed)
@@ -95,7 +99,7 @@ class Inner:
 
     async def _made(self, task: _Task, step: int, channels: Channels, config: Mapping[str, Any], path: str, tracer: Tracer) -> list[Write]:
         """Run a node; what it and its routers write."""
-        node, writes = self._nodes[task.node], list[Write]()
+        node, writes, number = self._nodes[task.node], list[Write](), f"inner{next(_numbers)}"
         metadata = {
             **(config.get("metadata") or {}),
             **(node.metadata or {}),
@@ -103,7 +107,7 @@ class Inner:
             "langgraph_node": task.node,
             "langgraph_triggers": tuple(node.triggers),
             "langgraph_path": task.place if len(task.place) > 1 else ("__pregel_pull", task.node),
-            "langgraph_checkpoint_ns": f"{path}|{task.node}:{next(_numbers)}",
+            "langgraph_checkpoint_ns": f"{path}|{task.node}:{number}",
         }
 
         def read(select: str | list[str], fresh: bool = False) -> Any:
@@ -113,13 +117,16 @@ class Inner:
         inside: Any = {**config, "metadata": metadata, CONF: known}
         given = task.given if node.mapper is None else node.mapper(task.given)
         token = var_child_runnable_config.set(inside)
+        tracer.nodes[number] = None
         try:
             if task.node == START:
                 output = given
             elif (kind := shown_as(metadata, task.node))[0] == HIDDEN:
                 output = await self._output(task.node, node, given, inside, tracer)
             else:
-                output = await self._shown(kind, task.node, node, given, inside, tracer)
+                with self._span(kind, task, number, tracer) as span:
+                    output = await self._output(task.node, node, given, inside, tracer)
+                    span.came = output if tracer.takes_content or span.kind == "node" else None
             for writer in node.flat_writers:
                 if type(writer) is ChannelWrite:
                     writes += _written(writer, output)
@@ -127,20 +134,20 @@ class Inner:
                     await writer.ainvoke(output, inside)
         finally:
             var_child_runnable_config.reset(token)
+            del tracer.nodes[number]
         return writes
 
-    async def _shown(self, kind: Sequence[str], name: str, node: PregelNode, given: Any, config: RunnableConfig, tracer: Tracer) -> Any:
-        """What a node gives that is a step of the run's trace."""
-        named = next((word for word in kind[1:] if word != "round"), name)
+    @contextmanager
+    def _span(self, kind: Sequence[str], task: _Task, number: str, tracer: Tracer) -> Iterator[Span]:
+        """The span of a node that is a step of the run's trace."""
+        name = next((word for word in kind[1:] if word != "round"), task.node)
         here = tracer.here()
         known: dict[str, Any] = {"branch": current_branch() or here.branch}
         if kind[0] == "agent":
-            known |= {"role": named, "attempt": tracer.count(here, named)}
-        with tracer.span(kind[0], named, parent=here, given=given, **known) as span:  # type: ignore[arg-type]
-            output = await self._output(name, node, given, config, tracer)
-            if tracer.takes_content or span.kind == "node":
-                span.came = output
-        return output
+            known |= {"role": name, "attempt": tracer.count(here, name)}
+        with tracer.span(kind[0], name, parent=here, given=task.given, **known) as span:  # type: ignore[arg-type]
+            tracer.nodes[number] = span
+            yield span
 
     async def _output(self, name: str, node: PregelNode, given: Any, config: RunnableConfig, tracer: Tracer) -> Any:
         inner = self._inner.get(name)
@@ -211,6 +218,10 @@ def _written(writer: ChannelWrite, output: Any) -> list[Write]:
         else:
             found += _assemble_writes([_given_to(entry, output)])
     return found
+
+
+def _all_written(writers: Iterable[Any], output: Any) -> list[Write]:
+    return [write for writer in writers for write in _written(writer, output)]
 
 
 def _given_to(entry: Any, output: Any) -> Any:

@@ -46,7 +46,8 @@ def _told(message: BaseMessage) -> list[Any]:
         return [message.type, kept(message.content), [[call["name"], kept(call["args"])] for call in message.tool_calls]]
     if isinstance(message, ToolMessage) and message.status == "error":
         return [message.type, kept(message.content), "error"]
-    return [message.type, kept(message.content)]
+    content = message.content
+    return [message.type, content if type(content) is str else kept(content)]
 
 
 def request_of(model: str, role: str, schema: type[BaseModel], tools: Sequence[BaseTool], messages: Sequence[BaseMessage]) -> Request:
@@ -71,7 +72,7 @@ def kept_answer(message: AIMessage) -> dict[str, Any]:
         "extra": extra,
         "id": message.id,
     }
-    return {key: kept(value) for key, value in fields.items() if value}
+    return {key: value if type(value) is str else kept(value) for key, value in fields.items() if value}
 
 
 def answer_of(fields: Mapping[str, Any]) -> AIMessage:

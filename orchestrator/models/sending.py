@@ -5,7 +5,7 @@ import json
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,7 @@ _LONGEST_WAIT = 3600.0  # seconds that an endpoint may ask a run without a deadl
 _ONCE = (CallTimeoutError, TruncatedError, EmptyAnswerError)  # tried again once at most: what happened twice happens again
 _ANSWER_LIMITS = ("max_tokens", "max_output_tokens", "num_predict", "max_new_tokens")
 _STEPS = 5  # of the event loop, from an answer to the end of the requests that it makes needless
+_AT_REST = nullcontext()
 _BEAT = 0.25  # seconds between two heartbeats of a LangGraph node whose call waits for its turn
 
 
@@ -432,13 +433,14 @@ def _counted(error: ModelCallError, requests: int) -> ModelCallError:
     return error
 
 
-@contextmanager
-def _beating() -> Iterator[None]:
+def _beating() -> AbstractContextManager[None]:
     """The LangGraph node around counts as active, while its call waits for its turn."""
     beat = _heartbeat()
-    if beat is None:
-        yield
-        return
+    return _AT_REST if beat is None else _heart(beat)
+
+
+@contextmanager
+def _heart(beat: Callable[[], None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     timers: list[asyncio.TimerHandle] = []
 

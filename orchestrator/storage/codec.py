@@ -84,6 +84,16 @@ class Codec:
         types = self.types.with_names(names)
         return self if types is self.types else Codec(cipher=self.cipher, secrets=self._secrets, types=types)
 
+    def pack_plain(self, value: Any, known: "Known | None" = None, *, whole: bool = False) -> Packed:
+        """`pack` for lists and dicts of strings and numbers alone: what has no bulky parts, or keeps them, need not be walked through."""
+        try:
+            body = ormsgpack.packb(value, option=_OPTION)
+        except TypeError:  # `pack` says what is wrong
+            return self.pack(value, known, whole=whole)
+        if (whole or len(body) < BULKY) and not self.holds_secret(body):
+            return Packed(self._seal(_ALONE, body), {})
+        return self.pack(value, known, whole=whole)
+
     def pack(self, value: Any, known: "Known | None" = None, *, whole: bool = False) -> Packed:
         """`value` as it is stored, without the texts that are `known`; `whole`: with its bulky parts in it, so that it has no texts.
 

@@ -99,8 +99,11 @@ class JournalTable:
 
         Raises StorageTypeError; the future StorageError or LostRunError.
         """
-        request = self._codec.pack(entry.request, known)
-        response = self._codec.pack(entry.response, known, whole=entry.row.kind == "model")  # no two models say the same
+        request = self._codec.pack_plain(entry.request, known)
+        if entry.row.kind == "model":  # no two answers are the same
+            response = self._codec.pack_plain(entry.response, whole=True)
+        else:
+            response = self._codec.pack(entry.response, known)
         texts, row = request.texts | response.texts, entry.row
         values = (run, row.seq, row.kind, row.scope, row.role, row.model, row.digest, row.state, request.blob, response.blob)
         error = row.error if self._codec.cipher is None or row.error is None else "encrypted"  # its parts are in the response

@@ -22,7 +22,7 @@ class TraceTable:
 
     def append(self, run: int, attempt: int, part: int, spans: Sequence[Sequence[Any]], known: Known, fence: Fence) -> asyncio.Future[Any]:
         """Begin to write spans; durable when the future is done. Raises StorageTypeError; the future StorageError or LostRunError."""
-        packed = self._codec.pack([list(span) for span in spans], known)
+        packed = self._codec.pack_plain(spans, known, whole=True)
         insert = Statement(_INSERT, (run, attempt, part, packed.blob))
         return self._database.submit(*keep_texts(packed.texts, run), insert, fence=fence)
 

@@ -77,7 +77,10 @@ class ForeignTracer(LangChainTracer):
         self, run: UUID, parent: UUID | None, name: str, given: Any, tags: Sequence[str], known: Mapping[str, Any], kind: SpanKind
     ) -> None:
         node = known.get("langgraph_node")
-        around = self._tracer.foreign.get(parent) if parent is not None else None
+        if self._tracer.is_inside() and parent not in self._own:  # in an agent, whose steps LangGraph does not tell
+            around: Span | None = self._tracer.here()
+        else:
+            around = self._tracer.foreign.get(parent) if parent is not None else None
         path = str(known.get("langgraph_checkpoint_ns") or "").split("|")
         is_step = name == node and any(tag.startswith("graph:step:") for tag in tags)
         is_part = parent not in self._own and any(tag.startswith("seq:step:") for tag in tags)  # of a step

@@ -154,6 +154,7 @@ class Ledger:
         self._verified: set[str] = set()
         self._divided = False
         self._money = counts_money(self.controls)
+        self._limited = bool(self.controls.budget), bool(self.controls.branch_budget)
 
     async def reserve(
         self, model: str, role: str, branch: str | None, *, size: int, answer_tokens: int, guarded: bool = True
@@ -230,8 +231,8 @@ class Ledger:
             await open_prices()
 
     def _accounts_of(self, role: str, branch: str | None) -> list[Account]:
-        found = [self._run] if self.controls.budget else []
-        if branch is not None and self.controls.branch_budget:
+        found = [self._run] if self._limited[0] else []
+        if branch is not None and self._limited[1]:
             opened = Account(f"branch {branch!r}", "branch_budget.", self.controls.branch_budget)
             found.append(self._branch_accounts.setdefault(branch, opened))
         if role in self.controls.role_budgets:
