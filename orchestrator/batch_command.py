@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import os
 import shlex
 import sys
@@ -14,6 +13,7 @@ from orchestrator.errors import InputError, OrchestratorError
 from orchestrator.limits import add_controls, controls_in_force, environment_controls, option_controls
 from orchestrator.options import Parser, add_fields, add_trace_options, field_values, model_specs, parse, writable_file
 from orchestrator.output import say, write_json, write_text
+from orchestrator.process import collect_rarely
 from orchestrator.stopping import Signals
 from orchestrator.text import one_line
 
@@ -157,8 +157,7 @@ async def _drive(batch: "Batch", options: "argparse.Namespace", signals: Signals
     signals.stop = _stopping(batch, asyncio.get_running_loop(), options.quiet)
     if not options.quiet:
         say(*first_lines(batch.view, environment_controls(os.environ)[1]))
-    gc.freeze()
-    gc.enable()
+    collect_rarely()
     async with showing(batch.view, None if options.quiet else sys.stderr), contextlib.aclosing(batch.results()) as lines:
         async for _ in lines:
             pass

@@ -324,6 +324,10 @@ class Attempt:
         reached = f"{took}: {len(self.done):,} of {len(self.planned):,} branches were done" if self.planned else took
         return f"{reached}; {cause}" if cause else reached
 
+    async def stopped(self) -> Result:
+        """The result of a run that was stopped, as it stands now."""
+        return await self.result("cancelled", self._stopped(None))
+
     async def result(self, status: Status, error: str | None) -> Result:
         """The result as it stands now; steps that had finished count, whatever became of those beside them."""
         self.state.update(_written(self.graph, self.state, self.ahead))

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import os
 import shlex
 import sys
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from orchestrator.errors import InputError, LostRunError, OrchestratorError, StorageError
 from orchestrator.events import Event
 from orchestrator.output import deliver, deliver_json, describe_error, is_terminal, say, write_event
+from orchestrator.process import collect_rarely
 from orchestrator.stopping import Signals
 
 if TYPE_CHECKING:
@@ -191,8 +191,7 @@ async def _follow(
     with contextlib.ExitStack() as screen:
         async for event in events:
             if show is None:  # the first event comes when everything was found good
-                gc.freeze()
-                gc.enable()
+                collect_rarely()
                 live = False if options.events and is_terminal() else None
                 show = screen.enter_context(open_progress(quiet=options.quiet, live=live))
             view.add(event)

@@ -140,9 +140,12 @@ async def _kept(
                 await _finish(storage, fence, now, result)
                 trace.tell_lost()
         except BaseException as error:
-            unkept = None if attempt.stop is None or not attempt.stop.is_set() else _unkept(result, error)
-            if unkept is not None:
-                return unkept
+            if attempt.stop is not None and attempt.stop.is_set():
+                if result is None and isinstance(error, TimeoutError):  # it was cut while it still ended: what is known by now counts
+                    result = await now.stopped()
+                unkept = _unkept(result, error)
+                if unkept is not None:
+                    return unkept
             with contextlib.suppress(OrchestratorError, TimeoutError):  # what is raised says what is wrong
                 async with asyncio.timeout(GRACE):
                     await trace.broken_off(error)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 from orchestrator.evidence.dates import take_dates
@@ -138,7 +139,8 @@ def _capital(word: str) -> bool:
 def _words(text: str) -> list[str]:
     """The words of `text`; "U.S." is "US" and a possessive is its owner."""
     found = (match[0] for match in _WORD.finditer(text))
-    return [re.sub(r"'(?:s|S)?$", "", word.replace(".", "") if "." in word else word) for word in found]
+    undotted = (word.replace(".", "") if "." in word else word for word in found)
+    return [re.sub(r"'(?:s|S)?$", "", word) if "'" in word else word for word in undotted]
 
 
 def _names(claim: str) -> Iterator[_Name]:
@@ -191,18 +193,18 @@ def _initials(text: str) -> str:
     return "".join(word[0] for word in words) + " " + "".join(word[0] for word in large)
 
 
-def _forms(word: str) -> set[str]:
+@lru_cache(maxsize=16_384)
+def _forms(word: str) -> frozenset[str]:
     """A word and what is left of it without the endings that turn a place into its people, or one into many."""
-    return {word} | {
-        word[: -len(ending)] for ending in _ENDINGS if word.endswith(ending) and len(word) - len(ending) >= (3 if ending == "s" else 4)
-    }
+    endings = (ending for ending in _ENDINGS if word.endswith(ending) and len(word) - len(ending) >= (3 if ending == "s" else 4))
+    return frozenset((word, *(word[: -len(ending)] for ending in endings)))
 
 
 def _known(text: str) -> set[str]:
     """Every form of every word of `text`, with the other spellings of what it names."""
     words = _words(text)
     folded = [fold(word) for word in words]
-    flat = f" {' '.join(re.sub(r'[^a-z0-9]+', ' ', word) for word in folded)} "
+    flat = f" {re.sub(r'[^a-z0-9]+', ' ', ' '.join(folded))} "
     have = {form for word in folded for form in _forms(word)}
     have |= {left + right for left, right in pairwise(folded) if len(left) + len(right) < 24}
     have |= {str(int(value)) for number in spelled_numbers(text) for value in number.values} | {
