@@ -1,0 +1,60 @@
+"""What a model call costs in each framework: the same job against one local server, interleaved, each measurement in a fresh process.
+
+python -m benchmarks.speed [--branches 100 1000] [--runs 1] [--rounds 3] [--peers wire langgraph orchestrator] [--langsmith] [--write]
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+
+from benchmarks.speed.measuring import Bench
+from benchmarks.speed.peers import PEERS
+from benchmarks.speed.shown import table, write_page
+
+
+def main() -> None:
+    """Measure, print, and write the page where that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--branches", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument("--runs", type=int, default=1, help="at the same time, each of so many branches")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers", nargs="+", choices=[*PEERS], default=[*PEERS])
+    parser.add_argument("--latency-ms", type=float, default=200)
+    parser.add_argument("--langsmith", action="store_true", help="beside this project's figures those with LangSmith on")
+    parser.add_argument("--json", action="store_true", help="print every measurement as a line of JSON")
+    parser.add_argument("--write", action="store_true", help="write docs/performance.md's table and plot")
+    options = parser.parse_args()
+    found: dict[tuple[str, int], list[dict[str, float]]] = {}
+    bench = Bench(options.latency_ms / 1000)
+    try:
+        for _ in range(options.rounds):
+            for branches in options.branches:
+                for peer, environ in _lines(options):
+                    figures = bench.once(peer.partition(" ")[0], branches, options.runs, environ)
+                    found.setdefault((peer, branches), []).append(figures)
+                    if options.json:
+                        print(json.dumps({"peer": peer, "branches": branches, "runs": options.runs, **figures}), flush=True)
+    finally:
+        bench.close()
+    medians = {key: {name: statistics.median(one[name] for one in each) for name in each[0]} for key, each in found.items()}
+    print(table(medians, found))
+    if options.write:
+        write_page(medians, found, options.rounds)
+
+
+def _lines(options: argparse.Namespace) -> list[tuple[str, dict[str, str]]]:
+    """What is measured in turn: a peer, and the environment that it has."""
+    lines: list[tuple[str, dict[str, str]]] = [(peer, {}) for peer in options.peers]
+    if options.langsmith:
+        from benchmarks.tracing import langsmith
+
+        here, there = multiprocessing.Pipe()
+        multiprocessing.get_context("spawn").Process(target=langsmith, args=(there,), daemon=True).start()
+        environ = {"LANGSMITH_TRACING": "true", "LANGSMITH_API_KEY": "none", "LANGSMITH_ENDPOINT": here.recv()}
+        lines += [(f"{peer} + LangSmith", environ) for peer in options.peers if peer != "wire"]
+    return lines
+
+
+if __name__ == "__main__":
+    main()
