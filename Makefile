@@ -32,6 +32,7 @@ soak: $(READY)
 	$(BIN)/python tests/soak.py $(SOAK)
 
 bench: $(READY)
+	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.fanout
 	$(BIN)/python -m benchmarks.documents

@@ -80,10 +80,19 @@ def unfit_arguments(faults: Iterable[Mapping[str, Any]]) -> str:
     return f"The arguments do not fit this tool: {one_line(told, 300)}"
 
 
+_latest: list[tuple[dict[Any, Any], dict[str, str]]] = []  # an environment and its secrets: it is looked at often, and seldom changes
+
+
 def secrets_of(environ: Mapping[str, str]) -> dict[str, str]:
     """What no log, error or URL may hold: the values, by name, of the variables whose names say that they are secret."""
+    raw = getattr(environ, "_data", environ)  # of os.environ, which decodes each value that is asked for
+    for seen, found in _latest:
+        if seen == raw:
+            return found
     named = {name: value.strip() for name, value in environ.items() if name.upper().endswith(_SECRET_NAMES)}
-    return {name: value for name, value in named.items() if len(value) >= _SHORTEST_SECRET}
+    found = {name: value for name, value in named.items() if len(value) >= _SHORTEST_SECRET}
+    _latest[:] = [(dict(raw), found)]
+    return found
 
 
 def without(secrets: Iterable[str], text: str, mark: str) -> str:
