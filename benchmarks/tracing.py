@@ -6,6 +6,7 @@ python -m benchmarks.tracing [alone] [cost] [page] [--branches N] [--rounds N]
 import argparse
 import asyncio
 import contextlib
+import json
 import multiprocessing
 import os
 import statistics
@@ -31,7 +32,10 @@ def langsmith(pipe: Connection) -> None:
 
         def do_GET(self) -> None:
             flags = b'{"instance_flags": {"zstd_compression_enabled": true}, "batch_ingest_config": {"use_multipart_endpoint": true}}'
-            self.answer(flags if self.path == "/info" else b"[]")
+            number = "00000000-0000-0000-0000-000000000001"
+            project: dict[str, Any] = {"id": number, "tenant_id": number, "name": "default", "start_time": "2026-01-01T00:00:00"}
+            project["reference_dataset_id"] = None
+            self.answer(flags if self.path == "/info" else json.dumps([project]).encode())
 
         def do_POST(self) -> None:
             received["requests"] += 1

@@ -22,6 +22,7 @@ __all__ = [
     "given_to",
     "lines",
     "names",
+    "node_question",
     "plan_question",
     "question",
     "question_of",
@@ -130,6 +131,14 @@ def tool_question(
     again = {"number": number} if number > 1 else {}
     detail = {"tool": tool, "arguments": dict(arguments), **told, **again}
     return question("custom", asked.text, detail=detail, branch=branch, answer_schema=schema)
+
+
+def node_question(node: str, value: Any, schema: dict[str, Any] | None, *, number: int, branch: str | None) -> Question:
+    """What a node of an agent asks by LangGraph's `interrupt()`, for the `number`-th time."""
+    asked = question_of("", value, schema)
+    told = {"asks": asked.detail} if asked.detail is not None else {}
+    again = {"number": number} if number > 1 else {}
+    return question("custom", asked.text, detail={"node": node, **told, **again}, branch=branch, answer_schema=schema)
 
 
 def question_of(id: str, value: Any, answer_schema: dict[str, Any] | None = None) -> Question:

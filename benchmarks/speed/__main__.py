@@ -5,7 +5,6 @@ python -m benchmarks.speed [--branches 100 1000] [--runs 1] [--rounds 3] [--peer
 
 import argparse
 import json
-import multiprocessing
 import statistics
 
 from benchmarks.speed.measuring import Bench
@@ -21,6 +20,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", nargs="+", choices=[*PEERS], default=[*PEERS])
     parser.add_argument("--latency-ms", type=float, default=200)
+    parser.add_argument("--limit", type=int, default=10_000, help="this project's max_concurrency")
     parser.add_argument("--langsmith", action="store_true", help="beside this project's figures those with LangSmith on")
     parser.add_argument("--json", action="store_true", help="print every measurement as a line of JSON")
     parser.add_argument("--write", action="store_true", help="write docs/performance.md's table and plot")
@@ -28,9 +28,10 @@ def main() -> None:
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
     bench = Bench(options.latency_ms / 1000)
     try:
+        lines = _lines(options, bench)
         for _ in range(options.rounds):
             for branches in options.branches:
-                for peer, environ in _lines(options):
+                for peer, environ in lines:
                     figures = bench.once(peer.partition(" ")[0], branches, options.runs, environ)
                     found.setdefault((peer, branches), []).append(figures)
                     if options.json:
@@ -43,15 +44,12 @@ def main() -> None:
         write_page(medians, found, options.rounds)
 
 
-def _lines(options: argparse.Namespace) -> list[tuple[str, dict[str, str]]]:
+def _lines(options: argparse.Namespace, bench: Bench) -> list[tuple[str, dict[str, str]]]:
     """What is measured in turn: a peer, and the environment that it has."""
-    lines: list[tuple[str, dict[str, str]]] = [(peer, {}) for peer in options.peers]
+    limit = {"SPEED_LIMIT": str(options.limit)}
+    lines = [(peer, limit) for peer in options.peers]
     if options.langsmith:
-        from benchmarks.tracing import langsmith
-
-        here, there = multiprocessing.Pipe()
-        multiprocessing.get_context("spawn").Process(target=langsmith, args=(there,), daemon=True).start()
-        environ = {"LANGSMITH_TRACING": "true", "LANGSMITH_API_KEY": "none", "LANGSMITH_ENDPOINT": here.recv()}
+        environ = {**limit, "LANGSMITH_TRACING": "true", "LANGSMITH_API_KEY": "none", "LANGSMITH_ENDPOINT": bench.langsmith()}
         lines += [(f"{peer} + LangSmith", environ) for peer in options.peers if peer != "wire"]
     return lines
 

@@ -80,8 +80,8 @@ def _agent(name: str, node: Any, given: type, came: type) -> CompiledStateGraph[
     return graph.compile(name=name, checkpointer=False)
 
 
-def job_workflow() -> Workflow:
-    """The job's workflow; its limits are wide enough for every size."""
+def job_workflow(limit: int) -> Workflow:
+    """The job's workflow, with so many calls and branches under way at once."""
     graph = create_supervisor(
         _agent("plan", _plan, _Question, _Questions),
         _agent("research", _research, _Question, _Found),
@@ -89,4 +89,4 @@ def job_workflow() -> Workflow:
         _agent("write", _write, _Findings, _Written),
         max_rounds=1,
     )
-    return Workflow(graph, name="speed", controls=Controls(max_concurrency=10_000, max_branches=20_000))
+    return Workflow(graph, name="speed", controls=Controls(max_concurrency=limit, max_branches=20_000))

@@ -63,6 +63,7 @@ class Bench:
         self._server = self._context.Process(target=serve, args=(there, seconds))
         self._server.start()
         self._base_url: str = self._here.recv()
+        self._ingestion: Connection | None = None
 
     def once(self, peer: str, branches: int, runs: int, environ: dict[str, str]) -> dict[str, float]:
         """Figures of one measurement."""
@@ -93,7 +94,19 @@ class Bench:
         told: dict[str, int] = self._here.recv()
         return told
 
+    def langsmith(self) -> str:
+        """The address of a LangSmith that takes everything and keeps nothing."""
+        from benchmarks.tracing import langsmith
+
+        self._ingestion, there = self._context.Pipe()
+        self._context.Process(target=langsmith, args=(there,), daemon=True).start()
+        address: str = self._ingestion.recv()
+        return address
+
     def close(self) -> None:
-        """End the server."""
+        """End the servers."""
         self._here.send("stop")
         self._server.join()
+        if self._ingestion is not None:
+            self._ingestion.send("stop")
+            print("LangSmith received {requests:,} requests, {bytes:,} bytes".format(**self._ingestion.recv()))

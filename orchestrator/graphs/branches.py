@@ -3,11 +3,12 @@
 import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NotRequired, Required
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.errors import GraphBubbleUp, GraphInterrupt
+from langgraph.config import get_config
+from langgraph.errors import GraphBubbleUp, GraphInterrupt, ParentCommand
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from typing_extensions import TypedDict
@@ -127,7 +128,11 @@ async def call_agent(
     """What an agent's graph comes to; in a run of ours it is taken step by step, where it can be."""
     inner = inner_of(agent) if context.terms.driven else None
     if inner is not None:
-        return await inner.run(given, context.terms.tracer)
+        try:
+            return await inner.run(given, context.terms.tracer, context.consult_now)
+        except ParentCommand as up:  # for the graph of the node that calls the agent
+            place = str((get_config().get("metadata") or {}).get("langgraph_checkpoint_ns", ""))
+            raise ParentCommand(replace(up.args[0], graph=place)) from None
     return await agent.ainvoke(given, config, context=context)
 
 

@@ -6,11 +6,13 @@ the graph does is the same: its own channels and reducers, its own nodes, writer
 
 import asyncio
 import itertools
+import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import var_child_runnable_config
@@ -21,15 +23,16 @@ from langgraph.channels.binop import BinaryOperatorAggregate
 from langgraph.channels.last_value import LastValue, LastValueAfterFinish
 from langgraph.channels.named_barrier_value import NamedBarrierValueAfterFinish
 from langgraph.constants import START
-from langgraph.errors import GraphRecursionError
+from langgraph.errors import GraphInterrupt, GraphRecursionError, NodeCancelledError, ParentCommand
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.pregel._io import read_channel, read_channels
 from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
 from langgraph.pregel._write import PASSTHROUGH, ChannelWrite, ChannelWriteEntry, ChannelWriteTupleEntry, _assemble_writes
-from langgraph.types import Send
 
+from orchestrator.asking import Question, node_question, question_of
 from orchestrator.events import current_branch
 from orchestrator.flights import ended
+from orchestrator.interrupts import answering
 from orchestrator.spans import HIDDEN, Span, Tracer, shown_as
 
 __all__ = ["Inner", "inner_of"]
@@ -39,15 +42,22 @@ Write = tuple[str, Any]
 
 _LASTING = (LastValue, BinaryOperatorAggregate)  # channels whose value stays until another one is written
 _LATE = (LastValueAfterFinish, NamedBarrierValueAfterFinish)  # channels of deferred nodes
+_log = logging.getLogger("langgraph")  # of what LangGraph would warn of, in its words: `checks` reads them
 _numbers = itertools.count()  # of the tasks of this process
 
 
+Consult = Callable[[Question], Any]
+"""Gives a person's answer to a question, or raises GraphInterrupt."""
+
+
 class _Task(NamedTuple):
-    """A node that is to run, with what it is given; `place` is where it stands among the tasks of its step."""
+    """A node that is to run, with what it is given, or was `sent`; `place` is where it stands among the tasks of its step."""
 
     node: str
     given: Any
+    triggers: tuple[str, ...]
     place: tuple[Any, ...]
+    sent: bool = False
 
 
 class Inner:
@@ -64,50 +74,60 @@ class Inner:
         self._begins = start if all(type(writer) is ChannelWrite for writer in start) else None
         self._passing = tuple(name for name, channel in self._channels.items() if type(channel) not in _LASTING)
 
-    async def run(self, given: Mapping[str, Any], tracer: Tracer) -> dict[str, Any]:
-        """What `ainvoke` would give; called inside a node of LangGraph's. Raises what the nodes raise, and GraphRecursionError."""
+    async def run(self, given: Mapping[str, Any], tracer: Tracer, consult: "Consult | None" = None) -> dict[str, Any]:
+        """What `ainvoke` would give; called inside a node of LangGraph's. Raises what the nodes raise, and GraphRecursionError.
+
+        `consult`: answers what a node asks by `interrupt()`, or raises GraphInterrupt; None: LangGraph does.
+        """
         config: Any = var_child_runnable_config.get() or {}
-        known = config.get("metadata") or {}
-        path = str(known.get("langgraph_checkpoint_ns", ""))
-        channels = {
-            name: channel.from_checkpoint(MISSING) for name, channel in self._graph.channels.items() if isinstance(channel, BaseChannel)
-        }
+        path = str((config.get("metadata") or {}).get("langgraph_checkpoint_ns", ""))
+        channels: Channels = {name: channel.from_checkpoint(MISSING) for name, channel in self._channels.items()}
         changed = _apply(channels, [(START, given)] if self._begins is None else _all_written(self._begins, given), (), ())
         most = config.get("recursion_limit", 25)
-        for step in range(1, most + 2):
+        around = _Around(channels, config, path, tracer, consult)
+        for step in range(int(self._begins is not None), most + 1):
             tasks = self._due(channels, changed)
             if not tasks:
                 return read_channels(channels, self._graph.output_channels)
-            if step > most:
-                break
-            outcomes = await _together([self._made(task, step, channels, config, path, tracer) for task in tasks])
-            read = {trigger for task in tasks if len(task.place) == 1 for trigger in self._nodes[task.node].triggers}
-            changed = _apply(channels, outcomes[0] if len(outcomes) == 1 else [*itertools.chain(*outcomes)], read, self._passing)
+            outcomes = await _together([self._made(task, step, around) for task in tasks])
+            read = {trigger for task in tasks if not task.sent for trigger in self._nodes[task.node].triggers}
+            writes = outcomes[0] if len(outcomes) == 1 else [*itertools.chain(*outcomes)]
+            changed = _apply(channels, writes, read, self._passing)
         raise GraphRecursionError(f"the graph {self._graph.name!r} took more than {most} steps: it goes round without an end")
 
     def _due(self, channels: Channels, changed: set[str]) -> list[_Task]:
         """The tasks of the next step: nodes that what changed has triggered, then those that were sent something."""
         names = sorted({name for channel in changed for name in self._triggered.get(channel, ())})
-        tasks = [_Task(name, given, (name,)) for name in names if (given := self._given(self._nodes[name], channels)) is not MISSING]
-        sent: Sequence[Send] = channels[TASKS].get() if TASKS in changed else ()
-        return [*tasks, *(_Task(one.node, one.arg, ("__pregel_push", at)) for at, one in enumerate(sent) if one.node in self._nodes)]
+        nodes = self._nodes
+        tasks = [
+            _Task(name, given, tuple(nodes[name].triggers), ("__pregel_pull", name))
+            for name in names
+            if (given := self._given(nodes[name], channels)) is not MISSING
+        ]
+        for at, one in enumerate(channels[TASKS].get() if TASKS in changed else ()):
+            if one.node in nodes:
+                tasks.append(_Task(one.node, one.arg, ("__pregel_push",), ("__pregel_push", at, False), sent=True))
+            else:
+                _log.warning(f"Ignoring unknown node name {one.node} in pending sends")
+        return tasks
 
     def _given(self, node: PregelNode, channels: Channels) -> Any:
         if isinstance(node.channels, str):
             return read_channel(channels, node.channels) if channels[node.channels].is_available() else MISSING
         return {name: channels[name].get() for name in node.channels if channels[name].is_available()}
 
-    async def _made(self, task: _Task, step: int, channels: Channels, config: Mapping[str, Any], path: str, tracer: Tracer) -> list[Write]:
+    async def _made(self, task: _Task, step: int, around: "_Around") -> list[Write]:
         """Run a node; what it and its routers write."""
         node, writes, number = self._nodes[task.node], list[Write](), f"inner{next(_numbers)}"
+        channels, config, tracer = around.channels, around.config, around.tracer
         metadata = {
             **(config.get("metadata") or {}),
-            **(node.metadata or {}),
             "langgraph_step": step,
             "langgraph_node": task.node,
-            "langgraph_triggers": tuple(node.triggers),
-            "langgraph_path": task.place if len(task.place) > 1 else ("__pregel_pull", task.node),
-            "langgraph_checkpoint_ns": f"{path}|{task.node}:{number}",
+            "langgraph_triggers": task.triggers,
+            "langgraph_path": task.place,
+            "langgraph_checkpoint_ns": f"{around.path}|{task.node}:{number}",
+            **(node.metadata or {}),
         }
 
         def read(select: str | list[str], fresh: bool = False) -> Any:
@@ -115,17 +135,17 @@ class Inner:
 
         known = {**config.get(CONF, {}), CONFIG_KEY_SEND: writes.extend, CONFIG_KEY_READ: read}
         inside: Any = {**config, "metadata": metadata, CONF: known}
-        given = task.given if node.mapper is None else node.mapper(task.given)
+        given = task.given if node.mapper is None or task.sent else node.mapper(task.given)
         token = var_child_runnable_config.set(inside)
         tracer.nodes[number] = None
         try:
             if task.node == START:
                 output = given
             elif (kind := shown_as(metadata, task.node))[0] == HIDDEN:
-                output = await self._output(task.node, node, given, inside, tracer)
+                output = await self._output(task.node, given, inside, around)
             else:
                 with self._span(kind, task, number, tracer) as span:
-                    output = await self._output(task.node, node, given, inside, tracer)
+                    output = await self._output(task.node, given, inside, around)
                     span.came = output if tracer.takes_content or span.kind == "node" else None
             for writer in node.flat_writers:
                 if type(writer) is ChannelWrite:
@@ -135,6 +155,8 @@ class Inner:
         finally:
             var_child_runnable_config.reset(token)
             del tracer.nodes[number]
+        for name in {name for name, _ in writes} - channels.keys():
+            _log.warning(f"Task {task.node} with path {task.place} wrote to unknown channel {name}, ignoring it.")
         return writes
 
     @contextmanager
@@ -149,12 +171,42 @@ class Inner:
             tracer.nodes[number] = span
             yield span
 
-    async def _output(self, name: str, node: PregelNode, given: Any, config: RunnableConfig, tracer: Tracer) -> Any:
-        inner = self._inner.get(name)
-        return await (inner.run(given, tracer) if inner is not None else node.bound.ainvoke(given, config))
+    async def _output(self, name: str, given: Any, config: RunnableConfig, around: "_Around") -> Any:
+        """What a node gives; what a graph inside asks of the graph around it (`Command.PARENT`) counts as given by its node."""
+        inner, bound = self._inner.get(name), self._nodes[name].bound
+        try:
+            if inner is not None:
+                return await inner.run(given, around.tracer, around.consult)
+            if around.consult is None:
+                return await _alone(bound.ainvoke(given, config))
+            return await self._asking(name, partial(bound.ainvoke, given, config), around.consult)
+        except ParentCommand as up:
+            return replace(up.args[0], graph=None)
+
+    async def _asking(self, name: str, work: Callable[[], Coroutine[Any, Any, Any]], consult: "Consult") -> Any:
+        """What a node gives that may ask by `interrupt()`; with each answer it begins again from its top."""
+        answers: list[Any] = []
+        while True:
+            try:
+                with answering(answers):
+                    return await _alone(work())
+            except GraphInterrupt as pause:
+                asked = pause.args[0][0]
+                if not question_of(asked.id, asked.value).native:
+                    raise
+                schema = dict(asked.response_schema) if isinstance(asked.response_schema, Mapping) else None
+                answers.append(consult(node_question(name, asked.value, schema, number=len(answers) + 1, branch=current_branch())))
 
 
-_found: "WeakKeyDictionary[Any, Inner | None]" = WeakKeyDictionary()
+@dataclass(frozen=True, slots=True)
+class _Around:
+    """What the tasks of one run of a graph have in common."""
+
+    channels: Channels
+    config: Mapping[str, Any]
+    path: str
+    tracer: Tracer
+    consult: "Consult | None"
 
 
 def inner_of(graph: Runnable[Any, Any]) -> Inner | None:
@@ -163,9 +215,11 @@ def inner_of(graph: Runnable[Any, Any]) -> Inner | None:
     """
     if not isinstance(graph, CompiledStateGraph):
         return None
-    if graph not in _found:
-        _found[graph] = Inner(graph) if _is_plain(graph) else None
-    return _found[graph]
+    of, found = getattr(graph, "_inner", (None, None))  # kept by the graph itself, with which it goes; a copy has it, too
+    if of != id(graph):
+        found = Inner(graph) if _is_plain(graph) else None
+        graph._inner = id(graph), found  # type: ignore[attr-defined]
+    return found
 
 
 def _is_plain(graph: CompiledStateGraph[Any, Any, Any, Any]) -> bool:
@@ -228,12 +282,36 @@ def _given_to(entry: Any, output: Any) -> Any:
     return entry._replace(value=output) if isinstance(entry, ChannelWriteEntry) and entry.value is PASSTHROUGH else entry
 
 
-async def _together(made: Sequence[Awaitable[list[Write]]]) -> list[list[Write]]:
-    """The outcome of each, in order; the first failure ends the others, as in a step of LangGraph's."""
+async def _alone(work: Coroutine[Any, Any, Any]) -> Any:
+    """What a node does, in a context of its own; a cancellation that is the node's own doing is its failure, as with LangGraph."""
+    task, here = asyncio.create_task(work), asyncio.current_task()
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if here is not None and not here.cancelling() and task.cancelled():
+            raise NodeCancelledError("a node raised CancelledError") from None
+        raise
+    finally:
+        if not task.done():
+            await ended([task])
+
+
+async def _together(made: Sequence[Coroutine[Any, Any, list[Write]]]) -> list[list[Write]]:
+    """The outcome of each, in order. The first failure ends the others, as in a step of LangGraph's; where one asks a person they end
+    in their own time, and all that is asked is asked at once.
+    """
     if len(made) == 1:
         return [await made[0]]
     tasks = [asyncio.ensure_future(one) for one in made]
     try:
-        return await asyncio.gather(*tasks)
+        left = set(tasks)
+        while left:
+            done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if not isinstance(task.exception(), GraphInterrupt):
+                    task.result()
     finally:
         await ended(tasks)
+    if pauses := [error for task in tasks if isinstance(error := task.exception(), GraphInterrupt)]:
+        raise GraphInterrupt(tuple(asked for pause in pauses for asked in pause.args[0]))
+    return [task.result() for task in tasks]
