@@ -29,7 +29,7 @@ from orchestrator.testing import Reply, Request, model_server
 Kind = type[ChatOpenAI]
 Ask = Callable[[Any], Awaitable[Any]]
 KINDS: tuple[Kind, Kind] = (ChatOpenAI, LeanChatOpenAI)
-HEADERS = ("user-agent", "accept", "content-type", "host", "openai-organization", "x-team")
+HEADERS = ("authorization", "user-agent", "accept", "content-type", "host", "openai-organization", "x-team")
 NOWHERE = "http://127.0.0.1:1/v1"
 PLAN = Plan.model_validate(GOOD)
 on_both = pytest.mark.parametrize("kind", KINDS)
@@ -45,10 +45,10 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 def made(kind: Kind, base_url: str, *, trust_env: bool = False, **options: Any) -> Any:
     """A model of this kind, as `ModelServer.chat_model` makes it."""
     plain: dict[str, Any] = {"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "trust_env": trust_env}
-    defaults: dict[str, Any] = {"base_url": base_url, "model": "test-model", "api_key": "test-key", "max_retries": 0}
-    defaults |= {"stream_usage": True, "timeout": 10.0, "http_async_client": LoopClient(**plain), "http_client": LazyClient(**plain)}
+    defaults: dict[str, Any] = {"base_url": base_url, "model": "test-model", "api_key": "test-key", "timeout": 10.0, "stream_usage": True}
+    more = {"http_async_client": LoopClient(**plain), "http_client": LazyClient(**plain), "max_retries": 0, "stream_chunk_timeout": None}
     given = {name: dict(value) if isinstance(value, dict) else value for name, value in options.items()}  # LangChain takes them apart
-    return kind(**{**defaults, **given})
+    return kind(**{**defaults, **more, **given})
 
 
 def filled(value: Any) -> Any:
@@ -423,7 +423,7 @@ async def test_what_falls_through_is_told_once_and_answered(case: Any, caplog: p
 def test_a_plain_call_does_not_fall_through() -> None:
     for name, (_, asked, options) in REQUESTS.items():
         assert made(LeanChatOpenAI, NOWHERE, **options).falls_through(asked) is None, name
-    assert LeanChatOpenAI(base_url=NOWHERE, model="test-model", api_key=SecretStr("key")).falls_through({}) is None
+    assert LeanChatOpenAI(base_url=NOWHERE, model="test-model", api_key=SecretStr("key"), max_retries=0).falls_through({}) is None
 
 
 async def test_a_client_of_the_users_own_is_used() -> None:

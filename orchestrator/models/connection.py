@@ -23,6 +23,7 @@ _Keeper = AsyncGenerator[_Client, None]
 _ByLoop = dict[asyncio.AbstractEventLoop, tuple[_Client, _Keeper]]
 
 _HEAD_BYTES = 1000  # of a body, for the error that shows it
+_HEADER_BYTES = 64 * 1024  # of one header of an answer
 _KEPT_ALIVE = 30.0  # seconds that a connection may be idle: servers close theirs after 60 and more
 _clients: "weakref.WeakSet[LoopClient]" = weakref.WeakSet()
 _lock = threading.Lock()  # models are made in threads
@@ -43,6 +44,11 @@ class LoopClient(_Client):
         weakref.finalize(self, _close_all, self._by_loop).atexit = False
         with _lock:
             _clients.add(self)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it has no settings that matter to others who send in its place."""
+        return not self._options.keys() - {"timeout", "verify", "trust_env"}
 
     async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
         """Send `request` over the connections of the running loop; its answer may have 4 MiB, and raises CallFailedError beyond."""
@@ -82,7 +88,9 @@ class _Pool:
 
     def __init__(self) -> None:
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT_ALIVE, ssl=_certificates())
-        self.session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        self.session = aiohttp.ClientSession(
+            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), max_line_size=_HEADER_BYTES, max_field_size=_HEADER_BYTES
+        )
         self.in_use = 0
         self.keeper = self._keep()
 

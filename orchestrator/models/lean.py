@@ -5,6 +5,7 @@ makes of them; errors are the SDK's and LangChain's own. What the short way does
 """
 
 import asyncio
+import io
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -33,12 +34,14 @@ __all__ = ["LeanChatOpenAI"]
 
 _HANDLED = frozenset((
     "extra_body", "frequency_penalty", "max_completion_tokens", "max_tokens", "parallel_tool_calls", "presence_penalty", "reasoning_effort",
-    "response_format", "seed", "service_tier", "stop", "store", "stream", "stream_usage", "temperature", "timeout", "tool_choice", "tools",
+    "response_format", "seed", "service_tier", "stop", "store", "stream", "stream_options", "stream_usage", "temperature", "timeout", "tool_choice", "tools",
     "top_p", "user", "verbosity",
 ))  # fmt: skip
+_READ = ("response_format", "timeout", "stream", "extra_headers", "extra_query")  # options of a model that do not stand in the body
 _PLAIN = frozenset(("content", "role", "refusal"))  # in a delta that is nothing but text
 _OF_THE_WIRE = frozenset(("content-encoding", "content-length", "transfer-encoding"))
 _HEAD_BYTES = 1000  # of a body, for the error that shows it
+_LARGE = 1 << 20  # bytes of a request
 _DRAINED = 0.5  # seconds for what follows a stream's last event
 _OWN_FIELDS = ("include_response_headers", "logprobs", "output_version", "use_responses_api")  # that change what is sent or made of it
 
@@ -58,6 +61,8 @@ class LeanChatOpenAI(ChatOpenAI):
     def falls_through(self, options: Mapping[str, Any]) -> str | None:
         """Why a call with these options cannot take the short way; None: it can."""
         found = _fixed(self) or next((f"the option {name}" for name in options if name not in _HANDLED), None)
+        if found is None and self.model_kwargs:
+            found = next((f"the option {name}" for name in self.model_kwargs if name in _READ), None)
         if found is None and self._use_responses_api({**options, **self.model_kwargs}):
             found = "the Responses API"
         if found is None and "response_format" in options and not _is_schema(options["response_format"]):
@@ -99,7 +104,7 @@ class LeanChatOpenAI(ChatOpenAI):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        if self.falls_through(kwargs) is not None or "response_format" in kwargs:
+        if self.falls_through(kwargs) is not None or "response_format" in kwargs or self.stream_chunk_timeout is not None:
             async for chunk in super()._astream(messages, stop=stop, run_manager=run_manager, **kwargs):
                 yield chunk
             return
@@ -178,13 +183,18 @@ class LeanChatOpenAI(ChatOpenAI):
             options["stream_options"] = {"include_usage": True}
         async with self._request(messages, options) as response:
             data: list[bytes] = []  # of the event that is being read
-            rest, size, done = b"", 0, False
+            rest: list[bytes] = []  # of the line that is being read
+            size, done = 0, False
             async for part in response.content.iter_any():
                 size += len(part)
                 if size > MAX_EVENT_BYTES:
                     check_size(size)
                 _keep_head(part)
-                *lines, rest = (rest + part).split(b"\n")
+                if b"\n" not in part:
+                    rest.append(part)
+                    continue
+                *lines, last = b"".join((*rest, part)).split(b"\n")
+                rest = [last]
                 for line in lines:
                     done = done or (event := _take(line.rstrip(b"\r"), data)) == b"[DONE]"
                     if event and not done:
@@ -193,7 +203,7 @@ class LeanChatOpenAI(ChatOpenAI):
                 if done and not response.content.at_eof():
                     await _drained(response)
                     return
-            for line in (rest, b""):  # a stream may end without an empty line
+            for line in (b"".join(rest), b""):  # a stream may end without an empty line
                 if (event := _take(line.rstrip(b"\r"), data)) and not event.startswith(b"[DONE]"):
                     yield self._event(event)
 
@@ -204,6 +214,9 @@ class LeanChatOpenAI(ChatOpenAI):
             said = error.get("message") if isinstance(error, dict) else None
             message = said if isinstance(said, str) and said else "An error occurred during streaming"
             raise openai.APIError(message, _sdk_request(self._target[0] if self._target else ""), body=error)
+        for choice in (event.get("choices") or ()) if isinstance(event, dict) else ():
+            for call in (choice.get("delta") or {}).get("tool_calls") or ():
+                call.setdefault("index", None)  # as the SDK's models have it
         return cast("dict[str, Any]", event)
 
     @asynccontextmanager
@@ -219,8 +232,8 @@ class LeanChatOpenAI(ChatOpenAI):
             self._target = await asyncio.to_thread(_target, self.root_async_client)  # the SDK looks up what system this is
         url, headers = self._target
         try:
-            async with pool() as session, session.post(url, data=_dumps(payload), headers=headers, timeout=timeout) as response:
-                if response.status >= 400:
+            async with pool() as session, session.post(url, data=_body_of(payload), headers=headers, timeout=timeout) as response:
+                if not 200 <= response.status < 300:
                     raise self.root_async_client._make_status_error_from_response(_sdk_response(url, response, await _body(response)))
                 yield response
         except openai.BadRequestError as error:
@@ -235,10 +248,14 @@ class LeanChatOpenAI(ChatOpenAI):
 
 def _fixed(model: LeanChatOpenAI) -> str | None:
     """What about the model itself keeps it from the short way."""
-    if not isinstance(model.http_async_client, LoopClient | None) or not isinstance(model.http_client, LazyClient | None):
+    http = model.http_async_client
+    if not isinstance(http, LoopClient | None) or not isinstance(model.http_client, LazyClient | None) or (http and not http.is_plain):
         return "an HTTP client of its own"
-    if model._uses_gateway or model.default_query or callable(model.openai_api_key):
+    client = model.root_async_client
+    if model._uses_gateway or model.default_query or callable(model.openai_api_key) or client.base_url.userinfo:
         return "how it is reached"
+    if client.max_retries:
+        return "retries of its own"
     if (model.n or 1) > 1:
         return "the field n"
     field = next((name for name in _OWN_FIELDS if getattr(model, name, None)), None)
@@ -275,7 +292,7 @@ def _parsed(schema: type[BaseModel], choice: dict[str, Any], found: dict[str, An
 
 def _target(client: Any) -> tuple[str, dict[str, str]]:
     """Where chat completions are asked for, and the headers that the SDK sends; answers that are not packed are read at once."""
-    sent = {name: value for name, value in client.default_headers.items() if isinstance(value, str)}
+    sent = {name: value for name, value in {**client.auth_headers, **client.default_headers}.items() if isinstance(value, str)}
     return f"{str(client.base_url).rstrip('/')}/chat/completions", {**sent, "Accept-Encoding": "identity"}
 
 
@@ -311,7 +328,7 @@ async def _drained(response: aiohttp.ClientResponse) -> None:
         async with asyncio.timeout(_DRAINED):
             async for _ in response.content.iter_any():
                 pass
-    except TimeoutError:
+    except (TimeoutError, aiohttp.ClientError):
         response.close()
 
 
@@ -323,9 +340,12 @@ def _keep_head(part: bytes) -> None:
 
 def _read(body: bytes, response: aiohttp.ClientResponse) -> Any:
     """What an answer says: of JSON its value, else its text, as the SDK has it."""
-    if not response.content_type.endswith("json"):
-        return body.decode(response.get_encoding(), "replace")
-    return _loads(body)
+    if response.content_type.endswith("json"):
+        return _loads(body)
+    try:
+        return _loads(body)
+    except ValueError:
+        return body.decode("utf-8", "replace")
 
 
 def _take(line: bytes, data: list[bytes]) -> bytes | None:
@@ -350,6 +370,11 @@ def _plain_text(event: dict[str, Any]) -> str | None:
         return None
     content = delta.get("content")
     return content if isinstance(content, str) and delta.get("role") in (None, "assistant") and not delta.get("refusal") else None
+
+
+def _body_of(payload: dict[str, Any]) -> bytes | io.BytesIO:
+    body = _dumps(payload)
+    return body if len(body) < _LARGE else io.BytesIO(body)  # which aiohttp sends in parts
 
 
 def _dumps(payload: dict[str, Any]) -> bytes:

@@ -335,6 +335,8 @@ class Sender:
         """The model and the options of a call that nobody but the run listens to, where the model has a short way to the wire."""
         bound = runnable.kwargs if isinstance(runnable, RunnableBinding) else {}
         model: Any = runnable.bound if isinstance(runnable, RunnableBinding) else runnable
+        if self._streams and getattr(model, "stream_chunk_timeout", None) is not None:
+            return None
         if not hasattr(model, "falls_through") or (isinstance(runnable, RunnableBinding) and runnable.config):
             return None
         given = {**bound, **options}

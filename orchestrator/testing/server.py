@@ -70,6 +70,7 @@ class ModelServer:
             "model": "test-model",
             "api_key": "test-key",
             "max_retries": 0,
+            "stream_chunk_timeout": None,
             "stream_usage": True,
             "timeout": 30.0,
         }
