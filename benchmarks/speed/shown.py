@@ -9,7 +9,7 @@ __all__ = ["table", "write_page"]
 Figures = Mapping[tuple[str, int], Mapping[str, float]]
 All = Mapping[tuple[str, int], Sequence[Mapping[str, float]]]
 
-_DOCS = Path(__file__).parent.parent.parent / "docs"
+_ROOT = Path(__file__).parent.parent.parent
 _NAMES = {"wire": "the wire: asyncio + aiohttp", "langgraph": "LangGraph + ChatOpenAI + SQLite", "orchestrator": "orchestrator"}
 _COLORS = {"wire": "#9aa0a6", "langgraph": "#c2703d", "orchestrator": "#2f6f9f"}
 _COLUMNS = {"CPU ms a call": 2, "wall / ideal": 2, "KB a branch": 0, "peak MB": 0, "runs/s": 2}
@@ -38,11 +38,11 @@ def table(medians: Figures, found: All) -> str:
 
 def write_page(medians: Figures, found: All, rounds: int) -> None:
     """Put the table between its marks in docs/performance.md, and the plot beside the other pictures."""
-    page = _DOCS / "performance.md"
+    page = _ROOT / "docs" / "performance.md"
     body = f"<!-- measured -->\nMedians of {rounds} interleaved rounds.\n\n{table(medians, found)}\n<!-- /measured -->"
     text = re.sub(r"<!-- measured -->.*?<!-- /measured -->", lambda _: body, page.read_text(encoding="utf-8"), flags=re.DOTALL)
     page.write_text(text, encoding="utf-8")
-    (_DOCS / "images" / "speed.svg").write_text(_plot(medians), encoding="utf-8")
+    (_ROOT / "images" / "speed.svg").write_text(_plot(medians), encoding="utf-8")
 
 
 def _plot(medians: Figures) -> str:
