@@ -34,8 +34,8 @@ __all__ = ["LeanChatOpenAI"]
 
 _HANDLED = frozenset((
     "extra_body", "frequency_penalty", "max_completion_tokens", "max_tokens", "parallel_tool_calls", "presence_penalty", "reasoning_effort",
-    "response_format", "seed", "service_tier", "stop", "store", "stream", "stream_options", "stream_usage", "temperature", "timeout", "tool_choice", "tools",
-    "top_p", "user", "verbosity",
+    "response_format", "seed", "service_tier", "stop", "store", "stream", "stream_options", "stream_usage", "temperature", "timeout",
+    "tool_choice", "tools", "top_p", "user", "verbosity",
 ))  # fmt: skip
 _READ = ("response_format", "timeout", "stream", "extra_headers", "extra_query")  # options of a model that do not stand in the body
 _PLAIN = frozenset(("content", "role", "refusal"))  # in a delta that is nothing but text
