@@ -31,7 +31,10 @@ def langsmith(pipe: Connection) -> None:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            flags = b'{"instance_flags": {"zstd_compression_enabled": true}, "batch_ingest_config": {"use_multipart_endpoint": true}}'
+            sizes = {"size_limit": 100, "size_limit_bytes": 20_971_520, "scale_up_nthreads_limit": 16}
+            sizes |= {"scale_up_qsize_trigger": 1000, "scale_down_nempty_trigger": 4}
+            config = {"use_multipart_endpoint": True, **sizes}
+            flags = json.dumps({"instance_flags": {"zstd_compression_enabled": True}, "batch_ingest_config": config}).encode()
             number = "00000000-0000-0000-0000-000000000001"
             project: dict[str, Any] = {"id": number, "tenant_id": number, "name": "default", "start_time": "2026-01-01T00:00:00"}
             project["reference_dataset_id"] = None
