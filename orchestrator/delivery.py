@@ -34,14 +34,14 @@ class Delivery:
         self._kept = 0  # how many of them are state events
         self._lost = 0  # token and custom events that were dropped since the last one that was taken in
         self._ended = False
-        self._unheard = unheard.get()
+        self.heard = not unheard.get()
         self._something = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
 
     def put(self, event: Event) -> None:
         """Take an event in, or drop it where nobody would read it, or not in time."""
-        if self._unheard:
+        if not self.heard:
             return
         if threading.get_ident() == self._thread:
             self._put(event)

@@ -80,8 +80,8 @@ def _agent(name: str, node: Any, given: type, came: type) -> CompiledStateGraph[
     return graph.compile(name=name, checkpointer=False)
 
 
-def job_workflow(limit: int) -> Workflow:
-    """The job's workflow, with so many calls and branches under way at once."""
+def job_workflow(limit: int, *, streams: bool) -> Workflow:
+    """The job's workflow, with so many calls and branches under way at once; it `streams` where a clock for the first token is set."""
     graph = create_supervisor(
         _agent("plan", _plan, _Question, _Questions),
         _agent("research", _research, _Question, _Found),
@@ -89,4 +89,6 @@ def job_workflow(limit: int) -> Workflow:
         _agent("write", _write, _Findings, _Written),
         max_rounds=1,
     )
-    return Workflow(graph, name="speed", controls=Controls(max_concurrency=limit, max_branches=20_000))
+    return Workflow(
+        graph, name="speed", controls=Controls(max_concurrency=limit, max_branches=20_000, first_token_timeout=60 if streams else None)
+    )

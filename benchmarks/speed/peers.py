@@ -123,7 +123,7 @@ async def open_orchestrator(base_url: str, folder: Path) -> AsyncIterator[Job]:
     documents = folder / "documents"
     documents.mkdir(exist_ok=True)
     (documents / "note.md").write_text("# Note\n\nThe answers come from the server.\n", encoding="utf-8")
-    workflow = job_workflow(int(os.environ.get("SPEED_LIMIT", "10000")))
+    workflow = job_workflow(int(os.environ.get("SPEED_LIMIT", "10000")), streams=bool(os.environ.get("SPEED_STREAM")))
     collect_rarely()  # as the command line does in its process
 
     async def job(branches: int) -> int:

@@ -377,13 +377,14 @@ class Sender:
 
         def on_token(text: str) -> None:
             nonlocal begun
+            if not begun or controls.idle_timeout is not None:
+                clock.reschedule(None if controls.idle_timeout is None else loop.time() + controls.idle_timeout)
             if not begun:
                 begun, self._terms.tracer.here().first = True, self._terms.tracer.now()
-            clock.reschedule(None if controls.idle_timeout is None else loop.time() + controls.idle_timeout)
-            if watch is not None:  # of two requests that are under way one is told
-                watch.answered()
-                if text:
-                    tell("token", role=self._call.role, text=text)
+                if watch is not None:
+                    watch.answered()
+            if text and watch is not None and self._terms.heard:  # of two requests that are under way one is told
+                tell("token", role=self._call.role, text=text)
 
         try:
             async with clock:
