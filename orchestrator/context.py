@@ -29,7 +29,7 @@ from orchestrator.errors import BudgetExceeded, DeadlineReached, InvalidAnswerEr
 from orchestrator.events import current_branch, tell
 from orchestrator.evidence import check_claim
 from orchestrator.flights import Flights, first_good
-from orchestrator.interrupts import answering
+from orchestrator.interrupts import answering, asked_at_once
 from orchestrator.joining import Join
 from orchestrator.journal import Journal, Request, rows_of_flight
 from orchestrator.models import Answer, ask, choose_model, resolve_model
@@ -249,8 +249,8 @@ class RunContext:
         for answer in answers:
             if isinstance(answer, BaseException) and answer not in waiting:
                 raise answer
-        if waiting:  # what several of them ask is asked at once
-            raise GraphInterrupt(tuple(interrupt for pause in waiting for interrupt in pause.args[0]))
+        if waiting:
+            raise asked_at_once(waiting)
         return [answer for answer in answers if isinstance(answer, ToolMessage)]
 
     async def _call(self, tool: BaseTool, call: ToolCall) -> ToolMessage:

@@ -1,15 +1,21 @@
 """LangGraph's `interrupt()` inside a tool that an agent without a checkpointer calls: its ids change at each resume, so ours stand in."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from langchain_core.runnables.config import var_child_runnable_config
 from langgraph._internal._constants import CONF, CONFIG_KEY_SCRATCHPAD, CONFIG_KEY_SEND
+from langgraph.errors import GraphInterrupt
 
-__all__ = ["answering"]
+__all__ = ["answering", "asked_at_once"]
+
+
+def asked_at_once(pauses: Iterable[GraphInterrupt]) -> GraphInterrupt:
+    """What several ask, as one pause."""
+    return GraphInterrupt(tuple(asked for pause in pauses for asked in pause.args[0]))
 
 
 @contextmanager

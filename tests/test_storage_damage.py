@@ -12,7 +12,6 @@ from typing_extensions import TypedDict
 from orchestrator.errors import StorageError
 from orchestrator.journal import Journal, Request
 from orchestrator.storage import RunRecord, Storage, open_storage
-from orchestrator.storage.codec import Known
 from orchestrator.storage.database import Statement
 
 LONG = "a text that is stored under its hash " * 30
@@ -40,7 +39,7 @@ async def store() -> AsyncGenerator[Storage, None]:
         journal = await Journal.open(storage.journal, 1, fence)
         await journal.record(Request(kind="model", role="r", model="m", content=LONG), {"content": "an answer"})
         await journal.aclose()
-        await storage.trace.append(1, 1, 0, [[0, None, "run", LONG]], Known(), fence)
+        await storage.trace.append(1, 1, 0, [[0, None, "run", LONG]], fence)
         graph = StateGraph(State)
         graph.add_node("ask", ask)
         graph.add_node("wait", wait)

@@ -17,7 +17,6 @@ from orchestrator.errors import StorageError
 from orchestrator.journal import Journal, Request
 from orchestrator.spans import Tracer
 from orchestrator.storage import RunRecord, Storage, open_storage
-from orchestrator.storage.codec import Known
 from orchestrator.storage.database import Statement
 from orchestrator.storage.journal import JournalUsage
 from orchestrator.testing import Reply, agents_script, answer_for, model_server
@@ -211,7 +210,7 @@ async def test_of_a_process_that_died_before_it_wrote_its_spans_the_journal_has_
         await journal.aclose()
         spans = [[0, None, "run", "w", 1.0, "", None, "", 1, None, None, None, "running", None, 0, 0, None, [], None, None]]
         branch = [7, 0, "branch", "branch 1: Q", 1.0, "", "t1", "", 1, None, None, None, "running", None, 0, 0, None, [], None, None]
-        await storage.trace.append(record.number, 1, 0, [*spans, branch], Known(), fence)
+        await storage.trace.append(record.number, 1, 0, [*spans, branch], fence)
         trace = await trace_document(storage, record)
     assert tree(trace) == [["w", ["branch 1: Q", ["researcher model"]]]]
     assert [span["id"] for span in trace["spans"]] == [0, 7, 8]

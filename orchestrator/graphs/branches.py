@@ -17,6 +17,7 @@ from orchestrator.context import RunContext, kinds_asked
 from orchestrator.errors import BranchTimeoutError, InputError, LimitReached, ModelCallError, StopRequested, StorageError, said
 from orchestrator.events import in_branch, tell
 from orchestrator.graphs.inner import inner_of
+from orchestrator.interrupts import asked_at_once
 from orchestrator.joining import NotNeeded, RoundOver
 from orchestrator.state import BranchResult, BranchStatus, Failure, Finding, Source, Task
 
@@ -165,7 +166,7 @@ async def run_branches(attempt: Agent, sent: BranchInput, context: RunContext, m
         raise failed.exceptions[0] from None
     outcomes = [one.result() for one in made]
     if pauses := [outcome for outcome in outcomes if isinstance(outcome, GraphInterrupt)]:
-        raise GraphInterrupt(tuple(asked for pause in pauses for asked in pause.args[0]))
+        raise asked_at_once(pauses)
     return [outcome for outcome in outcomes if isinstance(outcome, BranchResult)], kinds
 
 

@@ -32,7 +32,7 @@ from langgraph.pregel._write import PASSTHROUGH, ChannelWrite, ChannelWriteEntry
 from orchestrator.asking import Question, node_question, question_of
 from orchestrator.events import current_branch
 from orchestrator.flights import ended
-from orchestrator.interrupts import answering
+from orchestrator.interrupts import answering, asked_at_once
 from orchestrator.spans import HIDDEN, Span, Tracer, shown_as
 
 __all__ = ["Inner", "inner_of"]
@@ -313,5 +313,5 @@ async def _together(made: Sequence[Coroutine[Any, Any, list[Write]]]) -> list[li
     finally:
         await ended(tasks)
     if pauses := [error for task in tasks if isinstance(error := task.exception(), GraphInterrupt)]:
-        raise GraphInterrupt(tuple(asked for pause in pauses for asked in pause.args[0]))
+        raise asked_at_once(pauses)
     return [task.result() for task in tasks]

@@ -13,7 +13,7 @@ import aiohttp
 import httpx2
 import openai
 
-from orchestrator.models.seen import head
+from orchestrator.models.seen import keep_head
 from orchestrator.models.streaming import MAX_EVENT_BYTES, check_size
 
 __all__ = ["LazyClient", "LoopClient", "close_connections", "pool"]
@@ -22,7 +22,6 @@ _Client = openai.DefaultAsyncHttpxClient
 _Keeper = AsyncGenerator[_Client, None]
 _ByLoop = dict[asyncio.AbstractEventLoop, tuple[_Client, _Keeper]]
 
-_HEAD_BYTES = 1000  # of a body, for the error that shows it
 _HEADER_BYTES = 64 * 1024  # of one header of an answer
 _KEPT_ALIVE = 30.0  # seconds that a connection may be idle: servers close theirs after 60 and more
 _clients: "weakref.WeakSet[LoopClient]" = weakref.WeakSet()
@@ -71,15 +70,14 @@ class _Response(httpx2.Response):
 
     async def aiter_bytes(self, chunk_size: int | None = None) -> AsyncGenerator[bytes, None]:
         """The unpacked body; raises CallFailedError over the cap."""
-        seen, size = head.get(), 0
+        size = 0
         streamed = "event-stream" in self.headers.get("content-type", "")
         async with aclosing(super().aiter_bytes(chunk_size)) as parts:
             async for part in parts:
                 size += len(part)
                 if not streamed or size > MAX_EVENT_BYTES:
                     check_size(size)
-                if seen is not None and len(seen) < _HEAD_BYTES:
-                    seen += part[:_HEAD_BYTES]
+                keep_head(part)
                 yield part
 
 

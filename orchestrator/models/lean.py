@@ -27,7 +27,7 @@ from openai.lib._parsing._completions import type_to_response_format_param
 from pydantic import BaseModel, PrivateAttr
 
 from orchestrator.models.connection import LazyClient, LoopClient, pool
-from orchestrator.models.seen import head
+from orchestrator.models.seen import keep_head
 from orchestrator.models.streaming import MAX_EVENT_BYTES, check_size, size_of, whole
 
 __all__ = ["LeanChatOpenAI"]
@@ -40,7 +40,6 @@ _HANDLED = frozenset((
 _READ = ("response_format", "timeout", "stream", "extra_headers", "extra_query")  # options of a model that do not stand in the body
 _PLAIN = frozenset(("content", "role", "refusal"))  # in a delta that is nothing but text
 _OF_THE_WIRE = frozenset(("content-encoding", "content-length", "transfer-encoding"))
-_HEAD_BYTES = 1000  # of a body, for the error that shows it
 _LARGE = 1 << 20  # bytes of a request
 _DRAINED = 0.5  # seconds for what follows a stream's last event
 _OWN_FIELDS = ("include_response_headers", "logprobs", "output_version", "use_responses_api")  # that change what is sent or made of it
@@ -189,7 +188,7 @@ class LeanChatOpenAI(ChatOpenAI):
                 size += len(part)
                 if size > MAX_EVENT_BYTES:
                     check_size(size)
-                _keep_head(part)
+                keep_head(part)
                 if b"\n" not in part:
                     rest.append(part)
                     continue
@@ -311,13 +310,13 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
     if length is not None and "Content-Encoding" not in response.headers:
         check_size(length)
         body = await response.read()
-        _keep_head(body)
+        keep_head(body)
         return body
     parts, size = list[bytes](), 0
     async for part in response.content.iter_any():
         size += len(part)
         check_size(size)
-        _keep_head(part)
+        keep_head(part)
         parts.append(part)
     return b"".join(parts)
 
@@ -330,12 +329,6 @@ async def _drained(response: aiohttp.ClientResponse) -> None:
                 pass
     except (TimeoutError, aiohttp.ClientError):
         response.close()
-
-
-def _keep_head(part: bytes) -> None:
-    seen = head.get()
-    if seen is not None and len(seen) < _HEAD_BYTES:
-        seen += part[: _HEAD_BYTES - len(seen)]
 
 
 def _read(body: bytes, response: aiohttp.ClientResponse) -> Any:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.storage.codec import Codec, Known, keep_texts, unpack_of_run
+from orchestrator.storage.codec import Codec, unpack_of_run
 from orchestrator.storage.database import Database, Fence, Statement
 
 __all__ = ["TraceTable"]
@@ -20,11 +20,11 @@ class TraceTable:
         self._database = database
         self._codec = codec
 
-    def append(self, run: int, attempt: int, part: int, spans: Sequence[Sequence[Any]], known: Known, fence: Fence) -> asyncio.Future[Any]:
+    def append(self, run: int, attempt: int, part: int, spans: Sequence[Sequence[Any]], fence: Fence) -> asyncio.Future[Any]:
         """Begin to write spans; durable when the future is done. Raises StorageTypeError; the future StorageError or LostRunError."""
-        packed = self._codec.pack_plain(spans, known, whole=True)
+        packed = self._codec.pack_plain(spans, whole=True)
         insert = Statement(_INSERT, (run, attempt, part, packed.blob))
-        return self._database.submit(*keep_texts(packed.texts, run), insert, fence=fence)
+        return self._database.submit(insert, fence=fence)
 
     async def spans(self, run: int) -> dict[int, list[list[Any]]]:
         """The spans of each attempt in the order of their numbers, of each the latest state. Raises StorageError."""

@@ -9,7 +9,6 @@ from typing import Any
 from orchestrator.errors import StorageError
 from orchestrator.spans import Span
 from orchestrator.storage import Fence
-from orchestrator.storage.codec import Known
 from orchestrator.storage.trace import TraceTable
 
 __all__ = ["FIELDS", "LocalTrace"]
@@ -55,7 +54,6 @@ class LocalTrace:
         self._run, self._attempt, self._fence = run, attempt, fence
         self._part = 0
         self._waiting: dict[int, tuple[Span, float]] = {}  # with when it last changed
-        self._known = Known()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._due = False
@@ -96,7 +94,7 @@ class LocalTrace:
 
     def _append(self, records: list[list[Any]]) -> None:
         try:
-            written = self._table.append(self._run, self._attempt, self._part, records, self._known, self._fence)
+            written = self._table.append(self._run, self._attempt, self._part, records, self._fence)
         except StorageError as error:
             self.failed = str(error)
             return
