@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -43,6 +44,7 @@ class ModelServer:
         self._refusing = False
         self._problem: Exception | None = None
         self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._transports: weakref.WeakSet[asyncio.WriteTransport] = weakref.WeakSet()
 
     @property
     def base_url(self) -> str:
@@ -119,6 +121,9 @@ class ModelServer:
             task.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
         await asyncio.sleep(0)  # what was accepted a moment ago is closed
+        for transport in list(self._transports):
+            transport.abort()  # one that is closed while its client reads no more would wait for it
+        await asyncio.sleep(0)
 
     def _stop_listening(self) -> None:
         """In two steps: a connection that asyncio's server has just accepted when it is closed would never be closed itself."""
@@ -134,6 +139,7 @@ class ModelServer:
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """At once, and not in the task: one that is cancelled before it began would leave its connection open."""
+        self._transports.add(writer.transport)
         if self._refusing:
             writer.transport.abort()
             return
