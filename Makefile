@@ -40,7 +40,7 @@ bench: $(READY)
 
 # The lock holds hashes and no addresses; uv only writes it, nothing else needs it.
 lock:
-	uv pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --group dev --extra postgres --extra encryption --extra otlp pyproject.toml --custom-compile-command "make lock" --output-file requirements.lock
+	uv pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --group dev --all-extras pyproject.toml --custom-compile-command "make lock" --output-file requirements.lock
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
