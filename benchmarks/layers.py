@@ -1,6 +1,6 @@
 """Where the CPU of a run goes, by layer: the job of benchmarks/speed under cProfile, which makes everything in Python about twice as slow.
 
-python -m benchmarks.layers [--branches N] [--top N]
+python -m benchmarks.layers [--branches N] [--runs N] [--top N]
 """
 
 import argparse
@@ -55,16 +55,16 @@ def by_layer(stats: Any) -> tuple["Counter[str]", "Counter[str]"]:
     return seconds, made
 
 
-async def _profiled(base_url: str, branches: int) -> tuple[cProfile.Profile, float]:
+async def _profiled(base_url: str, branches: int, runs: int) -> tuple[cProfile.Profile, float]:
     with tempfile.TemporaryDirectory() as folder:
         async with PEERS["orchestrator"](base_url, Path(folder)) as job:
             await job(20)
             plain = time.process_time()
-            await job(branches)
+            await asyncio.gather(*(job(branches) for _ in range(runs)))
             plain = time.process_time() - plain
             profile = cProfile.Profile()
             profile.enable()
-            await job(branches)
+            await asyncio.gather(*(job(branches) for _ in range(runs)))
             profile.disable()
             return profile, plain
 
@@ -73,16 +73,17 @@ def main() -> None:
     """Print a line for each layer, and the functions that cost most."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--branches", type=int, default=300)
+    parser.add_argument("--runs", type=int, default=1, help="at the same time, each of so many branches")
     parser.add_argument("--top", type=int, default=15, help="functions to show")
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     server = context.Process(target=serve, args=(there, 0.2))
     server.start()
-    profile, plain = asyncio.run(_profiled(here.recv(), options.branches))
+    profile, plain = asyncio.run(_profiled(here.recv(), options.branches, options.runs))
     here.send("stop")
     server.join()
-    number = calls(options.branches)
+    number = options.runs * calls(options.branches)
     stats: Any = pstats.Stats(profile)
     seconds, made = by_layer(stats)
     total = sum(seconds.values())

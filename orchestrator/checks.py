@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Builder = StateGraph[Any, Any, Any, Any]
     Graph = Builder | CompiledStateGraph[Any, Any, Any, Any]
 
-__all__ = ["GraphView", "check_graph", "copied", "needed_keys", "unknown_targets"]
+__all__ = ["GraphView", "check_graph", "copied", "needed_keys", "shape_of", "unknown_targets"]
 
 _START, _END = "__start__", "__end__"
 
@@ -42,6 +42,12 @@ def check_graph(graph: "Graph", name: str = "", *, where: str = "") -> list[str]
         what = f"The graph of workflow {name!r} fails its checks" if name else "The graph fails its checks"
         raise GraphError(what, problems, where=where, remedy="Correct the graph in its module")
     return notes
+
+
+def shape_of(graph: "Graph") -> tuple[int, ...]:
+    """Different for a builder that got another node, edge or key: what was found out about a graph holds as long as it is the same."""
+    builder = GraphView(graph).builder
+    return len(builder.nodes), len(builder._all_edges), len(builder.channels), sum(map(len, builder.branches.values()))
 
 
 def needed_keys(graph: "Graph") -> frozenset[str]:

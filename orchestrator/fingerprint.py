@@ -19,7 +19,7 @@ from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 from weakref import WeakKeyDictionary
 
-from orchestrator.checks import GraphView
+from orchestrator.checks import GraphView, shape_of
 from orchestrator.sources import OTHER, is_own, own_sources, short_digest, stamp
 from orchestrator.text import secrets_of
 
@@ -42,21 +42,15 @@ def fingerprint(workflow: "Workflow") -> str:
 
     Read once for a graph, as long as its files stay as they are.
     """
-    known, size = _known.get(workflow.graph), _size(workflow.graph)
-    if known is not None and known[1] == size and all(stamp(file) == then for file, then in known[0].items()):
+    known, shape = _known.get(workflow.graph), shape_of(workflow.graph)
+    if known is not None and known[1] == shape and all(stamp(file) == then for file, then in known[0].items()):
         return known[2]
     files: set[str] = {str(workflow.path)} if workflow.path else set()
     graphs = {name: _graph(view, files) for name, view in _views(workflow.graph)}
     code, read = own_sources(path for path in files if is_own(path))
     text = _packed({"versions": _versions(), "graphs": graphs, "code": code})
-    _known[workflow.graph] = read, size, text
+    _known[workflow.graph] = read, shape, text
     return text
-
-
-def _size(graph: Any) -> tuple[int, ...]:
-    """Different for a builder that got another node or edge."""
-    builder = GraphView(graph).builder
-    return len(builder.nodes), len(builder._all_edges), len(builder.channels), sum(map(len, builder.branches.values()))
 
 
 def changes(old: str, new: str) -> list[str]:

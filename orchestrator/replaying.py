@@ -251,7 +251,7 @@ def _attempt(tape: Tape, workflow: str | Workflow | Graph | None) -> Attempt:
     controls = {**tape.controls, "deadline": None}  # what was recorded takes no time
     return Attempt(
         workflow=loaded,
-        graph=loaded.compile(),
+        graph=loaded.ready()[1],
         values=loaded.validate_input(tape.input) if tape.input is not None else {},
         models=_models(tape),
         controls=Controls.model_validate(controls),

@@ -210,7 +210,7 @@ def prepared(record: RunRecord, wish: Wish) -> Attempt:
     values = workflow.validate_input(record.input) if record.input is not None else {}
     return Attempt(
         workflow=workflow,
-        graph=workflow.compile(),
+        graph=workflow.ready()[1],
         values=values,
         models=models,
         controls=controls,

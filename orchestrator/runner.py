@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from langgraph.graph.state import CompiledStateGraph
 from pydantic import BaseModel
 
 from orchestrator.asking import Person
-from orchestrator.checks import check_graph
 from orchestrator.choices import ModelSpec, check_controls, choose_models, merged_controls
 from orchestrator.controls import Controls
 from orchestrator.conversing import check_thread_name
@@ -128,7 +126,7 @@ def prepare(
     check_controls(limits, models, loaded)
     return Attempt(
         workflow=loaded,
-        graph=loaded.compile(),
+        graph=loaded.ready()[1],
         values=validated,
         models=models,
         controls=limits,
@@ -143,6 +141,4 @@ def checked_workflow(workflow: str | Workflow | Graph) -> Workflow:
     if isinstance(workflow, StateGraph | CompiledStateGraph):
         workflow = Workflow(workflow, name=getattr(workflow, "name", None) or "graph")
     loaded = load_workflow(workflow) if isinstance(workflow, str) else workflow
-    if loaded.path is None:  # made in Python: nobody has checked it yet
-        loaded = replace(loaded, notes=(*loaded.notes, *check_graph(loaded.graph, loaded.name)))
-    return loaded
+    return loaded.ready()[0]

@@ -29,6 +29,7 @@ _ATTRIBUTES = {
     "interrupt_after": "interrupt_after_nodes",
     "transformers": "stream_transformers",
 }
+_Ready = tuple[tuple[int, ...], "Workflow", "CompiledStateGraph[Any, Any, Any, Any]"]
 _VARIABLE = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
@@ -75,6 +76,23 @@ class Workflow:
             return copied(self.graph).compile(checkpointer=checkpointer, **{"name": self.name or "workflow", **kwargs})
         except ValueError as error:
             raise GraphError(f"The graph of workflow {self.name!r} cannot be compiled", [str(error)]) from error
+
+    def ready(self) -> "tuple[Workflow, CompiledStateGraph[Any, Any, Any, Any]]":
+        """This workflow with the notes of its checks, and its graph compiled for runs, which must leave it as it is.
+
+        Both are made once, as long as its builder gets no further node or edge. Raises GraphError.
+        """
+        from orchestrator.checks import check_graph, shape_of
+
+        shape = shape_of(self.graph)
+        known: _Ready | None = self.__dict__.get("_ready")
+        if known is None or known[0] != shape:
+            made_here = self.path is None  # made in Python: nobody has checked it yet
+            checked = replace(self, notes=(*self.notes, *check_graph(self.graph, self.name))) if made_here else self
+            known = shape, checked, checked.compile()
+            for workflow in (self, checked):
+                workflow.__dict__["_ready"] = known
+        return known[1:]
 
     @cached_property
     def input_model(self) -> "type[BaseModel]":

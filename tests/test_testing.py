@@ -252,11 +252,10 @@ async def test_500_connections_are_kept_and_used_again() -> None:
 
 def test_a_client_that_stopped_reading_is_left_behind_with_the_server(recwarn: pytest.WarningsRecorder) -> None:
     body = json.dumps(HELLO).encode()
-    with socket.socket() as client:
-        with model_server(lambda _: "x" * 8_000_000) as server:
-            client.connect(("127.0.0.1", int(server.base_url.rpartition(":")[2].partition("/")[0])))
-            client.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
-            assert client.recv(12) == b"HTTP/1.1 200"
+    with socket.socket() as client, model_server(lambda _: "x" * 8_000_000) as server:
+        client.connect(("127.0.0.1", int(server.base_url.rpartition(":")[2].partition("/")[0])))
+        client.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        assert client.recv(12) == b"HTTP/1.1 200"
     gc.collect()
     assert [str(warning.message) for warning in recwarn] == []
 
