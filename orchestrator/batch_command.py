@@ -13,7 +13,7 @@ from orchestrator.errors import InputError, OrchestratorError
 from orchestrator.limits import add_controls, controls_in_force, environment_controls, option_controls
 from orchestrator.options import Parser, add_fields, add_trace_options, field_values, model_specs, parse, writable_file
 from orchestrator.output import say, write_json, write_text
-from orchestrator.process import collect_rarely
+from orchestrator.process import collect_rarely, loop_factory
 from orchestrator.stopping import Signals
 from orchestrator.text import one_line
 
@@ -132,7 +132,7 @@ def _start(batch: "Batch", options: "argparse.Namespace", words: Sequence[str], 
     again = f"go on: {PROG} {shlex.join(words)}"
     logs = open_logs(log_file=log_file, log_format=options.log_format, debug=options.debug, quiet=options.quiet)
     with logs, traced_as(options):
-        with asyncio.Runner(debug=options.debug) as runner:
+        with asyncio.Runner(debug=options.debug, loop_factory=loop_factory(debug=options.debug)) as runner:
             try:
                 runner.run(_drive(batch, options, signals))
             except OrchestratorError:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from orchestrator.errors import InputError, LostRunError, OrchestratorError, StorageError
 from orchestrator.events import Event
 from orchestrator.output import deliver, deliver_json, describe_error, is_terminal, say, write_event
-from orchestrator.process import collect_rarely
+from orchestrator.process import collect_rarely, loop_factory
 from orchestrator.stopping import Signals
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def follow_run(run: Followed, signals: Signals) -> int:
     options, view = run.options, RunView()
     logs = open_logs(log_file=run.log_file, log_format=options.log_format, debug=options.debug, quiet=options.quiet, run_id=run.run_id)
     with logs, traced_as(options):
-        with asyncio.Runner(debug=options.debug) as runner:
+        with asyncio.Runner(debug=options.debug, loop_factory=loop_factory(debug=options.debug)) as runner:
             try:
                 result = runner.run(_drive(run, view, signals))
                 code = deliver(options, run.output, result)

@@ -23,6 +23,7 @@ _DEST = "control "  # no option of ours has a space in its name
 _PREFIX = "ORCHESTRATOR_"
 _OTHER_VARIABLES = (
     "ORCHESTRATOR_DB",
+    "ORCHESTRATOR_EVENT_LOOP",
     "ORCHESTRATOR_HOME",
     "ORCHESTRATOR_MODEL",
     "ORCHESTRATOR_STORE_KEY",

@@ -36,6 +36,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
         monkeypatch.delenv(name)
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("ORCHESTRATOR_HOME", str(folder))
+    monkeypatch.setenv("ORCHESTRATOR_EVENT_LOOP", "asyncio")  # what there is without the extra; the tests of stops run on both
     return folder
 
 

@@ -124,13 +124,25 @@ def nothing_left(home: Path) -> bool:
 # --- signals
 
 
+@pytest.fixture(params=["asyncio", "uvloop"])
+def event_loop_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command line runs on."""
+    monkeypatch.setenv("ORCHESTRATOR_EVENT_LOOP", request.param)
+
+
 @pytest.mark.parametrize(
-    ("point", "number", "code"),
-    [("Plan", signal.SIGTERM, 143), ("Findings", signal.SIGINT, 130), ("Judgement", signal.SIGTERM, 143), ("Draft", signal.SIGINT, 130)],
+    ("point", "number", "code", "loop"),
+    [
+        ("Plan", signal.SIGTERM, 143, "uvloop"),
+        ("Findings", signal.SIGINT, 130, "asyncio"),
+        ("Judgement", signal.SIGTERM, 143, "asyncio"),
+        ("Draft", signal.SIGINT, 130, "uvloop"),
+    ],
 )
 def test_a_run_that_is_stopped_ends_its_calls_and_reports_what_it_found(
-    point: str, number: signal.Signals, code: int, documents: Path, home: Path
+    point: str, number: signal.Signals, code: int, loop: str, documents: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_EVENT_LOOP", loop)
     with researching(documents, Slow(point, 0.5)) as (process, server):
         process.send_signal(number)
         returned, out, lines = ended(process)
@@ -171,6 +183,7 @@ def stubborn(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.usefixtures("event_loop_kind")
 def test_a_second_signal_ends_the_process_at_once(stubborn: Path, home: Path) -> None:
     with started(stubborn, "./stubborn.py", "x") as process:
         assert process.stderr is not None
@@ -182,6 +195,7 @@ def test_a_second_signal_ends_the_process_at_once(stubborn: Path, home: Path) ->
     assert (process.returncode, nothing_left(home)) == (143, True)
 
 
+@pytest.mark.usefixtures("event_loop_kind")
 def test_what_holds_a_run_is_ended_by_the_hard_limit(stubborn: Path, home: Path) -> None:
     with started(stubborn, "./stubborn.py", "x", grace=0.2, hard=1.0) as process:
         assert process.stderr is not None

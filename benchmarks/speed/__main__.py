@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=10_000, help="this project's max_concurrency")
     parser.add_argument("--stream", action="store_true", help="this project's answers come in 32 pieces")
     parser.add_argument("--langsmith", action="store_true", help="beside this project's figures those with LangSmith on")
+    parser.add_argument("--uvloop", action="store_true", help="beside the figures those on uvloop")
     parser.add_argument("--json", action="store_true", help="print every measurement as a line of JSON")
     parser.add_argument("--write", action="store_true", help="write docs/performance.md's table and plot")
     options = parser.parse_args()
@@ -49,6 +50,8 @@ def _lines(options: argparse.Namespace, bench: Bench) -> list[tuple[str, dict[st
     """What is measured in turn: a peer, and the environment that it has."""
     limit = {"SPEED_LIMIT": str(options.limit), "SPEED_STREAM": "yes" if options.stream else ""}
     lines = [(peer, limit) for peer in options.peers]
+    if options.uvloop:
+        lines += [(f"{peer} + uvloop", {**limit, "ORCHESTRATOR_EVENT_LOOP": "uvloop"}) for peer in options.peers]
     if options.langsmith:
         environ = {**limit, "LANGSMITH_TRACING": "true", "LANGSMITH_API_KEY": "none", "LANGSMITH_ENDPOINT": bench.langsmith()}
         lines += [(f"{peer} + LangSmith", environ) for peer in options.peers if peer != "wire"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks.speed.job import CALLS_IN_A_ROW, calls
 from benchmarks.speed.peers import PEERS
 from benchmarks.speed.server import serve
+from orchestrator.process import loop_factory
 
 __all__ = ["Bench", "measure"]
 
@@ -50,7 +51,8 @@ async def _measured(peer: str, base_url: str, branches: int, runs: int) -> dict[
 def measure(pipe: Connection, peer: str, base_url: str, branches: int, runs: int, environ: dict[str, str]) -> None:
     """One measurement, in a process of its own."""
     os.environ.update(environ)
-    pipe.send(asyncio.run(_measured(peer, base_url, branches, runs)))
+    with asyncio.Runner(loop_factory=loop_factory() if environ.get("ORCHESTRATOR_EVENT_LOOP") == "uvloop" else None) as runner:
+        pipe.send(runner.run(_measured(peer, base_url, branches, runs)))
 
 
 class Bench:
