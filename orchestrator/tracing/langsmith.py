@@ -105,7 +105,7 @@ class LangSmithTrace:
         self._lock = threading.Lock()
         self._waiting: set[int] = set()  # spans that the sender has, and has not looked at yet
         self._posted: set[int] = set()
-        self._orders: dict[int, str] = {}  # LangSmith's dotted order of spans that others may stand in
+        self._open: dict[int, tuple[uuid.UUID, str]] = {}  # LangSmith's id and dotted order of spans that others may stand in
         self._root: Span | None = None
         self._is_sampled = True
         self._url: str | None = None
@@ -180,30 +180,30 @@ class LangSmithTrace:
             self._posted.add(span.id)
         place = self.place(span)
         if span.ended is not None:  # so have all that are inside, and none of them is looked at later
-            self._orders.pop(span.id, None)
+            self._open.pop(span.id, None)
         return operation_of(span, self._facts, self._sender.redactor, place, is_new=is_new)
-
-    def _id(self, span: Span) -> uuid.UUID:
-        number, began = self._origins.get(span.id, (span.id, span.began))
-        return span_uuid(self._facts.run_id, self._facts.attempt, number, began)
 
     def _identity(self, span: Span) -> dict[str, Any]:
         """Where a span stands in the tree, in LangSmith's terms."""
         around, root = self._facts.parent, self._root or span
-        trace_id = around.trace_id if around is not None else self._id(root)
-        parent_id = self._id(span.parent) if span.parent is not None else around.id if around is not None else None
-        found = {"id": self._id(span), "trace_id": trace_id, "dotted_order": self._order(span), "start_time": _at(span.began)}
+        span_id, order = self._known(span)
+        trace_id = around.trace_id if around is not None else self._known(root)[0]
+        parent_id = self._known(span.parent)[0] if span.parent is not None else around.id if around is not None else None
+        found = {"id": span_id, "trace_id": trace_id, "dotted_order": order, "start_time": _at(span.began)}
         return found if parent_id is None else {**found, "parent_run_id": parent_id}
 
-    def _order(self, span: Span) -> str:
-        if span.id in self._orders:
-            return self._orders[span.id]
-        above: str = self._order(span.parent) if span.parent is not None else getattr(self._facts.parent, "dotted_order", "")
-        own = f"{_at(span.began):%Y%m%dT%H%M%S%fZ}{self._id(span)}"
-        order = f"{above}.{own}" if above else own
-        if span.kind not in ("model", "tool"):
-            self._orders[span.id] = order
-        return order
+    def _known(self, span: Span) -> tuple[uuid.UUID, str]:
+        """A span's id and dotted order."""
+        found = self._open.get(span.id)
+        if found is None:
+            number, began = self._origins.get(span.id, (span.id, span.began))
+            own = span_uuid(self._facts.run_id, self._facts.attempt, number, began)
+            above: str = self._known(span.parent)[1] if span.parent is not None else getattr(self._facts.parent, "dotted_order", "")
+            order = f"{_at(span.began):%Y%m%dT%H%M%S%fZ}{own}"
+            found = own, f"{above}.{order}" if above else order
+            if span.kind not in ("model", "tool"):
+                self._open[span.id] = found
+        return found
 
 
 def _at(seconds: float) -> datetime:
@@ -219,7 +219,7 @@ def span_uuid(run_id: str, attempt: int, number: int, began: float) -> uuid.UUID
 
 
 def operation_of(span: Span, facts: Facts, redactor: Redactor, place: Mapping[str, Any], *, is_new: bool = True) -> "Operation":
-    """A span as LangSmith's ingestion takes it; `place` is where it stands there."""
+    """A span as LangSmith's ingestion takes it, keys and all; `place` is where it stands there."""
     told: dict[str, Any] = {
         "name": redactor.name(span.name, span.kind),
         "tags": _tags(span, facts),
@@ -229,7 +229,7 @@ def operation_of(span: Span, facts: Facts, redactor: Redactor, place: Mapping[st
         told["inputs"] = _inputs(span, redactor)
     if span.ended is not None:
         told |= {"outputs": _outputs(span, redactor), "error": redactor.error(span.error, span.state)}
-    operation: Operation = {**place, **redactor.clean(told), "run_type": _TYPES.get(span.kind, "chain")}
+    operation: Operation = {**place, **told, "run_type": _TYPES.get(span.kind, "chain")}
     if not is_new:
         operation["patch"] = True
     if span.ended is not None:

@@ -18,17 +18,18 @@ from urllib3 import Retry
 
 from orchestrator.errors import said
 from orchestrator.text import one_line
-from orchestrator.tracing.redaction import Redactor
+from orchestrator.tracing.redaction import Redactor, packed
 
 __all__ = ["Destination", "Operation", "Sender"]
 
 Operation = dict[str, Any]
-"""A run as LangSmith's ingestion takes it."""
+"""A run as LangSmith's ingestion takes it; keys are taken out of it when it is sent."""
 
 _EVERY = 1.0  # seconds between two sendings; what begins and ends in one of them is sent once
 _CONNECT, _READ = 1.5, 5.0  # seconds; the client's own are 3 and 10, three times over
 _AT_ONCE = 100  # operations in one request
-_WEIGHT = 8_000_000  # characters in one request
+_WEIGHT = 8_000_000  # bytes in one request
+_TOLD = ("name", "tags", "extra", "inputs", "outputs", "error")  # what may hold a key
 _MOST = 20_000  # operations that wait; beyond that they are lost, and counted
 _BOUNDARY = uuid.uuid4().hex
 _AGAIN = 0.2  # second until what failed is tried once more
@@ -200,7 +201,7 @@ class Sender:
             told |= {name: operation[name] for name in ("name", "tags", "extra") if operation.get(name) is not None}
             if operation.get("error"):
                 told["error"] = self.redactor.error(str(operation["error"]), "failed")
-            return {**operation, **self.redactor.clean(told)}
+            return {**operation, **told}
 
         self.put(made)
 
@@ -226,7 +227,7 @@ class Sender:
                     self._condition.notify_all()
 
     def _send(self, waiting: Sequence[Callable[[], Operation | None]]) -> None:
-        batch: list[Operation] = []
+        batch: list[tuple[Operation, dict[str, Any], bytes | None]] = []
         weight = 0
         for make in waiting:
             try:
@@ -236,13 +237,19 @@ class Sender:
                 continue
             if operation is None:
                 continue
-            batch.append(operation)
-            weight += _weight(operation.get("inputs")) + _weight(operation.get("outputs"))
+            told = {name: operation.pop(name) for name in _TOLD if name in operation}
+            part = packed(told)
+            batch.append((operation, told, part))
+            weight += len(part or repr(told))
             if len(batch) >= _AT_ONCE or weight > _WEIGHT:
-                self._ship(batch)
+                self._clean_and_ship(batch)
                 batch, weight = [], 0
         if batch:
-            self._ship(batch)
+            self._clean_and_ship(batch)
+
+    def _clean_and_ship(self, batch: Sequence[tuple[Operation, dict[str, Any], bytes | None]]) -> None:
+        clean = self.redactor.clean_all([(told, part) for _, told, part in batch])
+        self._ship([{**operation, **told} for (operation, _, _), told in zip(batch, clean, strict=True)])
 
     def _ship(self, batch: list[Operation]) -> None:
         """Send operations in one request; those that do not arrive are lost."""
@@ -301,12 +308,3 @@ class Sender:
                 self.client.create_feedback(run["id"], key, score=score, trace_id=run["trace_id"], stop_after_attempt=1, **known)
             except Exception as error:  # noqa: BLE001 - as above
                 self._lose(1, error)
-
-
-def _weight(value: Any) -> int:
-    """Characters of the texts in a value, about."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(map(_weight, value.values()))
-    return sum(map(_weight, value)) if isinstance(value, list | tuple) else 8
