@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage, ToolCall, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, ToolCall, ToolMessage
 from langchain_core.tools import BaseTool
 from langgraph.errors import GraphInterrupt
 from langgraph.types import Interrupt, interrupt
@@ -179,7 +179,9 @@ class RunContext:
             await self.terms.room()
         self.terms.check()
         models = [model] if model else await self._models_of(role)
-        told = tuple((message.type, str(message.content), repr(getattr(message, "tool_calls", ""))) for message in messages)
+        told = tuple(
+            (message.type, str(message.content), repr(message.tool_calls) if isinstance(message, AIMessage) else "") for message in messages
+        )
         key = (role, schema, *map(id, models), *(tool.name for tool in tools), *told)
         asking = partial(self._ask, role, models, messages, schema, tools)
         (answer, chat), shared = await self._share(key, asking, own=(BudgetExceeded, LoopStopped))

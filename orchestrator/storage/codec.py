@@ -45,7 +45,7 @@ _OPTION = (
 # The first byte of what is stored: a value, one that refers to texts, or a string; and whether it is encrypted, and compressed.
 _ALONE, _REFERRING, _STRING = 1, 2, 3
 _SEALED, _DEFLATED, _ZSTANDARD = 16, 32, 64  # deflated were values of earlier versions
-_WORTH_COMPRESSING = 256  # bytes
+_WORTH_COMPRESSING = 512  # bytes: under that little is gained
 _WALKED = frozenset((str, dict, list, tuple, bytes, bytearray))
 _REMEMBERED = 4096  # values that a writer has packed
 _ASKED_AT_ONCE = 500  # hashes in one query
@@ -190,7 +190,7 @@ def _compressor() -> zstandard.ZstdCompressor:
     """One a thread: setting it up takes ten times as long as a kilobyte, and two threads may not share one."""
     found: zstandard.ZstdCompressor | None = getattr(_of_thread, "compressor", None)
     if found is None:
-        found = _of_thread.compressor = zstandard.ZstdCompressor(level=1, write_checksum=False)
+        found = _of_thread.compressor = zstandard.ZstdCompressor(level=-1, write_checksum=False)
     return found
 
 
