@@ -106,7 +106,11 @@ def serve(pipe: Connection, seconds: float) -> None:
         stop = asyncio.Event()
 
         def asked() -> None:
-            if pipe.recv() == "stop":
+            try:
+                wanted = pipe.recv()
+            except EOFError:  # whoever asked for the server is gone
+                wanted = "stop"
+            if wanted == "stop":
                 stop.set()
                 return
             pipe.send(dict(told))
