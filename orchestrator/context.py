@@ -6,7 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -88,6 +88,8 @@ class RunContext:
     _tools: dict[tuple[Any, ...], list[BaseTool]] = field(default_factory=dict, repr=False)
     _libraries: dict[tuple[str, ...], tuple[float, "asyncio.Task[Library]"]] = field(default_factory=dict, repr=False)
     _flights: Flights = field(default_factory=Flights, repr=False)
+    _made: dict[Hashable, "asyncio.Task[Any]"] = field(default_factory=dict, repr=False)
+    _open: AsyncExitStack = field(default_factory=AsyncExitStack, repr=False)
 
     @staticmethod
     def of(runtime: "Runtime[Any]") -> "RunContext":
@@ -413,10 +415,26 @@ class RunContext:
         titles = " ".join(known[c.source].title for c in finding.citations if c.source in known)
         return [*checks, *check_claim(finding.claim, [c.quote for c in finding.citations], title=titles)]
 
+    async def once(self, key: Hashable, make: Callable[[AsyncExitStack], Coroutine[Any, Any, R]]) -> R:
+        """What `make` gives, made once for the whole run; what it enters into the stack is left when the run is over.
+
+        In a graph that is called by itself it is made each time.
+        """
+        if not self.terms.driven:  # nobody says when such a run is over
+            return await make(self._open)
+        if key not in self._made:
+            self._made[key] = asyncio.ensure_future(make(self._open))
+        made: R = await asyncio.shield(self._made[key])
+        return made
+
     async def aclose(self) -> None:
-        """Cancel the calls that nobody of the graph waits for any more, and close the libraries that were opened."""
+        """Cancel the calls that nobody of the graph waits for any more, and close what was opened."""
         self.terms.over = True
         await self._flights.aclose()
+        for made in self._made.values():
+            made.cancel()
+        await asyncio.gather(*self._made.values(), return_exceptions=True)
+        await self._open.aclose()
         tasks = [task for _, task in self._libraries.values()]
         self._libraries.clear()
         for task in tasks:

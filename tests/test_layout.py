@@ -28,6 +28,7 @@ GROUPS = (
     ("calls",),
     ("door",),
     ("context",),
+    ("toolbox",),
     ("returns",),
     ("checks",),
     ("workflow", "places", "importing", "inputs", "drawing", "graphs"),

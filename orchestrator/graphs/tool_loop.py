@@ -1,6 +1,7 @@
 """The tool loop: a model answers in its own words, and calls tools until it can. All calls of one message are made at once."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from inspect import isawaitable
 from typing import Annotated, Any, NotRequired
 
 from langchain_core.language_models import BaseChatModel
@@ -18,7 +19,7 @@ from orchestrator.repeats import latest_calls, turns_of
 __all__ = ["Prompt", "ToolLoopInput", "ToolLoopOutput", "ToolLoopState", "Tools", "create_tool_loop", "with_prompt"]
 
 Tools = Sequence[BaseTool] | Callable[[Mapping[str, Any], RunContext], Awaitable[Sequence[BaseTool]]]
-Prompt = str | Callable[[Mapping[str, Any], RunContext], Sequence[BaseMessage]]
+Prompt = str | Callable[[Mapping[str, Any], RunContext], Sequence[BaseMessage] | Awaitable[Sequence[BaseMessage]]]
 
 PROMPT = """You answer the user. Where a tool can find out or work out what you need, call it rather than guess; call several tools
 at once where one does not need the answer of another. When you have what you need, answer in your own words, shortly, and say where it
@@ -63,10 +64,11 @@ def create_tool_loop(
 ) -> CompiledStateGraph[Any, Any, Any, Any]:
     """An async graph ToolLoopInput -> ToolLoopOutput. The answer's text is told in `token` events as it comes.
 
-    `tools`: a list, or a function of the state and the run's context that gives one. `prompt`: the system message's text, or a
-    function that gives all messages which the model is sent (`with_prompt` makes them of a text). Since the user last spoke the model
-    may call tools for `max_turns` rounds, and keeps its last call of max_agent_calls for an answer; a call that it repeats is answered
-    by pointing at the first answer, and one that it repeats max_identical_tool_calls times ends its tools.
+    `tools`: a list, or an async function of the state and the run's context that gives one. `prompt`: the system message's text, or
+    a function, async or not, that gives all messages which the model is sent (`with_prompt` makes them of a text).
+    Since the user last spoke the model may call tools for `max_turns` rounds, and keeps its last call of max_agent_calls for an answer;
+    a call that it repeats is answered by pointing at the first answer, and one that it repeats max_identical_tool_calls times ends its
+    tools.
     `role` names the node that asks, so `--model ROLE=SPEC` finds it. Raises ModelCallError, LimitReached.
     """
 
@@ -78,7 +80,8 @@ def create_tool_loop(
         most = min(max_turns, context.controls.max_agent_calls - 1)
         may_call = turns_of(state["messages"]) < most and not context.goes_round(state["messages"])
         given = await offered(state, context)
-        messages = prompt(state, context) if callable(prompt) else with_prompt(prompt, state["messages"], context)
+        made = prompt(state, context) if callable(prompt) else with_prompt(prompt, state["messages"], context)
+        messages = await made if isawaitable(made) else made
         if given and not may_call:
             tell("log", level="warning", message=f"the {role} may call no more tools: it answers with what it has")
             messages, given = [*messages, HumanMessage(_LAST)], []
