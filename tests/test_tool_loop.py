@@ -8,7 +8,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, tool
 
 from orchestrator import Workflow, run, stream
-from orchestrator.errors import InvalidAnswerError
+from orchestrator.errors import InvalidAnswerError, ModelSpecError
 from orchestrator.graphs.tool_loop import create_tool_loop
 from orchestrator.testing import Reply, fault, model_server
 
@@ -163,6 +163,11 @@ async def test_calls_that_stay_wrong_fail_the_run(name: str) -> None:
         result = await run(loop(place.tool()), {"messages": "Where?"}, model=server.chat_model())
     assert (result.status, place.made, len(server.requests)) == ("failed", [], 3)
     assert InvalidAnswerError.__name__ not in str(result.error)
+
+
+async def test_the_offline_model_is_no_model_for_it() -> None:
+    with pytest.raises(ModelSpecError, match="the assistant needs a language model"):
+        await run(loop(Place().tool()), {"messages": "Where?"}, model="offline")
 
 
 async def test_a_model_that_takes_no_tools_is_asked_without_and_it_is_said() -> None:

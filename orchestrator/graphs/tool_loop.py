@@ -13,6 +13,7 @@ from langgraph.runtime import Runtime
 from typing_extensions import TypedDict
 
 from orchestrator.context import RunContext
+from orchestrator.errors import ModelSpecError
 from orchestrator.events import tell
 from orchestrator.repeats import latest_calls, turns_of
 
@@ -69,7 +70,7 @@ def create_tool_loop(
     Since the user last spoke the model may call tools for `max_turns` rounds, and keeps its last call of max_agent_calls for an answer;
     a call that it repeats is answered by pointing at the first answer, and one that it repeats max_identical_tool_calls times ends its
     tools.
-    `role` names the node that asks, so `--model ROLE=SPEC` finds it. Raises ModelCallError, LimitReached.
+    `role` names the node that asks, so `--model ROLE=SPEC` finds it. Raises ModelCallError, LimitReached, ModelSpecError.
     """
 
     async def offered(state: Mapping[str, Any], context: RunContext) -> Sequence[BaseTool]:
@@ -77,6 +78,9 @@ def create_tool_loop(
 
     async def ask(state: Any, runtime: Runtime[Any]) -> dict[str, Any]:
         context = RunContext.of(runtime)
+        if (model or await context.model(role))._llm_type == "offline":  # said before a tool is made ready in vain
+            what = f"the {role} needs a language model: the offline model calls no tools and writes no text"
+            raise ModelSpecError(what, remedy="name one: --model openai:NAME, or another provider:model")
         most = min(max_turns, context.controls.max_agent_calls - 1)
         may_call = turns_of(state["messages"]) < most and not context.goes_round(state["messages"])
         given = await offered(state, context)

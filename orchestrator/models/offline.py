@@ -144,13 +144,12 @@ def _choose(prompt: Prompt, kwargs: Mapping[str, Any]) -> tuple[str, dict[str, A
     wanted = _format_name(kwargs.get("response_format"))
     if wanted in _ANSWERS:
         return wanted, _ANSWERS[wanted](prompt), False
-    unknown = wanted or forced or (next((name for name in tools if name != _SEARCH), "") if choice else "")
+    unknown = wanted or forced or next((name for name in tools if name != _SEARCH), "")
     if unknown:
         raise ModelSpecError(
             f"the offline model cannot answer the schema {unknown!r}", where=f"it answers {', '.join(_ANSWERS)}", remedy=_REMEDY
         )
-    what = "the offline model cannot write free text" + (", and calls no tools but to search documents" if tools else "")
-    raise ModelSpecError(what, where=f"it answers the schemas {', '.join(_ANSWERS)}", remedy=_REMEDY)
+    raise ModelSpecError("the offline model cannot write free text", where=f"it answers the schemas {', '.join(_ANSWERS)}", remedy=_REMEDY)
 
 
 def _forced(choice: Any, tools: Sequence[str]) -> str | None:

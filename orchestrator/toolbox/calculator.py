@@ -14,6 +14,7 @@ __all__ = ["calculate"]
 EXPRESSION_CHARACTERS = 500
 RESULT_BITS = 10_000  # of a whole number, about 3,000 digits: Python itself writes at most 4,300
 _DIGITS = 15  # that a float is sure of
+_MOST_DIGITS = 400  # that are rounded to: a float has no more
 _LARGEST_COUNT = 1_000  # of what is arranged or multiplied in factorial, comb and perm
 _PARTS = (
     ast.Expression, ast.Constant, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Call, ast.Name, ast.Load, ast.operator, ast.unaryop, ast.cmpop,
@@ -80,12 +81,25 @@ def _counting(function: Callable[..., int]) -> Callable[..., int]:
     return counting
 
 
-_power = _bounded(operator.pow, lambda base, exponent: base.bit_length() * max(exponent, 0))
+def _divided(left: Any, right: Any) -> Any:
+    """A whole number where whole ones divide without a rest: a float has 53 bits of it."""
+    whole = isinstance(left, int) and isinstance(right, int) and right != 0 and left % right == 0
+    return left // right if whole else left / right
+
+
+def _rounded(number: Any, digits: Any = None) -> Any:
+    if digits is not None and not (isinstance(digits, int) and abs(digits) <= _MOST_DIGITS):  # 10**-digits is worked out for it
+        raise ToolError(f"round takes a whole number of digits, at most {_MOST_DIGITS}")
+    return round(number, digits)
+
+
+# At least so many bits, and at most twice as many: the result is looked at again.
+_power = _bounded(operator.pow, lambda base, exponent: (abs(base).bit_length() - 1) * max(exponent, 0))
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: _bounded(operator.add, lambda left, right: max(left.bit_length(), right.bit_length())),
     ast.Sub: _bounded(operator.sub, lambda left, right: max(left.bit_length(), right.bit_length())),
     ast.Mult: _bounded(operator.mul, lambda left, right: left.bit_length() + right.bit_length()),
-    ast.Div: operator.truediv,
+    ast.Div: _divided,
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
     ast.Pow: _power,
@@ -106,11 +120,12 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
         for function in (
             math.sqrt, math.cbrt, math.exp, math.log, math.log2, math.log10, math.floor, math.ceil, math.trunc, math.hypot,
             math.sin, math.cos, math.tan, math.asin, math.acos, math.atan, math.atan2, math.sinh, math.cosh, math.tanh,
-            math.degrees, math.radians, abs, round, min, max,
+            math.degrees, math.radians, abs, min, max,
         )
     },
     **{function.__name__: _counting(function) for function in (math.factorial, math.comb, math.perm)},
     "pow": _power,
+    "round": _rounded,
     "gcd": lambda *numbers: math.gcd(*numbers),
 }  # fmt: skip
 
@@ -120,4 +135,6 @@ def _written(value: Any) -> str:
         if not math.isfinite(value):
             raise ToolError("The result is not finite")
         return repr(int(value)) if value.is_integer() and abs(value) < 10**_DIGITS else f"{value:.{_DIGITS}g}"
+    if not isinstance(value, int):
+        raise ToolError("That is no number", remedy=_REMEDY)
     return str(_small(value))
