@@ -29,6 +29,7 @@ START_SECONDS = 30.0
 _DESCRIPTION = 2_000  # characters that a model is told of a tool
 _TOOLS = 128  # of one server: more than any model takes
 _LINE = 64 * 1024
+_LAST_WORDS = 0.05  # seconds, until what a server wrote before it ended was read
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -46,6 +47,7 @@ async def server_tools(name: str, server: Server, context: RunContext, stack: As
     except TimeoutError:
         return f"MCP server {name!r} did not answer within {START_SECONDS:g} seconds"
     except _failures() as error:
+        await asyncio.sleep(_LAST_WORDS)
         wrote = f"; it wrote: {one_line(lines[-1])}" if lines else ""
         return f"MCP server {name!r} cannot be used: {one_line(_cause(error), 200)}{wrote}"
     changed = await _unpinned(name, server, offered)
