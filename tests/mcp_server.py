@@ -43,7 +43,7 @@ async def die() -> str:
     os._exit(3)
 
 
-@app.tool()
+@app.tool(structured_output=False)  # which would send it twice
 async def big() -> str:
     """Ten megabytes."""
     return "x" * 10_000_000

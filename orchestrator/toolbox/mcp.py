@@ -1,6 +1,7 @@
 """Tools of MCP servers: connected when they are needed, held for the run, and whatever a server does wrong is an error of its tool."""
 
 import asyncio
+import logging
 import os
 import re
 from collections import deque
@@ -56,6 +57,8 @@ async def server_tools(name: str, server: Server, context: RunContext, stack: As
 
 def _imported() -> None:
     """Loads the libraries: they take a second, and the event loop should not wait for them."""
+    # It logs an error for each line that is no message, which servers do write: what comes of it is told by us.
+    logging.getLogger("mcp.client.stdio").setLevel(logging.CRITICAL)
     try:
         from langchain_core._api import suppress_langchain_beta_warning
 
