@@ -52,6 +52,7 @@ T = TypeVar("T", bound=BaseModel)
 
 # Contexts that nobody made share what costs time, for as long as their event loop lives: they look at the documents again after this long.
 _DEFAULT_LIBRARY_SECONDS = 30.0
+_CLOSING = 0.1
 
 
 _asked: ContextVar[set[str]] = ContextVar("asked", default=set())  # noqa: B039 - what nobody listens to may pile up: kinds are few
@@ -433,7 +434,9 @@ class RunContext:
         await self._flights.aclose()
         for made in self._made.values():
             made.cancel()
-        await asyncio.gather(*self._made.values(), return_exceptions=True)
+        if self._made:  # a stopped run has no time to wait for what ends slowly
+            ended = asyncio.gather(*self._made.values(), return_exceptions=True)
+            await asyncio.wait([ended], timeout=_CLOSING if self.stopping else None)
         await self._open.aclose()
         tasks = [task for _, task in self._libraries.values()]
         self._libraries.clear()

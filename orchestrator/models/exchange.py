@@ -21,7 +21,7 @@ from orchestrator.models.answers import explain, read_answer, validated
 from orchestrator.models.ask import Answer
 from orchestrator.models.call import Call
 from orchestrator.models.failures import is_rejection
-from orchestrator.models.recorded import answer_of, error_of, request_of
+from orchestrator.models.recorded import answer_of, error_of, kept_answer, request_of
 from orchestrator.models.sending import Query, Sender, bytes_of, without_retries
 from orchestrator.terms import Terms
 
@@ -265,7 +265,10 @@ class TextExchange(Exchange[BaseModel]):
 
     def _read(self, message: AIMessage) -> Answer[BaseModel] | tuple[str, list[BaseMessage]]:
         calls, wrong = self._calls(message)
-        return ("; ".join(wrong.values()), _tool_replies(message, calls, wrong)) if wrong else Answer(_with_calls(message, calls), None)
+        if wrong:
+            return "; ".join(wrong.values()), _tool_replies(message, calls, wrong)
+        # As the journal would give it again: the message itself is the answer, and a resumed run or a replay has the same one.
+        return Answer(answer_of(kept_answer(_with_calls(message, calls))), None)
 
 
 @lru_cache(maxsize=256)

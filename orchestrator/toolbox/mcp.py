@@ -5,7 +5,7 @@ import logging
 import os
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -21,10 +21,9 @@ from orchestrator.toolbox.servers import Server
 from orchestrator.tools import ANSWER_CHARACTERS, answering_tool
 
 if TYPE_CHECKING:
-    from langchain.mcp import MCPAdapter
     from langchain_core.tools import BaseTool
 
-__all__ = ["server_tools"]
+__all__ = ["servers_tools"]
 
 START_SECONDS = 30.0
 _DESCRIPTION = 2_000  # characters that a model is told of a tool
@@ -34,17 +33,33 @@ _LAST_WORDS = 0.05  # seconds, until what a server wrote before it ended was rea
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]+")
 
 
-async def server_tools(name: str, server: Server, context: RunContext, stack: AsyncExitStack) -> "list[BaseTool] | str":
-    """The tools of a server, called SERVER_TOOL, or why there are none. Raises InputError where the library is not installed.
+async def servers_tools(servers: Mapping[str, Server], context: RunContext, stack: AsyncExitStack) -> "list[list[BaseTool] | str]":
+    """The tools of each server, called SERVER_TOOL, or why there are none. Raises InputError where the library is not installed.
 
-    A local server is ended with the `stack`; in a graph that is called by itself each call starts its own.
+    Local servers are ended with the `stack`; in a graph that is called by itself each call starts its own.
     """
     await asyncio.to_thread(_imported)
+    clients: list[Any] = []
+    if context.terms.driven:
+        stack.push_async_callback(_closed, clients, context)
+    return await asyncio.gather(*(_tools_of(name, server, context, stack, clients) for name, server in servers.items()))
+
+
+async def _closed(clients: Sequence[Any], context: RunContext) -> None:
+    """End the servers. A stopped run has no time to wait for them: they end when their input does."""
+    closing = asyncio.gather(*(client.close() for client in clients), return_exceptions=True)
+    await asyncio.wait([closing], timeout=0.1 if context.stopping else 5)
+
+
+async def _tools_of(name: str, server: Server, context: RunContext, stack: AsyncExitStack, clients: list[Any]) -> "list[BaseTool] | str":
+    from langchain.mcp import MCPAdapter
+
     lines: deque[str] = deque(maxlen=5)  # the last that it wrote on stderr
     try:
         async with asyncio.timeout(START_SECONDS):
-            adapter = await _connected(name, server, stack, lines, held=context.terms.driven)
-            offered = await adapter.list_tools()
+            client = await _client(name, server, stack, lines, held=context.terms.driven)
+            clients += [client] if context.terms.driven else []
+            offered = await MCPAdapter(client).list_tools()
     except TimeoutError:
         return f"MCP server {name!r} did not answer within {START_SECONDS:g} seconds"
     except _failures() as error:
@@ -83,10 +98,9 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-async def _connected(name: str, server: Server, stack: AsyncExitStack, lines: deque[str], *, held: bool) -> "MCPAdapter":
+async def _client(name: str, server: Server, stack: AsyncExitStack, lines: deque[str], *, held: bool) -> Any:
     from fastmcp.client import Client
     from fastmcp.client.transports import SSETransport, StdioTransport, StreamableHttpTransport
-    from langchain.mcp import MCPAdapter
 
     transport: Any
     if server.url:
@@ -98,15 +112,7 @@ async def _connected(name: str, server: Server, stack: AsyncExitStack, lines: de
         transport = StdioTransport(
             server.command, [*server.args], env=dict(server.env), cwd=server.cwd, keep_alive=held, log_file=stderr or Path(os.devnull)
         )
-    client: Any = Client(transport, name=name, init_timeout=START_SECONDS)
-    if held:
-        stack.push_async_callback(_closed, client)
-    return MCPAdapter(client)
-
-
-async def _closed(client: Any) -> None:
-    async with asyncio.timeout(5):
-        await client.close()
+    return Client(transport, name=name, init_timeout=START_SECONDS)
 
 
 @asynccontextmanager

@@ -121,7 +121,7 @@ async def _of_servers(
         if named:
             raise InputError(f"The tool {names[0]!r} cannot be used: {reason}", where="--tools")
         return [], {"mcp": reason}
-    from orchestrator.toolbox.mcp import server_tools
+    from orchestrator.toolbox.mcp import servers_tools
     from orchestrator.toolbox.servers import read_servers
 
     servers = await asyncio.to_thread(read_servers, file, environ)
@@ -132,7 +132,7 @@ async def _of_servers(
             what = f"There is no MCP server {one_line(server, 60)!r} in {one_line(file, 200)}"
             raise InputError(what, where="--tools", remedy=f"its servers are {', '.join(servers) or 'none'}")
         chosen |= {server: None} if server else {}
-    answers = await asyncio.gather(*(server_tools(name, servers[name], context, stack) for name in chosen))
+    answers = await servers_tools({name: servers[name] for name in chosen}, context, stack)
     pairs = [*zip(chosen, answers, strict=True)]
     tools = [tool for _, made in pairs if not isinstance(made, str) for tool in made]
     return tools, {f"mcp:{name}": made for name, made in pairs if isinstance(made, str)}
