@@ -269,11 +269,7 @@ class RunContext:
     async def answer_calls(self, messages: Sequence[AnyMessage], tools: Sequence[BaseTool]) -> list[ToolMessage]:
         """What `tools` answer to the calls of the last message, in order; a call that repeats an answered one is pointed to its answer."""
         named, calls = {tool.name: tool for tool in tools}, latest_calls(messages)
-        refused = refused_calls(messages)
-        for at, call in enumerate(calls):
-            if call["name"] not in named and at not in refused:
-                told = f"There is no tool {call['name']!r}."
-                refused[at] = ToolMessage(told, tool_call_id=call["id"], name=call["name"], status="error")
+        refused = refused_calls(messages, named)
         made = iter(await self.call_tools([(named[call["name"]], call) for at, call in enumerate(calls) if at not in refused]))
         return [refused[at] if at in refused else next(made) for at in range(len(calls))]
 

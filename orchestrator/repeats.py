@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolCall, ToolMessage
 
@@ -20,17 +20,21 @@ def latest_calls(messages: Sequence[AnyMessage]) -> list[ToolCall]:
     return last.tool_calls if isinstance(last, AIMessage) else []
 
 
-def refused_calls(messages: Sequence[AnyMessage]) -> dict[int, ToolMessage]:
-    """What is answered to the latest calls that repeat one, by their places: one that went wrong may be made again."""
+def refused_calls(messages: Sequence[AnyMessage], known: Container[str]) -> dict[int, ToolMessage]:
+    """What is answered to the latest calls that are not made, by their places: they repeat one that did not go wrong, or their tool is
+    not among the `known`.
+    """
     calls, answered = latest_calls(messages), _answered(_current(messages))
     first: dict[str, int] = {}
     for at, call in enumerate(calls):
         first.setdefault(_key(call), at)
-    return {
-        at: ToolMessage(_REPEATED, tool_call_id=call["id"], name=call["name"])
-        for at, call in enumerate(calls)
-        if _key(call) in answered or first[_key(call)] != at
-    }
+    refused: dict[int, ToolMessage] = {}
+    for at, call in enumerate(calls):
+        if _key(call) in answered or first[_key(call)] != at:
+            refused[at] = ToolMessage(_REPEATED, tool_call_id=call["id"], name=call["name"])
+        elif call["name"] not in known:
+            refused[at] = ToolMessage(f"There is no tool {call['name']!r}.", tool_call_id=call["id"], name=call["name"], status="error")
+    return refused
 
 
 def goes_round(messages: Sequence[AnyMessage], most: int) -> bool:
