@@ -29,6 +29,7 @@ START_SECONDS = 30.0
 _DESCRIPTION = 2_000  # characters that a model is told of a tool
 _TOOLS = 128  # of one server: more than any model takes
 _LINE = 64 * 1024
+_LINES = 200  # of one server that are told
 _LAST_WORDS = 0.05  # seconds, until what a server wrote before it ended was read
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]+")
 
@@ -125,11 +126,14 @@ async def _stderr(name: str, lines: deque[str]) -> AsyncIterator[TextIO]:
     )
 
     async def read() -> None:
+        told = 0
         while piece := await reader.read(_LINE):
             for line in piece.decode("utf-8", "replace").splitlines():
                 if shown := one_line(line, 300):
                     lines.append(shown)
-                    tell("log", level="debug", message=f"MCP server {name}: {shown}")
+                    told += 1
+                    if told <= _LINES:  # the run would wait for whoever reads them
+                        tell("log", level="debug", message=f"MCP server {name}: {shown}")
 
     task = asyncio.ensure_future(read())
     try:

@@ -63,7 +63,10 @@ async def _resolved(names: Sequence[str] | None, context: RunContext, hosts: Seq
     servers = [name for name in wanted if name.partition(":")[0] == "mcp"]
     if servers:
         tools, missing = await _of_servers(servers, environ, context, stack, named=names is not None)
-        found.update((tool.name, tool) for tool in tools)
+        for tool in tools:
+            if tool.name in found:
+                tell("log", level="warning", message=f"two tools are called {tool.name}: the first is offered")
+            found.setdefault(tool.name, tool)
         absent.update(missing)
     if names is not None and (unset := [name for name in names if name in absent and name in local]):
         raise InputError(f"The tool {unset[0]!r} cannot be used: {absent[unset[0]]}", where="--tools")
