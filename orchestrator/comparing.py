@@ -91,11 +91,12 @@ def _said(error: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """`value` without what is never twice the same: how long things took."""
+    """`value` without what is never twice the same: how long things took, and the ids that LangGraph draws for messages."""
     if isinstance(value, str):
         return _TIMES.sub("… s", value)
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        drawn = ("id",) if {"type", "content", "id"} <= value.keys() else ()
+        return {key: _plain(item) for key, item in value.items() if key not in drawn}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 

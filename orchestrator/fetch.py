@@ -8,6 +8,7 @@ import asyncio
 import codecs
 import functools
 import hashlib
+import json
 import os
 import re
 import socket
@@ -15,6 +16,7 @@ import ssl
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 from urllib.parse import urljoin
 
 import httpcore
@@ -24,8 +26,9 @@ from orchestrator.errors import FetchRefusedError, ToolError
 from orchestrator.text import one_line, printable
 from orchestrator.urls import WebUrl, check_allowed, check_secrets, denied_address, parse_allowed, parse_url
 
-__all__ = ["PAGE_CHARACTERS", "Connect", "FetchedPage", "Resolve", "connect_to", "fetch", "resolve_host"]
+__all__ = ["PAGE_CHARACTERS", "Connect", "FetchedPage", "Resolve", "connect_to", "fetch", "fetch_json", "resolve_host"]
 
+R = TypeVar("R")
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 Connect = Callable[[str, int], Awaitable[httpcore.AsyncNetworkStream]]
 
@@ -86,21 +89,43 @@ async def fetch(
 
     URLs that hold the value of a secret variable of `environ` or one of the `private` strings are refused.
     """
+    where = _Where(resolve, connect, os.environ if environ is None else environ, private, seconds)
+    return await _fetched(url, allow_hosts, where, _page)
+
+
+async def fetch_json(
+    url: str, *, allow_hosts: Sequence[str], resolve: Resolve = resolve_host, connect: Connect = connect_to, private: Sequence[str] = ()
+) -> Any:
+    """The JSON value at `url`, under the rules of `fetch` and with its errors."""
+    return await _fetched(url, allow_hosts, _Where(resolve, connect, os.environ, private, SECONDS), _value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Where:
+    """How a URL is reached, and what it may not hold."""
+
+    resolve: Resolve
+    connect: Connect
+    environ: Mapping[str, str]
+    private: Sequence[str]
+    seconds: float
+
+
+async def _fetched(url: str, allow_hosts: Sequence[str], where: _Where, read: "Callable[[WebUrl, _Content], Awaitable[R]]") -> R:
     allowed = [parse_allowed(entry) for entry in allow_hosts]
-    secrets = os.environ if environ is None else environ
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(where.seconds):
             for _ in range(HOPS + 1):
-                check_secrets(url, secrets, private)
+                check_secrets(url, where.environ, where.private)
                 place = parse_url(url)
-                check_secrets(str(place), secrets, private)
+                check_secrets(str(place), where.environ, where.private)
                 check_allowed(place, allowed)
-                reply = await _get(place, await _addresses(place, resolve), connect)
+                reply = await _get(place, await _addresses(place, where.resolve), where.connect)
                 if isinstance(reply, _Content):
-                    return await _page(place, reply)
+                    return await read(place, reply)
                 url = _next(place, reply)
     except TimeoutError as error:
-        raise ToolError(f"The page took longer than {seconds:g} seconds") from error
+        raise ToolError(f"The page took longer than {where.seconds:g} seconds") from error
     raise ToolError(f"The page redirects more than {HOPS} times")
 
 
@@ -247,6 +272,13 @@ class _Body:
     def _check(self) -> None:
         if max(self._received, len(self._content)) > BODY_BYTES:
             raise ToolError(f"The page is larger than {BODY_BYTES // 1024 // 1024} MiB")
+
+
+async def _value(place: WebUrl, content: _Content) -> Any:
+    try:
+        return await asyncio.to_thread(json.loads, content.body)
+    except (ValueError, RecursionError) as error:
+        raise ToolError(f"{place.authority} did not answer with JSON") from error
 
 
 async def _page(place: WebUrl, content: _Content) -> FetchedPage:

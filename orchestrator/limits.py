@@ -25,10 +25,12 @@ _OTHER_VARIABLES = (
     "ORCHESTRATOR_DB",
     "ORCHESTRATOR_EVENT_LOOP",
     "ORCHESTRATOR_HOME",
+    "ORCHESTRATOR_MCP",
     "ORCHESTRATOR_MODEL",
     "ORCHESTRATOR_STORE_KEY",
     "ORCHESTRATOR_TRACE_CONTENT",
     "ORCHESTRATOR_TRACE_OTLP",
+    "ORCHESTRATOR_WEB_SEARCH",
 )
 _BUDGETS = ("budget", "branch_budget", "role_budgets")
 _SCOPED = re.compile(r"([A-Za-z_][\w-]*)=(.*)", re.DOTALL)

@@ -6,7 +6,8 @@ the tool, so that it can go on with something else; an unexpected exception is n
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import FetchRefusedError, ToolError
 from orchestrator.events import tell
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.documents import Library, Passage
     from orchestrator.fetch import Connect, Resolve
 
-__all__ = ["document_tools", "fetch_tool"]
+__all__ = ["ANSWER_CHARACTERS", "answering_tool", "document_tools", "fetch_tool"]
 
 ANSWER_CHARACTERS = 16_000  # of one tool's answer, about 4,000 tokens: eight passages of 2,000 characters
 CONTEXT_CHARACTERS = 4_000  # that read_passage gives around a passage
@@ -48,8 +49,10 @@ def document_tools(library: "Library", *, boundary: str) -> "list[BaseTool]":
         return _blocks([around], boundary)
 
     return [
-        _tool(search_documents, "Search the documents. Answers with the passages that match best, each with its id.", read_only=True),
-        _tool(read_passage, "Read the text before and after a passage. Takes the id of a passage, such as d1.2.", read_only=True),
+        answering_tool(
+            search_documents, "Search the documents. Answers with the passages that match best, each with its id.", read_only=True
+        ),
+        answering_tool(read_passage, "Read the text before and after a passage. Takes the id of a passage, such as d1.2.", read_only=True),
     ]
 
 
@@ -87,7 +90,7 @@ def fetch_tool(
         note = "\n\nThe page is longer; the rest of it was left out." if page.cut else ""
         return _blocks(passages, boundary) + note
 
-    return _tool(fetch_url, "Fetch a web page of an allowed host. Takes its whole URL; answers with the page's passages.")
+    return answering_tool(fetch_url, "Fetch a web page of an allowed host. Takes its whole URL; answers with the page's passages.")
 
 
 def _blocks(passages: "Sequence[Passage]", boundary: str) -> str:
@@ -104,22 +107,35 @@ def _blocks(passages: "Sequence[Passage]", boundary: str) -> str:
     return "\n\n".join(blocks)
 
 
-def _tool(call: Callable[..., Awaitable[str]], description: str, *, read_only: bool = False) -> "BaseTool":
+def answering_tool(
+    call: Callable[..., Awaitable[str] | str], description: str, *, read_only: bool = False, name: str = "", schema: Any = None
+) -> "BaseTool":
+    """A tool whose ToolError is an answer of it; a plain `def` runs in a thread. Its arguments are those of `call`, or a JSON `schema`.
+
+    `read_only`: it changes nothing and sends nothing to who could be an attacker, so no person is asked before it is called.
+    """
     from langchain_core.tools import StructuredTool, ToolException
 
     # LangChain turns only its own exception into a ToolMessage with status "error".
-    async def answer(**arguments: str) -> str:
+    async def answer(**arguments: Any) -> Any:
         try:
-            return await call(**arguments)
+            return await call(**arguments)  # type: ignore[misc]  # it is async
         except ToolError as error:
             raise ToolException(str(error)) from error
 
-    schema = StructuredTool.from_function(coroutine=call, description=description).args_schema
+    def answer_in_thread(**arguments: Any) -> Any:
+        try:
+            return call(**arguments)
+        except ToolError as error:
+            raise ToolException(str(error)) from error
+
+    own = {"coroutine": answer} if iscoroutinefunction(call) else {"func": answer_in_thread}
+    given = {"coroutine": call} if iscoroutinefunction(call) else {"func": call}
     return StructuredTool.from_function(
-        coroutine=answer,
-        name=call.__name__,
+        **own,
+        name=name or call.__name__,
         description=description,
-        args_schema=schema,
+        args_schema=schema or StructuredTool.from_function(**given, description=description).args_schema,
         handle_tool_error=True,
         handle_validation_error=_unfit,
         metadata={"read_only": True} if read_only else None,
