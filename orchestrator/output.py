@@ -171,7 +171,9 @@ def answer_of(output: Mapping[str, Any]) -> str | None:
 
 def source_lines(output: Mapping[str, Any]) -> list[str]:
     """What an answer cites, a line each, and what is wrong with that: `[d1.2] docs/ada.md, line 3: “Ada Byron was born in London.”`."""
-    cited, doubts = ([row for row in rows if row] if isinstance(rows, list) else [] for rows in (output.get("sources"), output.get("doubts")))
+    cited, doubts = (
+        [row for row in rows if row] if isinstance(rows, list) else [] for rows in (output.get("sources"), output.get("doubts"))
+    )
     lines = []
     for source in cited:
         if isinstance(source, Mapping) and source.get("id"):

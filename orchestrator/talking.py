@@ -138,17 +138,24 @@ class _Session:
             say(self._talk.model, f"conversation: {self._thread}", "/help lists what can be typed; Ctrl-D leaves")
         session = _editor()
         try:
-            while (text := self._typed(session)) is not None:
-                self._say(text)
+            while self._turn(session):
                 if self._signals.received and self._signals.number == signal.SIGTERM:
                     return self._signals.exit_code
                 self._signals.again()
-        except KeyboardInterrupt:  # by a signal while nothing is being answered
-            return self._signals.exit_code
         finally:
             if self._begun and not self._talk.options.quiet:
                 say(_continued(self._talk, self._thread))
         return 0
+
+    def _turn(self, session: "PromptSession[str]") -> bool:
+        """Whether there may be another turn after this one. Raises ModelSpecError."""
+        try:
+            text = self._typed(session)
+            if text is not None:
+                self._say(text)
+        except KeyboardInterrupt:  # by a signal while nothing was being answered
+            return True
+        return text is not None
 
     def _say(self, text: str) -> None:
         if text.startswith("/") and text.split()[0] in _COMMANDS | {"/quit": ""}:
@@ -181,7 +188,7 @@ class _Session:
             except EOFError:
                 return None
             except KeyboardInterrupt:
-                if self._signals.received:  # no key, but a signal from outside
+                if self._signals.received:  # no key, but a signal
                     raise
                 if interrupted:
                     return None

@@ -286,7 +286,7 @@ def test_a_report_that_cannot_be_written_goes_to_stdout(
 def test_list(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)
-    assert [entry["name"] for entry in entries] == ["echo", "research", "wordcount"]
+    assert [entry["name"] for entry in entries] == ["chat", "echo", "research", "wordcount"]
     assert entries[0] == {
         "name": "echo",
         "path": str(folder / "workflows" / "echo.py"),

@@ -1,19 +1,21 @@
 """A workflow that is talked to: on a pseudo-terminal by somebody who types, and from a pipe; over real HTTP."""
 
 import contextlib
+import io
 import json
 import os
+import re
 import signal
 import stat
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from terminal_made import Terminal, terminal
 
+from orchestrator.cli import main
 from orchestrator.testing import ModelServer, Reply, model_server
 
 TALKING = '''
@@ -71,15 +73,22 @@ def session(folder: Path, server: ModelServer, *words: str) -> Iterator[Terminal
         yield screen
 
 
-def piped(folder: Path, server: ModelServer, lines: str | bytes, *words: str) -> "subprocess.CompletedProcess[bytes]":
-    command = [sys.executable, "-m", "orchestrator", "./talking.py", "--model", "openai:small", *words]
-    given = lines.encode() if isinstance(lines, str) else lines
-    return subprocess.run(
-        command, cwd=folder, env={**os.environ, **server.environ}, input=given, capture_output=True, timeout=50, check=False
-    )
+@pytest.fixture
+def piped(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The command line in this process with lines on its stdin: its exit code, stdout and stderr."""
+
+    def run(server: ModelServer, lines: bytes, *words: str) -> tuple[int, str, str]:
+        for name, value in server.environ.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+        code = main(["./talking.py", "--model", "openai:small", *words])
+        return code, *capsys.readouterr()
+
+    return run
 
 
-def test_each_line_is_a_turn_of_one_conversation_that_another_process_goes_on_with(folder: Path, home: Path) -> None:
+def test_each_line_is_a_turn_of_one_conversation_that_another_process_goes_on_with(folder: Path, home: Path, piped: Any) -> None:
     with model_server(echo) as server:
         with session(folder, server) as screen:
             assert "model: openai:small" in screen.told
@@ -93,15 +102,20 @@ def test_each_line_is_a_turn_of_one_conversation_that_another_process_goes_on_wi
             screen.type("\r")
             screen.until("and 2 things so far.")
             screen.ready()
+            screen.type("/new\r")
+            screen.ready()
+            screen.type("Who am I?\r")
+            screen.until("You said 'Who am I?', and 1 things so far.")
+            screen.ready()
             screen.type("/exit\r")
             code, told = screen.ended()
-        thread = told.rpartition("--thread ")[2].strip()
-        assert (code, said(server.requests[-1].body)) == (0, ["My name is Ada.", "What is\nmy name?"])
-        assert told.rstrip().splitlines()[-1] == f"continue: python -m orchestrator ./talking.py --thread {thread}"
+        threads = re.findall(r"continue: python -m orchestrator ./talking.py --thread (\S+)", told)
+        assert [thread in told.partition("continue: ")[0] for thread in threads] == [True, False]
+        assert (code, said(server.requests[1].body)) == (0, ["My name is Ada.", "What is\nmy name?"])
         assert stat.S_IMODE((home / "history").stat().st_mode) == 0o600
         assert "+my name?" in (home / "history").read_text(encoding="utf-8")
-        done = piped(folder, server, "Say it.\n", "--thread", thread)
-    assert done.stdout.decode() == "You said 'Say it.', and 3 things so far.\n"
+        _, out, _ = piped(server, b"Say it.\n", "--thread", threads[0])
+    assert out == "You said 'Say it.', and 3 things so far.\n"
 
 
 def test_an_answer_stands_on_the_screen_before_it_is_whole_and_ctrl_c_stops_it_alone(folder: Path) -> None:
@@ -128,24 +142,11 @@ def test_an_answer_stands_on_the_screen_before_it_is_whole_and_ctrl_c_stops_it_a
     assert (code, said(server.requests[1].body)) == (0, ["slowly", "again"])
 
 
-def test_a_new_conversation_knows_nothing_of_the_one_before(folder: Path) -> None:
-    with model_server(echo) as server, session(folder, server) as screen:
-        screen.type("one\r")
-        screen.until("1 things")
-        screen.ready()
-        screen.type("/new\r")
-        screen.ready()
-        screen.type("two\r")
-        screen.until("1 things")
-        screen.ready()
-        screen.type("\x04")
-        code, told = screen.ended()
-    assert (code, told.count("conversation: "), told.count("continue: ")) == (0, 2, 2)
+def test_a_turn_that_fails_does_not_end_the_session_and_no_answer_speaks_to_the_terminal(folder: Path) -> None:
+    hostile = "a\x1b]52;c;ZXZpbA==\x07b\x1b[2Jc\x9b31md\u202e\x08e Fine."
 
-
-def test_a_turn_that_fails_does_not_end_the_session_and_sigterm_does(folder: Path) -> None:
     def reply(body: dict[str, Any]) -> Reply:
-        return Reply.error(401, "no such key") if said(body)[-1] == "fail" else Reply(text="Fine.")
+        return Reply.error(401, "no such key") if said(body)[-1] == "fail" else Reply(text=hostile, pause=0.01)
 
     with model_server(reply) as server, session(folder, server) as screen:
         screen.type("fail\r")
@@ -153,26 +154,14 @@ def test_a_turn_that_fails_does_not_end_the_session_and_sigterm_does(folder: Pat
         screen.ready()
         screen.type("go on\r")
         screen.until("Fine.")
+        screen.until("1 model call")
+        shown = screen.raw[screen.raw.index(b"go on") :].decode(errors="replace")
         screen.ready()
         os.kill(screen.process.pid, signal.SIGTERM)
         code, told = screen.ended()
     assert code == 143
     assert "continue: " in told
-
-
-def test_what_a_model_says_cannot_speak_to_the_terminal(folder: Path) -> None:
-    hostile = "a\x1b]52;c;ZXZpbA==\x07b\x1b[2Jc\x9b31md\u202e\x08e"
-    with model_server(lambda _: Reply(text=hostile, pause=0.01)) as server, session(folder, server) as screen:
-        before = len(screen.raw)
-        screen.type("go\r")
-        screen.until("1 model call")
-        told = screen.raw[before:].decode(errors="replace")
-        screen.ready()
-        screen.type("\x04")
-        screen.ended()
-    assert not {"\x07", "\x9b", "\u202e"} & set(told)
-    assert "\x1b]" not in told
-    assert "\x1b[2J" not in told
+    assert not [odd for odd in ("\x07", "\x9b", "\u202e", "\x1b]", "\x1b[2J") if odd in shown]
 
 
 def test_an_answer_with_input_is_given_as_it_comes_and_told_with_its_run(folder: Path) -> None:
@@ -183,22 +172,20 @@ def test_an_answer_with_input_is_given_as_it_comes_and_told_with_its_run(folder:
     assert told.index("model: openai:small") < told.index("You said") < told.index("complete\n") < told.index("run: ")
 
 
-def test_lines_from_a_pipe_are_turns(folder: Path) -> None:
+def test_lines_from_a_pipe_are_turns(piped: Any) -> None:
     with model_server(echo) as server:
-        plain = piped(folder, server, "\ufeffone\n\n two \r\n")
-        as_json = piped(folder, server, "one\ntwo", "--json")
-    assert plain.stdout.decode() == "You said 'one', and 1 things so far.\nYou said 'two', and 2 things so far.\n"
-    assert b"continue: python -m orchestrator ./talking.py --thread talking-" in plain.stderr
-    results = [json.loads(line) for line in as_json.stdout.splitlines()]
-    assert [result["status"] for result in results] == ["complete", "complete"]
+        code, out, told = piped(server, "\ufeffone\n\n two \r\n".encode())
+        as_json = piped(server, b"one\ntwo", "--json")[1]
+    assert (code, out) == (0, "You said 'one', and 1 things so far.\nYou said 'two', and 2 things so far.\n")
+    assert "continue: python -m orchestrator ./talking.py --thread talking-" in told
+    assert [json.loads(line)["status"] for line in as_json.splitlines()] == ["complete", "complete"]
 
 
-def test_a_turn_from_a_pipe_that_fails_is_the_last(folder: Path) -> None:
+def test_a_turn_from_a_pipe_that_fails_is_the_last(piped: Any) -> None:
     with model_server(lambda body: Reply.error(401, "no") if said(body)[-1] == "two" else "fine") as server:
-        done = piped(folder, server, "one\ntwo\nthree\n")
-    assert (done.returncode, done.stdout) == (1, b"fine\n")
-    assert len(server.requests) == 2
-    assert b"2 turns begun, and the rest of standard input is not read" in done.stderr
+        code, out, told = piped(server, b"one\ntwo\nthree\n")
+    assert (code, out, len(server.requests)) == (1, "fine\n", 2)
+    assert "2 turns begun, and the rest of standard input is not read" in told
 
 
 @pytest.mark.parametrize(
@@ -211,16 +198,20 @@ def test_a_turn_from_a_pipe_that_fails_is_the_last(folder: Path) -> None:
         (b"one\n", ("--thread", "a/b"), "'a/b' is no name of a conversation"),
     ],
 )
-def test_what_cannot_be_a_conversation_is_refused(folder: Path, given: bytes, words: tuple[str, ...], what: str) -> None:
+def test_what_cannot_be_a_conversation_is_refused(piped: Any, given: bytes, words: tuple[str, ...], what: str) -> None:
     with model_server(echo) as server:
-        done = piped(folder, server, given, *words)
-    assert (done.returncode, done.stdout, len(server.requests)) == (2, b"", 0)
-    assert what in done.stderr.decode()
+        code, out, told = piped(server, given, *words)
+    assert (code, out, len(server.requests)) == (2, "", 0)
+    assert what in told
 
 
-def test_json_is_for_no_person(folder: Path) -> None:
-    words = ("./talking.py", "--model", "openai:small", "--json")
-    with model_server(echo) as server, terminal(folder, *words, server=server) as screen:
-        code, told = screen.ended()
-    assert (code, len(server.requests)) == (2, 0)
+def test_json_is_for_no_person(piped: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.TextIOWrapper):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(io, "TextIOWrapper", Terminal)
+    with model_server(echo) as server:
+        code, out, told = piped(server, b"one\n", "--json")
+    assert (code, out, len(server.requests)) == (2, "", 0)
     assert "nothing is said, and with --json and --events nobody is asked" in told

@@ -1,4 +1,4 @@
-"""A conversation: `--thread NAME` goes on with it, answers cite `--documents`; without INPUT it opens a prompt."""
+"""Talk with a model, about documents where they are given: one turn with INPUT, a prompt without it."""
 
 from agents import create_planner, create_researcher, create_verifier
 from orchestrator import Workflow

@@ -73,9 +73,7 @@ async def cited_findings(findings: Sequence[Finding], library: Library) -> tuple
     return lines, await _cited(spans, {number: citation.quote for citation, number in numbers.items()}, library)
 
 
-async def _cited(
-    spans: Mapping[str, tuple[Source, int, int]], quotes: Mapping[str, str], library: Library
-) -> list[CitedPassage]:
+async def _cited(spans: Mapping[str, tuple[Source, int, int]], quotes: Mapping[str, str], library: Library) -> list[CitedPassage]:
     places = await library.where([(source.uri, start) for source, start, _ in spans.values()])
     return [
         CitedPassage(

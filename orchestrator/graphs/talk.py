@@ -1,6 +1,6 @@
 """A conversation: each run is a turn of it. A model answers in its own words, from documents and with tools, and cites passages."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NotRequired
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
@@ -32,7 +32,7 @@ _NOTHING = "No language model was used, and no sentence of the documents seems t
 class TalkInput(TypedDict):
     """What is said, and what the answer may rest on; what was given with earlier turns stays until something else is given."""
 
-    messages: Annotated[list[AnyMessage], add_messages]
+    messages: Annotated[list[AnyMessage], Field(description="what is said; without it a prompt opens"), add_messages]
     documents: NotRequired[Annotated[list[str], Field(description="files, folders and globs that answers cite")]]
     memory_tokens: NotRequired[Annotated[int, Field(description=f"tokens of earlier turns that count (default: {MEMORY:,})", ge=100)]]
 
