@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import argparse
 
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings
 
     from orchestrator.transcript import Transcript
@@ -184,7 +185,7 @@ class _Session:
         interrupted = False
         while True:
             try:
-                text = session.prompt(PROMPT).strip()
+                text = session.prompt([("bold", PROMPT)]).strip()
             except EOFError:
                 return None
             except KeyboardInterrupt:
@@ -223,7 +224,7 @@ def _keys() -> "KeyBindings":
     return keys
 
 
-def _history() -> Any:
+def _history() -> "History":
     """What was typed in earlier sessions, in a file for the user alone; where that cannot be written, in memory."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
@@ -241,7 +242,12 @@ def _history() -> Any:
                 file.truncate(0)
                 file.write(newer[1] + newer[2])
     except OSError as error:
-        with contextlib.suppress(OSError):
-            say(f"note: what is typed is not remembered: {path}: {error.strerror}")
+        say(f"note: what is typed is not remembered: {one_line(path)}: {error.strerror}")
         return InMemoryHistory()
-    return FileHistory(path)
+
+    class Kept(FileHistory):
+        def store_string(self, string: str) -> None:
+            with contextlib.suppress(OSError):  # a full disk ends no conversation
+                super().store_string(string)
+
+    return Kept(path)

@@ -99,7 +99,8 @@ class Transcript:
         told = [] if result.get("status") == "complete" else [one_line(result.get("status", ""), 20)]
         if result.get("error") and not result.get("questions"):
             told = [f"{told[0]}: {one_line(result['error'], 400)}" if told else one_line(result["error"], 400)]
-        self._note(*told, usage_line(result), "")
+        self._note(*told, style="red" if result.get("status") != "cancelled" else "dim")
+        self._note(usage_line(result), "")
 
     def _wait(self) -> None:
         if not self._notes.is_terminal or os.environ.get("TERM") in ("dumb", "unknown"):
@@ -109,11 +110,11 @@ class Transcript:
         )
         self._waiting.start()
 
-    def _note(self, *lines: str) -> None:
-        """Dim lines, above the spinner where one turns."""
+    def _note(self, *lines: str, style: str = "dim") -> None:
+        """Lines on stderr, above the spinner where one turns."""
         self._end_line()
         for line in lines:
-            self._notes.print(Text(line, style="dim"))
+            self._notes.print(Text(line, style=style))
 
     def _end_line(self) -> None:
         if self._open:
