@@ -10,7 +10,7 @@ from langchain_core.messages import AIMessage, HumanMessage
 
 from orchestrator import run, stream
 from orchestrator.cli import main
-from orchestrator.errors import ModelSpecError
+from orchestrator.errors import InputError, ModelSpecError
 from orchestrator.events import Event, listening
 from orchestrator.graphs.conversation import recent
 from orchestrator.resuming import resume
@@ -68,6 +68,19 @@ async def test_calls_of_a_turn_are_made_and_forgotten_after_it(documents: Path) 
     assert len(first.output["sources"]) == 1
     assert len(texts(server.requests[1].body, "tool")) == 2
     assert (texts(server.requests[2].body, "tool"), texts(server.requests[2].body, "assistant")) == ([], [first.output["answer"]])
+
+
+async def test_tools_by_name_are_offered_in_later_turns_too_and_an_unknown_one_is_refused() -> None:
+    def reply(body: Mapping[str, Any]) -> Any:
+        return Reply(calls=[("calculator", {"expression": "6 * 7"})]) if body["messages"][-1]["role"] == "user" else "It is 42."
+
+    async with model_server(reply) as server:
+        await turn(server, "What is 6 times 7?", tools=["calculator"])
+        await turn(server, "And again?")
+        with pytest.raises(InputError, match="There is no tool 'calculater'"):
+            await run("chat", {"messages": "x", "tools": ["calculater"]}, model=server.chat_model())
+    assert [texts(request.body, "tool") for request in server.requests] == [[], ["42"], [], ["42"]]
+    assert [[tool["function"]["name"] for tool in request.body["tools"]] for request in server.requests] == [["calculator"]] * 4
 
 
 async def test_what_an_answer_cites_wrongly_is_said(documents: Path) -> None:

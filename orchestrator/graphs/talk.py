@@ -16,6 +16,7 @@ from orchestrator.graphs.branches import Agent, call_agent
 from orchestrator.graphs.citing import CitedPassage, cited_findings, cited_passages
 from orchestrator.graphs.conversation import MEMORY, recent, turns
 from orchestrator.graphs.tool_loop import ToolLoopInput, ToolLoopState, create_tool_loop
+from orchestrator.toolbox import TOOLS, resolve_tools
 
 __all__ = ["TALK", "TalkInput", "TalkOutput", "TalkState", "create_talk"]
 
@@ -34,6 +35,8 @@ class TalkInput(TypedDict):
 
     messages: Annotated[list[AnyMessage], Field(description="what is said; without it a prompt opens"), add_messages]
     documents: NotRequired[Annotated[list[str], Field(description="files, folders and globs that answers cite")]]
+    tools: NotRequired[Annotated[list[str], Field(description=f"tools that may be called: {', '.join(TOOLS)}")]]
+    allow_hosts: NotRequired[Annotated[list[str], Field(description="hosts that get_json and read_page may ask")]]
     memory_tokens: NotRequired[Annotated[int, Field(description=f"tokens of earlier turns that count (default: {MEMORY:,})", ge=100)]]
 
 
@@ -51,6 +54,8 @@ class TalkState(TalkInput, TalkOutput):
 
 class _LoopInput(ToolLoopInput):
     documents: list[str]
+    tools: list[str]
+    allow_hosts: list[str]
 
 
 class _LoopState(ToolLoopState, _LoopInput):
@@ -60,7 +65,7 @@ class _LoopState(ToolLoopState, _LoopInput):
 def create_talk(
     planner: Agent, researcher: Agent, verifier: Agent, *, role: str = "chat", prompt: str = TALK, tools: Sequence[BaseTool] = ()
 ) -> StateGraph[Any, Any, Any, Any]:
-    """A graph TalkInput -> TalkOutput, ready to compile; `role` is that of its model, `tools` are further ones.
+    """A graph TalkInput -> TalkOutput, ready to compile; `role` is that of its model, `tools` are offered in every turn.
 
     The three agents answer where there is no language model: with sentences of the documents. Of retrieved text nothing is
     remembered but what an answer says. A run without a language model and without documents raises ModelSpecError.
@@ -68,7 +73,7 @@ def create_talk(
 
     async def offered(state: Mapping[str, Any], context: RunContext) -> Sequence[BaseTool]:
         found = context.tools(await context.library(state["documents"])) if state["documents"] else []
-        return [*found, *tools]
+        return [*found, *(await _named(state, context)), *tools]
 
     loop = create_tool_loop(role=role, prompt=prompt, tools=offered, state_schema=_LoopState, input_schema=_LoopInput)
 
@@ -100,13 +105,20 @@ def create_talk(
     return graph
 
 
-async def _check(state: TalkState, context: RunContext, role: str) -> None:
+async def _check(state: Mapping[str, Any], context: RunContext, role: str) -> None:
     """What cannot work is refused before anything is asked."""
     if state.get("documents"):
         await context.library(state["documents"])
     elif await _is_offline(context, role):
         what = "there is no language model to talk with: the offline model only finds sentences in documents"
         raise ModelSpecError(what, remedy="name one: --model openai:NAME, or another provider:model; or give --documents")
+    await _named(state, context)
+
+
+async def _named(state: Mapping[str, Any], context: RunContext) -> Sequence[BaseTool]:
+    """The tools that were named; raises InputError where there is no such tool, or where it is not configured."""
+    names, hosts = state.get("tools"), state.get("allow_hosts") or ()
+    return (await resolve_tools(names, context, allow_hosts=hosts)).tools if names else []
 
 
 async def _is_offline(context: RunContext, role: str) -> bool:
@@ -120,7 +132,8 @@ async def _said(state: TalkState, context: RunContext, loop: Agent, role: str) -
     asked = [str(message.text) for message in (*earlier, said) if isinstance(message, HumanMessage)][-2:]
     blocks = await _passages(documents, asked, context)
     messages = [*earlier, HumanMessage("\n\n".join([*blocks, str(said.text)])) if blocks else said]
-    answer = str((await call_agent(loop, {"messages": messages, "documents": documents}, context))["answer"])
+    named = {"tools": state.get("tools") or [], "allow_hosts": state.get("allow_hosts") or []}
+    answer = str((await call_agent(loop, {"messages": messages, "documents": documents, **named}, context))["answer"])
     return _answered(answer, *(await cited_passages(answer, await context.library(documents)) if documents else ([], [])))
 
 
