@@ -206,6 +206,8 @@ async def _follow(
     options, show = run.options, None
     watched = sys.stderr is not None and sys.stderr.isatty()
     with contextlib.ExitStack() as screen:
+        if run.transcript is not None:
+            screen.callback(run.transcript.rest)
         async for event in events:
             if show is None:  # the first event comes when everything was found good
                 collect_rarely()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.errors import InputError, ModelSpecError, OrchestratorError
+from orchestrator.errors import InputError, OrchestratorError
 from orchestrator.events import new_run_id
 from orchestrator.following import can_ask
 from orchestrator.options import MAX_INPUT
@@ -132,9 +132,10 @@ class _Session:
         self._signals = signals
         self._thread = conversation.thread
         self._begun = False  # whether the thread has a turn
+        self._worked = False  # whether any turn was begun
 
     def run(self) -> int:
-        """Turns until the person leaves: 0; 143 on SIGTERM. Raises ModelSpecError: no turn could ever be answered."""
+        """Turns until the person leaves: 0; 143 on SIGTERM. Raises InputError where already the first one cannot be begun."""
         if not self._talk.options.quiet:
             say(self._talk.model, f"conversation: {self._thread}", "/help lists what can be typed; Ctrl-D leaves")
         session = _editor()
@@ -149,7 +150,7 @@ class _Session:
         return 0
 
     def _turn(self, session: "PromptSession[str]") -> bool:
-        """Whether there may be another turn after this one. Raises ModelSpecError."""
+        """Whether there may be another turn after this one. Raises InputError."""
         try:
             text = self._typed(session)
             if text is not None:
@@ -162,14 +163,13 @@ class _Session:
         if text.startswith("/") and text.split()[0] in _COMMANDS | {"/quit": ""}:
             self._command(text.split()[0])
             return
-        self._begun = True
         try:
             self._talk.turn(text, self._thread)
-        except ModelSpecError:
-            self._begun = False
-            raise
         except OrchestratorError as error:
+            if isinstance(error, InputError) and not self._worked:  # nor would any other turn be better
+                raise
             say(*describe_error(error))
+        self._begun = self._worked = True
 
     def _command(self, name: str) -> None:
         if name == "/help":

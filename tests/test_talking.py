@@ -215,3 +215,14 @@ def test_json_is_for_no_person(piped: Any, monkeypatch: pytest.MonkeyPatch) -> N
         code, out, told = piped(server, b"one\n", "--json")
     assert (code, out, len(server.requests)) == (2, "", 0)
     assert "nothing is said, and with --json and --events nobody is asked" in told
+
+
+def test_a_session_whose_first_turn_cannot_begin_ends_with_the_reason(folder: Path) -> None:
+    with model_server(echo) as server:
+        words = ("chat", "--documents", "nowhere", "--model", "openai:small")
+        with terminal(folder, *words, server=server, stdout=True) as screen:
+            screen.ready()
+            screen.type("hello\r")
+            code, told = screen.ended()
+    assert (code, len(server.requests)) == (2, 0)
+    assert "error: There is no such file or folder\n  documents: 'nowhere'\n" in told
