@@ -383,10 +383,11 @@ def _forecast(request: _Request) -> int:
 def _talk(request: _Request, name: str, signals: Signals) -> int:
     """A run for each thing that is said, all in one conversation."""
     from orchestrator.runner import prepare
-    from orchestrator.talking import Talk, check_options, new_thread, talk, transcript_of
+    from orchestrator.talking import Talk, check_options, is_session, new_thread, talk, transcript_of
 
     check_options(request.options)
-    field, transcript = str(request.workflow.text_field), transcript_of(request.options, brief=True)
+    field, session = str(request.workflow.text_field), is_session()
+    transcript = transcript_of(request.options, brief=session)
     values = {**request.values, field: "?"}
     prepared = prepare(request.workflow, values, model=request.model, controls=request.controls, run_id=None)  # before anything is typed
 
@@ -394,7 +395,7 @@ def _talk(request: _Request, name: str, signals: Signals) -> int:
         options = copy(request.options)
         options.thread = thread
         said = replace(request, values={**request.values, field: text}, run_id=new_run_id(), options=options)
-        return _start(said, signals, transcript, turn=True)
+        return _start(said, signals, transcript, turn=session)
 
     model = f"model: {prepared.models.said} ({prepared.models.reason})"
     if prepared.models.said == "offline":

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from orchestrator.transcript import Transcript
 
-__all__ = ["Talk", "check_options", "new_thread", "talk", "transcript_of"]
+__all__ = ["Talk", "check_options", "is_session", "new_thread", "talk", "transcript_of"]
 
 PROMPT = "> "
 _HISTORY = 1 << 20  # bytes; of a longer one the newer half is kept
@@ -59,6 +59,11 @@ def check_options(options: "argparse.Namespace") -> None:
         raise InputError("nothing is said, and with --json and --events nobody is asked", remedy="give the INPUT, or lines on stdin")
 
 
+def is_session() -> bool:
+    """Whether a person types what is said."""
+    return can_ask(stdin=sys.stdin, stderr=sys.stderr)
+
+
 def transcript_of(options: "argparse.Namespace", *, brief: bool = False) -> "Transcript | None":
     """What shows answers as they come; None where no person reads stdout and stderr, or something else was asked for."""
     answers, notes = stdout(), sys.stderr
@@ -79,7 +84,7 @@ def new_thread(workflow: str) -> str:
 
 def talk(conversation: Talk, signals: Signals) -> int:
     """Turn after turn until there is nothing more to say; the exit code. Raises InputError."""
-    if can_ask(stdin=sys.stdin, stderr=sys.stderr):
+    if is_session():
         return _Session(conversation, signals).run()
     code, said = 0, 0
     for line in _lines():
