@@ -4,6 +4,7 @@ import gc
 import os
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
     from orchestrator.asking import Person
     from orchestrator.controls import Controls
+    from orchestrator.transcript import Transcript
     from orchestrator.workflow import Workflow
 
 __all__ = ["main"]
@@ -348,7 +350,15 @@ def _run(name: str, words: list[str], signals: Signals) -> int:
     identity = found.run_id or new_run_id()
     may_ask = not any("ask" in given for given in (workflow.controls.model_fields_set, environment, options))
     request = _Request(workflow, values, model, controls, found, files["output"], files["log_file"], identity, may_ask)
-    return _forecast(request) if found.dry_run else _start(request, signals)
+    if found.dry_run:
+        return _forecast(request)
+    nothing_said = found.input is None and workflow.text_field not in values
+    if not workflow.talks:
+        return _start(request, signals)
+
+    from orchestrator.talking import transcript_of
+
+    return _talk(request, name, signals) if nothing_said else _start(request, signals, transcript_of(found))
 
 
 def _forecast(request: _Request) -> int:
@@ -370,7 +380,30 @@ def _forecast(request: _Request) -> int:
     return 0
 
 
-def _start(request: _Request, signals: Signals) -> int:
+def _talk(request: _Request, name: str, signals: Signals) -> int:
+    """A run for each thing that is said, all in one conversation."""
+    from orchestrator.runner import prepare
+    from orchestrator.talking import Talk, check_options, is_session, new_thread, talk, transcript_of
+
+    check_options(request.options)
+    field, session = str(request.workflow.text_field), is_session()
+    transcript = transcript_of(request.options, brief=session)
+    values = {**request.values, field: "?"}
+    prepared = prepare(request.workflow, values, model=request.model, controls=request.controls, run_id=None)  # before anything is typed
+
+    def turn(text: str, thread: str) -> int:
+        options = copy(request.options)
+        options.thread = thread
+        said = replace(request, values={**request.values, field: text}, run_id=new_run_id(), options=options)
+        return _start(said, signals, transcript, turn=session)
+
+    model = f"model: {prepared.models.said} ({prepared.models.reason})"
+    if prepared.models.said == "offline":
+        model += ", which can only find sentences in documents; to talk: --model openai:NAME"
+    return talk(Talk(name, model, request.options.thread or new_thread(name), request.options, turn), signals)
+
+
+def _start(request: _Request, signals: Signals, transcript: "Transcript | None" = None, *, turn: bool = False) -> int:
     from orchestrator.following import Followed, follow_run, is_attended
     from orchestrator.runner import stream  # not inside the event loop: importing looks at the disk
 
@@ -391,4 +424,5 @@ def _start(request: _Request, signals: Signals) -> int:
             stop=stop,
         )
 
-    return follow_run(Followed(request.run_id, request.options, request.output, request.log_file, events), signals)
+    followed = Followed(request.run_id, request.options, request.output, request.log_file, events, transcript, turn)
+    return follow_run(followed, signals)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from orchestrator.asking import Person
     from orchestrator.dialog import Dialog
     from orchestrator.progress import RunView
+    from orchestrator.transcript import Transcript
 
 __all__ = ["Followed", "can_ask", "follow_run", "is_attended"]
 
@@ -35,7 +36,8 @@ _SHORT = {"limited": "", "interrupted": "", "cancelled": "", "failed": " --retry
 class Followed:
     """A run as the command line starts it, or goes on with it; everything that needs no run was checked.
 
-    `events` begins it, inside the event loop: given what stops the run, and who is asked what it asks.
+    `events` begins it, inside the event loop: given what stops the run, and who is asked what it asks. `transcript` shows it, where
+    its answer is read as it comes. `turn`: it is one of a session, which goes on after it; asked to stop it is cancelled at once.
     """
 
     run_id: str
@@ -43,6 +45,8 @@ class Followed:
     output: Path | None
     log_file: Path | None
     events: "Callable[[asyncio.Event, Person | None], AsyncGenerator[Event, None]]"
+    transcript: "Transcript | None" = None
+    turn: bool = False
 
 
 def is_attended(options: "argparse.Namespace") -> bool:
@@ -72,7 +76,7 @@ def follow_run(run: Followed, signals: Signals) -> int:
         with asyncio.Runner(debug=options.debug, loop_factory=loop_factory(debug=options.debug)) as runner:
             try:
                 result = runner.run(_drive(run, view, signals))
-                code = deliver(options, run.output, result)
+                code = deliver(options, run.output, result, shown=run.transcript is not None)
                 if result["status"] == "cancelled" and signals.received:
                     code = signals.exit_code
                 if not (view.workflow or options.quiet) and result["status"] in ("complete", "partial", "failed"):
@@ -119,7 +123,7 @@ def _command(run: Followed) -> str:
 def _say_how_to_go_on(run: Followed, result: Mapping[str, Any]) -> None:
     """The last line of a run that is not complete; what was kept in memory alone is gone, and is said so."""
     status = result["status"]
-    if status not in _SHORT:
+    if status not in _SHORT or (run.turn and status != "interrupted"):
         return
     if _is_kept(run):
         command = _command(run)
@@ -148,8 +152,13 @@ async def _drive(run: Followed, view: "RunView", signals: Signals) -> Mapping[st
 
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
+    task = asyncio.current_task()
+
     def stopping() -> None:
         stop.set()
+        if run.turn and task is not None:
+            task.cancel()
+            return
         if not run.options.quiet and view.result is None:
             say(_stopping_line(max(0, view.calls - view.calls_done)))
 
@@ -165,8 +174,16 @@ async def _drive(run: Followed, view: "RunView", signals: Signals) -> Mapping[st
         dialog = Dialog(sys.stdin.fileno(), sys.stderr)  # the terminal itself: a live view takes the place of sys.stderr
     events = run.events(stop, None if dialog is None else dialog.ask)
     with watching() if run.options.debug else contextlib.nullcontext():
-        async with contextlib.aclosing(events):
-            await _follow(events, run, view, stop, dialog, signals)
+        try:
+            async with contextlib.aclosing(events):
+                await _follow(events, run, view, stop, dialog, signals)
+        except asyncio.CancelledError:
+            if task is None or not (run.turn and stop.is_set()):
+                raise
+            task.uncancel()
+            view.result = view.result or view.ended(run.run_id, "cancelled", "stopped")
+            if run.transcript is not None:
+                run.transcript(Event("result", view.result))
     if view.result is None:
         raise OrchestratorError("the run ended without a result")
     return view.result
@@ -189,11 +206,13 @@ async def _follow(
     options, show = run.options, None
     watched = sys.stderr is not None and sys.stderr.isatty()
     with contextlib.ExitStack() as screen:
+        if run.transcript is not None:
+            screen.callback(run.transcript.rest)
         async for event in events:
             if show is None:  # the first event comes when everything was found good
                 collect_rarely()
                 live = False if options.events and is_terminal() else None
-                show = screen.enter_context(open_progress(quiet=options.quiet, live=live))
+                show = run.transcript or screen.enter_context(open_progress(quiet=options.quiet, live=live))
             view.add(event)
             log_event(event)
             if options.events:

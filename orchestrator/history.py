@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.asking import Question, lines, names
 from orchestrator.errors import StorageError
-from orchestrator.output import columns, stdout, terminal_width, write_text
+from orchestrator.output import answer_of, columns, stdout, terminal_width, write_text
 from orchestrator.state import BranchResult, Task
 from orchestrator.storage import RunRecord
 from orchestrator.storage.database import url_shown
@@ -324,9 +324,11 @@ def _waits(told: Mapping[str, Any]) -> bool:
 
 
 def _value(value: object) -> str:
-    """A field of the input on a line."""
+    """A field of the input on a line; a message is its text."""
+    if isinstance(value, Mapping) and {"content", "type"} <= value.keys():
+        return one_line(value["content"], 400)
     if isinstance(value, list):
-        return one_line(", ".join(one_line(item, 200) for item in value) or "none", 400)
+        return one_line(", ".join(_value(item) for item in value) or "none", 400)
     return one_line(value, 400)
 
 
@@ -404,9 +406,10 @@ def _asked(questions: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _report(output: Any) -> str:
-    report = output.get("report") if isinstance(output, Mapping) else None
+    report = (output.get("report") or answer_of(output)) if isinstance(output, Mapping) else None
     if not isinstance(report, str) or not report.strip():
         return ""
     lines = report.strip().splitlines()
     more = [f"… {counted(len(lines) - _REPORT, 'more line')}"] if len(lines) > _REPORT else []
-    return "\nreport\n" + "".join(f"  {line}\n" for line in [*lines[:_REPORT], *more])
+    title = "report" if output.get("report") else "answer"
+    return f"\n{title}\n" + "".join(f"  {line}\n" for line in [*lines[:_REPORT], *more])

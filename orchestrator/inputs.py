@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from orchestrator.checks import Graph
 
-__all__ = ["build_input_model", "text_field", "validate_input"]
+__all__ = ["build_input_model", "takes_messages", "text_field", "validate_input"]
 
 _CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=(), populate_by_name=True)
 
@@ -151,7 +151,7 @@ def text_field(model: type[BaseModel]) -> str | None:
     """The field that a bare text fills: the first required text, else the first text, else the messages."""
     texts = [key for key, info in model.model_fields.items() if _is_text(info.annotation)]
     required = [key for key in texts if model.model_fields[key].is_required()]
-    messages = [key for key, info in model.model_fields.items() if _takes_messages(info)]
+    messages = [key for key in model.model_fields if takes_messages(model, key)]
     return next(iter([*required, *texts, *messages]), None)
 
 
@@ -162,7 +162,9 @@ def _is_text(annotation: Any) -> bool:
     return annotation is str
 
 
-def _takes_messages(info: FieldInfo) -> bool:
+def takes_messages(model: type[BaseModel], key: str) -> bool:
+    """Whether a field holds the messages of a conversation: a key whose reducer is add_messages."""
+    info = model.model_fields[key]
     metadata = [*info.metadata, *_bare(info.annotation)[1]]
     return any(isinstance(item, BeforeValidator) and item.func is _messages for item in metadata)
 

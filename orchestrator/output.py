@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import argparse
 
 __all__ = [
+    "answer_of",
     "columns",
     "deliver",
     "deliver_json",
@@ -30,6 +31,7 @@ __all__ = [
     "open_streams",
     "own_stdout",
     "say",
+    "source_lines",
     "stdout",
     "terminal_width",
     "write_event",
@@ -154,27 +156,58 @@ def write_event(event: Event, run_id: str) -> None:
     write_json(event.to_json(run_id))
 
 
+def answer_of(output: Mapping[str, Any]) -> str | None:
+    """The text that a workflow which talks comes to: its `answer`, else the last of its messages where that is a model's; None without."""
+    answer, messages = output.get("answer"), output.get("messages")
+    if isinstance(answer, str):
+        return answer
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if isinstance(last, Mapping) and last.get("type") == "ai":
+        from langchain_core.messages import AIMessage
+
+        return str(AIMessage(last.get("content") or "").text)
+    return None
+
+
+def source_lines(output: Mapping[str, Any]) -> list[str]:
+    """What an answer cites, a line each, and what is wrong with that: `[d1.2] docs/ada.md, line 3: “Ada Byron was born in London.”`."""
+    cited, doubts = (
+        [row for row in rows if row] if isinstance(rows, list) else [] for rows in (output.get("sources"), output.get("doubts"))
+    )
+    lines = []
+    for source in cited:
+        if isinstance(source, Mapping) and source.get("id"):
+            place = ", ".join(one_line(source[key]) for key in ("uri", "where") if source.get(key))
+            lines.append(f"[{one_line(source['id'], 20)}] {place}: “{one_line(source.get('quote', ''))}”")
+    return lines + [f"doubtful: {one_line(doubt, 300)}" for doubt in doubts]
+
+
 def _report_text(result: Mapping[str, Any]) -> str | None:
-    """What a run was for: the report's markdown, else the output as JSON; None where there is neither."""
+    """What a run was for: the report's markdown, else an answer with what it cites, else the output as JSON; None without any."""
     output = result.get("output") or {}
     report = output.get("report")
     if isinstance(report, str):
         return printable(report) or None
-    return _dumped(output, 2, "utf-8") if output else None
+    answer = answer_of(output)
+    if answer is not None:
+        cited = source_lines(output)
+        return printable(answer + ("\n\n" + "\n".join(cited) if cited else "")) or None
+    if not output or list(output) == ["messages"]:  # a conversation in which nothing was answered
+        return None
+    return _dumped(output, 2, "utf-8")
 
 
 def write_output(result: Mapping[str, Any]) -> None:
-    """The output on stdout: a report rendered where a terminal reads it, plain markdown or JSON elsewhere."""
-    text = _report_text(result)
+    """The output on stdout: a report rendered where a terminal reads it, plain text or JSON elsewhere."""
+    text, output = _report_text(result), result.get("output") or {}
     if text is None:
         return
-    is_report = isinstance((result.get("output") or {}).get("report"), str)
-    if not is_report:
-        write_json(result["output"], indent=2)
-    elif is_terminal():
+    if isinstance(output.get("report"), str) and is_terminal():
         _render(text)
-    else:
+    elif isinstance(output.get("report"), str) or answer_of(output) is not None:
         write_text(text)
+    else:
+        write_json(output, indent=2)
 
 
 def _render(markdown: str) -> None:
@@ -210,8 +243,11 @@ def write_file(path: Path, text: str) -> None:
         raise
 
 
-def deliver(options: "argparse.Namespace", output: Path | None, result: Mapping[str, Any]) -> int:
-    """Write the result to where it was asked for; the run's own exit code, or 1 where its report could not be written."""
+def deliver(options: "argparse.Namespace", output: Path | None, result: Mapping[str, Any], *, shown: bool = False) -> int:
+    """Write the result to where it was asked for; the run's own exit code, or 1 where its report could not be written.
+
+    `shown`: the terminal has the answer already, as it came.
+    """
     from orchestrator.outcome import EXIT_CODES
 
     code = EXIT_CODES[result["status"]]
@@ -221,7 +257,7 @@ def deliver(options: "argparse.Namespace", output: Path | None, result: Mapping[
         text = _report_text(result)
         if output is not None and text is not None:
             code = _write_report(options, output, text) or code
-        elif not options.json and not options.events:
+        elif not options.json and not options.events and not shown:
             write_output(result)
         if options.json:
             write_json(result)

@@ -1,17 +1,18 @@
 """What a run is doing, told to a person: events folded into a view, the plain lines, and the closing summary."""
 
+import ast
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from orchestrator.events import Event
 from orchestrator.text import counted, one_line
 
-__all__ = ["BranchView", "RunView", "open_progress", "plain_lines", "spent", "status_words", "summary"]
+__all__ = ["BranchView", "RunView", "open_progress", "plain_lines", "spent", "status_words", "summary", "tool_line", "usage_line"]
 
 _DOING = {"search": "searching", "research": "researching", "tools": "using tools", "verify": "verifying", "repair": "repairing"}
 _WRITING = {"planner": "planning", "writer": "writing the report"}
@@ -149,7 +150,7 @@ def _branch_step(view: RunView, event: Event) -> None:
 def _tool_started(view: RunView, event: Event) -> None:
     branch = view.branch(event)
     if branch is not None:
-        branch.doing = f"{one_line(event.fields.get('tool', ''), 40)}: {_tool_input(event.fields.get('input', ''))}"
+        branch.doing = tool_line(event)
 
 
 def _branch_finished(view: RunView, event: Event) -> None:
@@ -251,9 +252,13 @@ _FOLDS: dict[str, Callable[[RunView, Event], None]] = {
 }
 
 
-def _tool_input(given: object) -> str:
-    """The arguments of a tool call without their names: what it searches for, what it reads."""
-    return one_line(", ".join(str(value) for value in given.values()) if isinstance(given, Mapping) else given, 80)
+def tool_line(event: Event) -> str:
+    """A tool call that begins, its arguments without their names: `search_documents: ada byron`."""
+    given = event.fields.get("input", "")
+    with suppress(ValueError, SyntaxError, MemoryError, RecursionError):  # cut ones, and texts, stay as they are
+        given = ast.literal_eval(given) if isinstance(given, str) and given.startswith("{") else given
+    told = one_line(", ".join(str(value) for value in given.values()) if isinstance(given, Mapping) else given, 80)
+    return f"{one_line(event.fields.get('tool', ''), 40)}: {told}"
 
 
 def spent(view: RunView) -> str:
@@ -380,7 +385,7 @@ def summary(result: Mapping[str, Any], *, failures: bool = False) -> list[str]:
         lines += [f"  and {len(lost) - _LISTED:,} more"] if len(lost) > _LISTED else []
     if result.get("error") and not result.get("questions"):  # which are asked below
         lines.append(f"{'waiting' if result.get('status') == 'interrupted' else 'error'}: {one_line(result['error'], 400)}")
-    lines.append(_usage_line(result))
+    lines.append(usage_line(result))
     if result.get("trace_url"):
         lines.append(f"trace: {one_line(result['trace_url'], 400)}")
     if result.get("status") == "complete":  # of any other the command that goes on with it names the run
@@ -388,7 +393,8 @@ def summary(result: Mapping[str, Any], *, failures: bool = False) -> list[str]:
     return lines
 
 
-def _usage_line(result: Mapping[str, Any]) -> str:
+def usage_line(result: Mapping[str, Any]) -> str:
+    """`1 model call, 12 tokens in, 8 out, no cost, 0.3 s`"""
     usage = result.get("usage") or {}
     cost, estimated = usage.get("cost_usd"), int(usage.get("estimated_calls") or 0)
     return ", ".join(

@@ -29,6 +29,7 @@ class Signals:
         self.asking: Callable[[], object] | None = None
         self.received = False
         self._before: dict[int, Any] = {}
+        self._limit: threading.Timer | None = None
 
     @property
     def name(self) -> str:
@@ -56,6 +57,12 @@ class Signals:
         timer.start()
         return timer
 
+    def again(self) -> None:
+        """What the signal stopped has ended, and something else begins: the next signal is a first one again."""
+        if self._limit is not None:
+            self._limit.cancel()
+        self.received, self._limit, self.stop = False, None, None
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received:
             self._leave_now(128 + number)
@@ -66,7 +73,7 @@ class Signals:
         self.received, self.number = True, number
         if self.stop is None:
             raise KeyboardInterrupt
-        self.leave_after(HARD_LIMIT, 128 + number)
+        self._limit = self.leave_after(HARD_LIMIT, 128 + number)
         self.stop()
 
     def _leave_now(self, code: int) -> None:

@@ -108,6 +108,13 @@ class Workflow:
 
         return text_field(self.input_model)
 
+    @cached_property
+    def talks(self) -> bool:
+        """Whether a bare text is a message of a conversation: then it can be talked to, a run a turn."""
+        from orchestrator.inputs import takes_messages
+
+        return self.text_field is not None and takes_messages(self.input_model, self.text_field)
+
     def validate_input(self, values: "Mapping[str, Any] | BaseModel") -> dict[str, Any]:
         """The input checked and converted, texts of a command line too; raises InputError with the path of the field."""
         from orchestrator.inputs import validate_input

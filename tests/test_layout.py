@@ -42,10 +42,22 @@ GROUPS = (
     ("tapes", "unconnected"),
     ("comparing",),
     ("forking", "replaying"),
-    ("batch", "progress", "dialog", "live", "output", "history", "logs", "blocking"),
+    ("batch", "progress", "dialog", "live", "transcript", "output", "history", "logs", "blocking"),
     ("doctor",),
     ("testing",),
-    ("cli", "batch_command", "following", "resume_command", "trace_command", "memory_command", "verbs", "options", "limits", "stopping"),
+    (
+        "cli",
+        "batch_command",
+        "following",
+        "talking",
+        "resume_command",
+        "trace_command",
+        "memory_command",
+        "verbs",
+        "options",
+        "limits",
+        "stopping",
+    ),
     ("__main__",),
 )
 RANK = {module: rank for rank, group in enumerate(GROUPS) for module in group}
@@ -116,8 +128,8 @@ def test_a_module_imports_only_from_the_left(path: Path) -> None:
     assert module in RANK, f"{module} has no place in the import rule"
     peers = (
         {"workflow", "places", "importing", "inputs", "drawing"},
-        {"progress", "live", "output", "history"},
-        {"cli", "following", "verbs", "options", "limits", "stopping"}
+        {"progress", "live", "transcript", "output", "history"},
+        {"cli", "following", "talking", "verbs", "options", "limits", "stopping"}
         | {"batch_command", "resume_command", "trace_command", "memory_command"},
     )
     family = next((peer for peer in peers if module in peer), {module})

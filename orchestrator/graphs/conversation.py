@@ -4,14 +4,17 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, trim_messages
+from langchain_core.messages.utils import count_tokens_approximately
 from langgraph.config import get_config
 from langgraph.store.base import BaseStore
 
 from orchestrator.context import RunContext
+from orchestrator.events import tell
 from orchestrator.text import one_line
 
-__all__ = ["THREAD", "conversation_of", "keep_facts", "known_facts", "turn", "turns"]
+__all__ = ["MEMORY", "THREAD", "conversation_of", "keep_facts", "known_facts", "recent", "turn", "turns"]
 
 THREAD = "thread:"
 """What LangGraph's thread_id of a conversation begins with: no run's id has a colon."""
@@ -20,6 +23,9 @@ _TURNS = 6  # the planner is told of the last ones
 _ANSWER = 2000  # characters of each answer
 _FACTS = 50
 _FACT = 500  # characters
+
+MEMORY = 16_000
+"""Tokens of a conversation that a model is given with each new message, unless somebody says otherwise."""
 
 
 def conversation_of(context: RunContext) -> str | None:
@@ -47,6 +53,23 @@ def turns(messages: Sequence[AnyMessage]) -> list[dict[str, str]]:
         elif isinstance(message, AIMessage) and told:
             told[-1]["answer"] = str(message.text)[:_ANSWER]
     return told[-_TURNS:]
+
+
+def recent(messages: Sequence[AnyMessage], model: BaseChatModel, tokens: int = MEMORY) -> list[AnyMessage]:
+    """The end of a conversation that fits into about `tokens` (of a small model: a quarter of what it takes), as whole turns.
+
+    The last message is in it however long it is. Where earlier ones are left out, that is told as a warning.
+    """
+    window = (model.profile or {}).get("max_input_tokens")
+    most = min(tokens, window // 4) if window else tokens
+    kept: list[Any] = trim_messages(
+        list(messages), max_tokens=most, token_counter=count_tokens_approximately, strategy="last", start_on="human", allow_partial=False
+    )
+    kept = kept or list(messages[-1:])
+    if left := len(messages) - len(kept):
+        what = f"the conversation is longer than {most:,} tokens: the first {left:,} of its {len(messages):,} messages are not remembered"
+        tell("log", level="warning", message=what)
+    return kept
 
 
 async def known_facts(store: BaseStore | None, conversation: str) -> list[str]:
