@@ -1,12 +1,10 @@
 """The researcher: a question in, findings with quotes out. A tool loop over documents and, where allowed, the web."""
 
-import json
-from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, NotRequired
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AnyMessage, ToolCall, ToolMessage
+from langchain_core.messages import AIMessage, AnyMessage
 from langchain_core.tools import BaseTool
 from langgraph.graph import END, START, StateGraph, add_messages
 from langgraph.graph.state import CompiledStateGraph
@@ -20,12 +18,6 @@ from orchestrator.events import tell
 from orchestrator.state import Citation, Finding, Source, cite
 
 __all__ = ["Findings", "ResearcherInput", "ResearcherOutput", "create_researcher"]
-
-
-_REPEATED = (
-    "The same was asked before with the same arguments: the answer stands above, and would be the same. "
-    "Search with other words, read another passage, or answer with what you have."
-)
 
 
 class ResearcherInput(TypedDict):
@@ -95,7 +87,7 @@ def create_researcher(
         context = RunContext.of(runtime)
         turns = sum(isinstance(message, AIMessage) for message in state["messages"])
         may_call = turns < min(max_turns, context.controls.max_agent_calls - 1)  # the last call that it has is for the answer
-        may_call = may_call and not _goes_round(state["messages"], context.controls.max_identical_tool_calls)
+        may_call = may_call and not context.goes_round(state["messages"])
         return await _research(state, context, tools, may_call, model)
 
     async def call_tools(state: ResearcherState, runtime: Runtime[Any]) -> dict[str, Any]:
@@ -145,48 +137,11 @@ def after_research(state: ResearcherState) -> str:
 
 async def _call_tools(state: ResearcherState, context: RunContext, own: Sequence[BaseTool]) -> dict[str, Any]:
     library = await context.library(state["documents"])
-    named = {tool.name: tool for tool in [*context.tools(library, state.get("allow_hosts") or ()), *own]}
+    tools = [*context.tools(library, state.get("allow_hosts") or ()), *own]
     message = state["messages"][-1]
     calls = message.tool_calls if isinstance(message, AIMessage) else []
     tell("branch_step", step="tools", detail=", ".join(call["name"] for call in calls))
-    answered = _answered(state["messages"])
-    first: dict[str, str | None] = {}
-    for call in calls:
-        first.setdefault(_key(call), call["id"])
-
-    def refused(call: ToolCall) -> ToolMessage | None:
-        if _key(call) in answered or first[_key(call)] != call["id"]:
-            return ToolMessage(_REPEATED, tool_call_id=call["id"], name=call["name"])
-        if call["name"] not in named:
-            return ToolMessage(f"There is no tool {call['name']!r}.", tool_call_id=call["id"], name=call["name"], status="error")
-        return None
-
-    answers = [refused(call) for call in calls]
-    made = iter(await context.call_tools([(named[call["name"]], call) for call, no in zip(calls, answers, strict=True) if no is None]))
-    return {"messages": [next(made) if no is None else no for no in answers]}
-
-
-def _key(call: ToolCall) -> str:
-    """The same for calls of one tool with the same arguments, in whatever order these are written."""
-    return json.dumps([call["name"], call["args"]], sort_keys=True, default=str)
-
-
-def _answered(messages: Sequence[AnyMessage]) -> set[str]:
-    """The tool calls of a conversation that were answered; one that went wrong may be made again."""
-    answered: set[str] = set()
-    asked: dict[str | None, str] = {}  # of the message before: a server may give the ids of one message again in the next
-    for message in messages:
-        if isinstance(message, AIMessage):
-            asked = {call["id"]: _key(call) for call in message.tool_calls}
-        elif isinstance(message, ToolMessage) and message.status != "error" and message.tool_call_id in asked:
-            answered.add(asked[message.tool_call_id])
-    return answered
-
-
-def _goes_round(messages: Sequence[AnyMessage], most: int) -> bool:
-    """Whether one tool was called with the same arguments `most` times, and more than once."""
-    made = Counter(_key(call) for message in messages if isinstance(message, AIMessage) for call in message.tool_calls)
-    return any(count >= max(2, most) for count in made.values())
+    return {"messages": await context.answer_calls(state["messages"], tools)}
 
 
 async def _resolve(answer: Findings, task_id: str, library: Any) -> tuple[list[Finding], list[Source]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, ToolCall, ToolMessage
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, ToolCall, ToolMessage
 from langchain_core.tools import BaseTool
 from langgraph.errors import GraphInterrupt
 from langgraph.types import Interrupt, interrupt
@@ -35,6 +35,7 @@ from orchestrator.journal import Journal, Request, rows_of_flight
 from orchestrator.models import Answer, ask, choose_model, resolve_model
 from orchestrator.models.call import model_name
 from orchestrator.models.recorded import request_of
+from orchestrator.repeats import goes_round, latest_calls, refused_calls
 from orchestrator.state import Check, Finding, Source
 from orchestrator.terms import DENIED, Terms
 from orchestrator.text import data_block
@@ -175,6 +176,22 @@ class RunContext:
 
         A question that is just being asked is not asked again: both get its answer. Raises ModelCallError, LimitReached.
         """
+        return await self._asked(role, messages, schema, tools, model)
+
+    async def reply(
+        self, role: str, messages: Sequence[BaseMessage], *, tools: Sequence[BaseTool] = (), model: BaseChatModel | None = None
+    ) -> AIMessage:
+        """`ask` for an answer in the model's own words, whose text is told in `token` events as it comes; or for tool calls.
+
+        A `model_started` event of the role begins the text anew, as after a retry. A model that takes no tools is asked without them,
+        which a warning says. Raises ModelCallError, LimitReached.
+        """
+        answer: Answer[BaseModel] = await self._asked(role, messages, None, tools, model)
+        return answer.message
+
+    async def _asked(
+        self, role: str, messages: Sequence[BaseMessage], schema: type[T] | None, tools: Sequence[BaseTool], model: BaseChatModel | None
+    ) -> Answer[T]:
         if self.terms.room is not None:
             await self.terms.room()
         self.terms.check()
@@ -191,7 +208,7 @@ class RunContext:
         return answer
 
     async def _ask(
-        self, role: str, models: Sequence[BaseChatModel], messages: Sequence[BaseMessage], schema: type[T], tools: Sequence[BaseTool]
+        self, role: str, models: Sequence[BaseChatModel], messages: Sequence[BaseMessage], schema: type[T] | None, tools: Sequence[BaseTool]
     ) -> tuple[Answer[T], BaseChatModel]:
         """Ask the models of a role, one after the other as they fail or all at once where the role races; and which one answered."""
 
@@ -217,7 +234,7 @@ class RunContext:
         return await asked(order[-1])
 
     def _was_answered(
-        self, role: str, schema: type[T], tools: Sequence[BaseTool], messages: Sequence[BaseMessage], chat: BaseChatModel
+        self, role: str, schema: type[T] | None, tools: Sequence[BaseTool], messages: Sequence[BaseMessage], chat: BaseChatModel
     ) -> bool:
         """Whether an earlier attempt of the run has an answer of this model: then no other one is asked before."""
         journal = self.terms.journal
@@ -238,9 +255,24 @@ class RunContext:
             await self.terms.journal.share(rows)
         return result, shared
 
+    def goes_round(self, messages: Sequence[AnyMessage]) -> bool:
+        """Whether a tool was called with the same arguments max_identical_tool_calls times since the user last spoke."""
+        return goes_round(messages, self.controls.max_identical_tool_calls)
+
     async def call_tool(self, tool: BaseTool, call: ToolCall) -> ToolMessage:
         """What a tool answers to a model's call; its failure is an answer too. The same call in flight is made once."""
         return (await self.call_tools([(tool, call)]))[0]
+
+    async def answer_calls(self, messages: Sequence[AnyMessage], tools: Sequence[BaseTool]) -> list[ToolMessage]:
+        """What `tools` answer to the calls of the last message, in order; a call that repeats an answered one is pointed to its answer."""
+        named, calls = {tool.name: tool for tool in tools}, latest_calls(messages)
+        refused = refused_calls(messages)
+        for at, call in enumerate(calls):
+            if call["name"] not in named and at not in refused:
+                told = f"There is no tool {call['name']!r}."
+                refused[at] = ToolMessage(told, tool_call_id=call["id"], name=call["name"], status="error")
+        made = iter(await self.call_tools([(named[call["name"]], call) for at, call in enumerate(calls) if at not in refused]))
+        return [refused[at] if at in refused else next(made) for at in range(len(calls))]
 
     async def call_tools(self, calls: Sequence[tuple[BaseTool, ToolCall]]) -> list[ToolMessage]:
         """What tools answer to the calls of one message, in order; where tools need a person's yes, one question asks for all of them."""

@@ -1,8 +1,8 @@
-"""One way to ask a model: an answer that fits its schema, or tool calls, or an error that says why there is neither."""
+"""One way to ask a model: an answer that fits its schema or is a text, or tool calls, or an error that says why there is neither."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -19,7 +19,7 @@ T = TypeVar("T", bound="BaseModel")
 
 @dataclass(frozen=True)
 class Answer(Generic[T]):
-    """The model's message, and what it says as a value of the schema; `value` is None exactly when the message calls tools."""
+    """The model's message, and what it says as a value of the schema; `value` is None where it calls tools, or a text was asked for."""
 
     message: "AIMessage"
     value: T | None
@@ -28,18 +28,20 @@ class Answer(Generic[T]):
 async def ask(
     model: "BaseChatModel",
     messages: "Sequence[BaseMessage]",
-    schema: type[T],
+    schema: type[T] | None,
     *,
     tools: "Sequence[BaseTool]" = (),
     role: str,
     terms: "Terms",
 ) -> Answer[T]:
-    """Ask `model` for a `schema`, or for calls of `tools`, on the `terms` of a run.
+    """Ask `model` for a `schema`, for a text where there is none, or for calls of `tools`, on the `terms` of a run.
 
     An answer that does not fit is fed back with the reason at most twice. A message that calls other tools and the schema's
     tool at once counts as tool calls: the answer was given without their results, so it is left out.
     Raises a subclass of ModelCallError.
     """
-    from orchestrator.models.exchange import Exchange  # imports langchain_core
+    from orchestrator.models.exchange import Exchange, TextExchange  # imports langchain_core
 
+    if schema is None:
+        return cast("Answer[T]", await TextExchange(model, tuple(tools), role, terms).answer(messages))
     return await Exchange(model, schema, tuple(tools), role, terms).answer(messages)

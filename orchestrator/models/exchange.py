@@ -25,10 +25,10 @@ from orchestrator.models.recorded import answer_of, error_of, request_of
 from orchestrator.models.sending import Query, Sender, bytes_of, without_retries
 from orchestrator.terms import Terms
 
-__all__ = ["Exchange"]
+__all__ = ["Exchange", "TextExchange"]
 
 T = TypeVar("T", bound=BaseModel)
-Way = Literal["tools_required", "tools", "json_schema", "function_calling", "json_mode", "prompt"]
+Way = Literal["tools_required", "tools", "json_schema", "function_calling", "json_mode", "prompt", "plain"]
 
 _log = logging.getLogger(__name__)
 _REPAIRS = 2
@@ -40,8 +40,9 @@ _CALLING: tuple[Way, ...] = (*_WITH_TOOLS, "function_calling")
 _OPENAI_WAYS: tuple[Way, ...] = ("json_schema", "function_calling", "json_mode", "prompt")
 _OTHER_WAYS: tuple[Way, ...] = ("function_calling", "prompt")
 
-# The way that last worked, by (host, model, with tools): every further call starts with it.
-_worked: dict[tuple[str, str, bool], Way] = {}
+# The way that last worked, by (host, model, what it is asked for): every further call starts with it.
+_Key = tuple[str, str, Literal["tools", "schema", "text"]]
+_worked: dict[_Key, Way] = {}
 
 
 class Asked(NamedTuple):
@@ -59,18 +60,31 @@ class Asked(NamedTuple):
 class Exchange(Generic[T]):
     """One question to a model, with the requests it takes until the answer fits."""
 
-    def __init__(self, model: BaseChatModel, schema: type[T], tools: Sequence[BaseTool], role: str, terms: Terms) -> None:
-        self._schema = schema
+    streams = False  # whether its pieces are told as they come, though no clock runs between them
+
+    def __init__(self, model: BaseChatModel, schema: type[T] | None, tools: Sequence[BaseTool], role: str, terms: Terms) -> None:
+        self._given = schema
         self._tools = tools
         self._terms = terms
         asked = terms.asked.get((id(model), role))
         if asked is None:
             asked = terms.asked[id(model), role] = Asked(model, without_retries(model), Call.of(model, role), {})
         self._asked, self._model, self._call = asked, asked.quiet, asked.call
-        self._key = (self._call.host, self._call.model, bool(tools))
+        self._key: _Key = (self._call.host, self._call.model, self._kind())
         self._tool_names = {tool.name for tool in tools}
         config: RunnableConfig = {"run_name": f"{role} model", "metadata": {"role": role}, "tags": [f"role:{role}"]}
-        self._sender = Sender(self._model, self._call, terms, config)
+        self._sender = Sender(self._model, self._call, terms, config, streams=self.streams and terms.heard)
+
+    @property
+    def _schema(self) -> type[T]:
+        assert self._given is not None  # noqa: S101 - a text is asked for by the subclass, which never comes here
+        return self._given
+
+    def _kind(self) -> Literal["tools", "schema", "text"]:
+        return "tools" if self._tools else "schema"
+
+    def _ways(self) -> tuple[Way, ...]:
+        return (*(_WITH_TOOLS if self._tools else ()), *(_OPENAI_WAYS if self._call.openai_like else _OTHER_WAYS))
 
     async def answer(self, messages: Sequence[BaseMessage]) -> Answer[T]:
         """An answer that fits, after at most two repairs. Raises a subclass of ModelCallError."""
@@ -85,16 +99,15 @@ class Exchange(Generic[T]):
             talk += replies
             self._doubt(message)
         raise InvalidAnswerError(
-            f"the answer does not fit {self._schema.__name__} after {_REPAIRS} repairs: {self._call.shown(problem, 300)}",
+            f"the answer does not fit {self._wanted} after {_REPAIRS} repairs: {self._call.shown(problem, 300)}",
             where=self._call.where,
             remedy="use a model that follows schemas",
         )
 
     async def _request(self, messages: list[BaseMessage]) -> AIMessage:
         """One answer, asked for in the way that worked last or in the first that the server takes."""
-        key = self._key
-        ways = (*(_WITH_TOOLS if self._tools else ()), *(_OPENAI_WAYS if self._call.openai_like else _OTHER_WAYS))
-        request = request_of(self._call.model, self._call.role, self._schema, self._tools, messages) if self._terms.journal else None
+        key, ways = self._key, self._ways()
+        request = request_of(self._call.model, self._call.role, self._given, self._tools, messages) if self._terms.journal else None
         recalled = await self._recalled(request, ways) if request else None
         if recalled is not None:
             return recalled
@@ -132,7 +145,7 @@ class Exchange(Generic[T]):
         if way in ("json_schema", "json_mode") and "{" not in str(message.text):
             _worked[self._key] = _OPENAI_WAYS[_OPENAI_WAYS.index(way) + 1]
 
-    def _remember(self, key: tuple[str, str, bool], way: Way) -> None:
+    def _remember(self, key: _Key, way: Way) -> None:
         if self._tools and way not in _WITH_TOOLS and _worked.get(key) != way:
             _log.warning("the %s takes no tools: it is asked without them", self._call.where)
         _worked[key] = way
@@ -192,7 +205,7 @@ class Exchange(Generic[T]):
 
     def _calls(self, message: AIMessage) -> tuple[list[dict[str, Any]], dict[str, str]]:
         """Every call of `message` once, each with an id, and what is wrong with some of them, by id."""
-        known = [*sorted(self._tool_names), self._schema.__name__]
+        known = [*sorted(self._tool_names), *([self._given.__name__] if self._given else [])]
         calls: dict[str, dict[str, Any]] = {}
         wrong: dict[str, str] = {}
         for index, call in enumerate([*message.tool_calls, *message.invalid_tool_calls]):
@@ -207,14 +220,52 @@ class Exchange(Generic[T]):
                 shown = self._call.shown(name, 80)
                 tell("log", level="warning", message=f"policy_denied {shown}: it is not among the tools that were offered")
                 # A name that is none is not repeated: it may be a tag, and a text may have asked for it.
-                wrong[number] = f"there is no tool {f'{shown!r}' if _NAME.fullmatch(shown) else 'of this name'}, only {', '.join(known)}"
+                wrong[number] = (
+                    f"there is no tool {f'{shown!r}' if _NAME.fullmatch(shown) else 'of this name'}, only {', '.join(known) or 'none'}"
+                )
             usable = args if isinstance(args, dict) else {}
             calls[number] = {"name": name or "unknown", "args": usable, "id": number, "type": "tool_call"}
         return list(calls.values()), wrong
 
+    @property
+    def _wanted(self) -> str:
+        return self._given.__name__ if self._given else "its tools"
+
     def _complaint(self, problem: str) -> str:
         ending = f"Call {self._schema.__name__} or another tool." if self._tools else "Give the whole answer again, as one JSON object."
         return f"That is no valid {self._schema.__name__}: {problem}. {ending}"
+
+
+class TextExchange(Exchange[BaseModel]):
+    """One question to a model, answered in its own words or by calls of tools; its text is told as it comes."""
+
+    streams = True
+
+    def __init__(self, model: BaseChatModel, tools: Sequence[BaseTool], role: str, terms: Terms) -> None:
+        super().__init__(model, None, tools, role, terms)
+
+    def _kind(self) -> Literal["tools", "schema", "text"]:
+        return "text" if self._tools else "schema"
+
+    def _ways(self) -> tuple[Way, ...]:
+        return ("tools", "plain") if self._tools else ("plain",)
+
+    def _way(self, way: Way) -> "tuple[Runnable[Any, AIMessage], int]":
+        bound = self._model.bind_tools([*self._tools]) if way == "tools" else self._model
+        return bound, bytes_of(bound)
+
+    def _remember(self, key: _Key, way: Way) -> None:
+        if self._tools:
+            if way == "plain":
+                self._terms.warn(f"the {self._call.where} takes no tools: it is asked without them")
+            _worked[key] = way
+
+    def _doubt(self, message: AIMessage) -> None:
+        """There is no other way to ask for a text."""
+
+    def _read(self, message: AIMessage) -> Answer[BaseModel] | tuple[str, list[BaseMessage]]:
+        calls, wrong = self._calls(message)
+        return ("; ".join(wrong.values()), _tool_replies(message, calls, wrong)) if wrong else Answer(_with_calls(message, calls), None)
 
 
 @lru_cache(maxsize=256)

@@ -50,10 +50,15 @@ def _told(message: BaseMessage) -> list[Any]:
     return [message.type, content if type(content) is str else kept(content)]
 
 
-def request_of(model: str, role: str, schema: type[BaseModel], tools: Sequence[BaseTool], messages: Sequence[BaseMessage]) -> Request:
-    """What the journal knows a question by: the same whatever way it is asked in, as a new process begins with another."""
+def request_of(
+    model: str, role: str, schema: type[BaseModel] | None, tools: Sequence[BaseTool], messages: Sequence[BaseMessage]
+) -> Request:
+    """What the journal knows a question by: the same whatever way it is asked in, as a new process begins with another.
+
+    Without a schema the model is asked for a text.
+    """
     content = {
-        "schema": [schema.__name__, schema_digest(schema)],
+        "schema": [schema.__name__, schema_digest(schema)] if schema else [],
         "tools": sorted(tool.name for tool in tools),
         "messages": told(messages),
     }

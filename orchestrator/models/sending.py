@@ -111,14 +111,14 @@ def answer_size(message: AIMessage) -> int:
 class Sender:
     """Makes the requests of one call, on the terms of its run."""
 
-    def __init__(self, model: BaseChatModel, call: Call, terms: Terms, config: RunnableConfig) -> None:
+    def __init__(self, model: BaseChatModel, call: Call, terms: Terms, config: RunnableConfig, *, streams: bool = False) -> None:
         self._call = call
         self._terms = terms
         self._controls = terms.controls
         self._config = config
         self._own_timeout = getattr(model, "request_timeout", None) not in (None, CLIENT_TIMEOUT)
         clocks = (self._controls.first_token_timeout, self._controls.idle_timeout)
-        self._streams = clocks != (None, None) or bool(getattr(model, "streaming", False))
+        self._streams = streams or clocks != (None, None) or bool(getattr(model, "streaming", False))
         hedged = call.role in self._controls.hedge or "*" in self._controls.hedge
         self._hedge = Hedge.of(call.endpoint, call.model, call.role) if hedged else None
         self._rivals = hedged or call.role in self._controls.race or "*" in self._controls.race
