@@ -18,7 +18,7 @@ GROUPS = (
     ("errors", "state", "schemas"),
     ("events", "controls", "clocks", "asking", "process"),
     ("spans",),
-    ("evidence", "json_input", "urls", "usage"),
+    ("evidence", "json_input", "plotting", "urls", "usage"),
     ("admission", "documents"),
     ("storage",),
     ("journal",),
