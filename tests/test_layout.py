@@ -44,7 +44,19 @@ GROUPS = (
     ("batch", "progress", "dialog", "live", "output", "history", "logs", "blocking"),
     ("doctor",),
     ("testing",),
-    ("cli", "batch_command", "following", "resume_command", "trace_command", "memory_command", "verbs", "options", "limits", "stopping"),
+    (
+        "cli",
+        "batch_command",
+        "following",
+        "resume_command",
+        "trace_command",
+        "memory_command",
+        "new_command",
+        "verbs",
+        "options",
+        "limits",
+        "stopping",
+    ),
     ("__main__",),
 )
 RANK = {module: rank for rank, group in enumerate(GROUPS) for module in group}
@@ -117,7 +129,7 @@ def test_a_module_imports_only_from_the_left(path: Path) -> None:
         {"workflow", "places", "importing", "inputs", "drawing"},
         {"progress", "live", "output", "history"},
         {"cli", "following", "verbs", "options", "limits", "stopping"}
-        | {"batch_command", "resume_command", "trace_command", "memory_command"},
+        | {"batch_command", "resume_command", "trace_command", "memory_command", "new_command"},
     )
     family = next((peer for peer in peers if module in peer), {module})
     assert {used for used in engine_modules(path) if used not in family and RANK[used] >= RANK[module]} == set()
