@@ -1,4 +1,4 @@
-"""What async buys on your endpoint: the same queries one by one, all at once, and under a limit, with a table and a plot."""
+"""What async buys on your endpoint: queries one by one, all at once, and under a limit."""
 
 import asyncio
 from typing import Any

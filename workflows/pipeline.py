@@ -1,4 +1,4 @@
-"""Look at a text in several ways at once: summary and sentiment by a model, and what the tools find that it has use for."""
+"""Summary, sentiment and what tools find in a text, all at once: the smallest example."""
 
 import operator
 import re
