@@ -2,12 +2,13 @@
 
 import operator
 import re
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal
 
 from langchain_core.messages import HumanMessage, SystemMessage
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 from pydantic import BaseModel, StringConstraints
+from typing_extensions import TypedDict
 
 from orchestrator import Workflow
 from orchestrator.context import RunContext
