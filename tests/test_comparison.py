@@ -132,18 +132,26 @@ async def test_a_run_that_is_resumed_measures_again(tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
 
     def answer(body: dict[str, Any]) -> Any:
-        if len(server.requests) == 13:  # one of all at once
+        if len(server.requests) == 6:  # the first of all at once
             loop.call_soon_threadsafe(stop.set)
         return Reply(text="Yes.", delay=0.05)
 
     url = f"sqlite:///{tmp_path / 'runs.db'}"
     async with open_storage(url), model_server(answer) as server:
-        stopped = await compared(server, controls={"max_concurrency": 2}, run_id="r", db=url, stop=stop)
+        stopped = await compared(server, QUERIES[:4], controls={"max_concurrency": 2}, run_id="r", db=url, stop=stop)
         before = len(server.requests)
         done = await resume("r", model=server.chat_model(), db=url)
     assert (stopped.status, done.status, len(ways(done))) == ("cancelled", "complete", 3)
-    assert len(server.requests) - before == 16  # the first way was done, the other two are asked whole
+    assert len(server.requests) - before == 8  # the first way was done, the other two are asked whole
     assert min(call.seconds for way in ways(done) for call in way.calls) >= 0.05
+
+
+async def test_a_second_run_on_a_thread_has_its_own_ways(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'runs.db'}"
+    async with model_server(lambda _: "Yes.") as server:
+        for query in ("Who?", "What?"):
+            result = await run("compare", {"queries": [query]}, model=server.chat_model(), db=url, thread="t")
+    assert [call.query for way in ways(result) for call in way.calls] == ["What?"] * 3
 
 
 async def test_the_offline_model_is_nothing_to_measure() -> None:

@@ -2,13 +2,12 @@
 
 import asyncio
 import math
-import operator
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from langgraph.errors import GraphBubbleUp
 from langgraph.graph import END, START, StateGraph
@@ -105,8 +104,8 @@ class _State(TypedDict, total=False):
     limit: int
     plot: str
     asked: list[str]
-    ways: Annotated[list[Way], operator.add]
-    failures: Annotated[list[Failure], operator.add]
+    ways: list[Way]
+    failures: list[Failure]
     report: str
 
 
@@ -122,7 +121,7 @@ def create_comparison(ask: Ask, built_in: Callable[[int], Sequence[str]]) -> Sta
         if len(asked) > MOST:
             raise InputError(f"{len(asked):,} queries are more than {MOST:,}", remedy="leave some out")
         await ask(asked[0], _mark(), runtime)
-        return {"asked": asked}
+        return {"asked": asked, "ways": [], "failures": []}  # a thread may have those of an earlier run
 
     async def in_a_way(name: str, most: Callable[[_State, int], int], state: _State, runtime: Runtime[RunContext]) -> dict[str, Any]:
         at_once = min(len(state["asked"]), most(state, RunContext.of(runtime).controls.max_concurrency))
@@ -130,7 +129,7 @@ def create_comparison(ask: Ask, built_in: Callable[[int], Sequence[str]]) -> Sta
         first = state["ways"][0] if state["ways"] else way
         speedup = way.per_second / first.per_second if first.per_second and way.per_second else None
         lost = [Failure(role=name, status="failed", error=_lost(way))] if way.failed else []
-        return {"ways": [way.model_copy(update={"speedup": speedup})], "failures": lost}
+        return {"ways": [*state["ways"], way.model_copy(update={"speedup": speedup})], "failures": [*state["failures"], *lost]}
 
     async def report(state: _State) -> dict[str, Any]:
         return await _report(state)
@@ -144,7 +143,7 @@ def create_comparison(ask: Ask, built_in: Callable[[int], Sequence[str]]) -> Sta
     graph = StateGraph(_State, input_schema=ComparisonInput, output_schema=ComparisonOutput, context_schema=RunContext)
     graph.add_node("prepare", prepare, input_schema=_State, metadata={"asks": 1})
     for node, (name, most) in ways.items():
-        graph.add_node(node, partial(in_a_way, name, most), input_schema=_State)
+        graph.add_node(node, partial(in_a_way, name, most), input_schema=_State, metadata={"input_tokens": _LONGEST // 4})
     graph.add_node("report", report, input_schema=_State, metadata={"asks": 0})
     for before, after in zip([START, "prepare", *ways, "report"], ["prepare", *ways, "report", END], strict=True):
         graph.add_edge(before, after)
@@ -228,7 +227,7 @@ def _lost(way: Way) -> str:
 
 
 async def _report(state: _State) -> dict[str, Any]:
-    ways, plot, failures = state["ways"], state.get("plot", ""), list[Failure]()
+    ways, plot, failures = state["ways"], state.get("plot", ""), [*state["failures"]]
     count = counted(len(state["asked"]), "query", "queries")
     lines = [f"# {count}, three ways", "", *_table(ways)]
     lines += [f"\n{way.name}: {_lost(way)}" for way in ways if way.failed]
