@@ -30,12 +30,12 @@ def summary(prompt: Prompt) -> dict[str, Any]:
     """The arguments of `Summary`: the sentence, word for word, whose words the others share most."""
     spans = [prompt.text[start:end] for start, end in sentences(prompt.text)]
     counts = Counter(word for span in spans for word in set(content(span)))
-    return {"summary": max(spans, key=lambda span: _weight(content(span), counts), default="")}
+    return {"summary": max(spans, key=lambda span: _weight({*content(span)}, counts), default="")}
 
 
-def _weight(found: list[str], counts: Counter[str]) -> float:
+def _weight(found: set[str], counts: Counter[str]) -> float:
     """What a sentence's words are worth; the root keeps it from being merely the longest."""
-    return sum(counts[word] for word in set(found)) / math.sqrt(len(found) or 1)
+    return sum(counts[word] for word in found) / math.sqrt(len(found) or 1)
 
 
 def sentiment(prompt: Prompt) -> dict[str, Any]:
