@@ -133,7 +133,7 @@ MODULES = {
         """,
 }
 
-SHIPPED = ["research", "wordcount"]
+SHIPPED = [path.stem for path in (Path(__file__).parent.parent / "workflows").glob("[!_]*.py")]
 NAME_REMEDY = "  do: Give a name of letters, digits, '_' and '-', a dotted module, or path/to/file.py[:attribute]"
 ID_REMEDY = "  do: use 1 to 128 letters, digits, '_', '.' and '-'"
 
