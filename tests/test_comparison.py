@@ -194,6 +194,7 @@ def made(folder: Path) -> dict[str, Path]:
         (lambda files: {"plot": str(files["no/plot.png"])}, "does not exist"),
         (lambda files: {"plot": str(files["plot.pdf"])}, "a plot is no '.pdf'"),
         (lambda files: {"plot": str(files["plot.png"].parent)}, "a plot is no"),
+        (lambda files: {"queries": ["Who?", " "]}, r"'queries.1': string should have at least 1 character"),
         (lambda files: {"count": 0}, "'count'"),
         (lambda files: {"limit": 1_001}, "'limit'"),
         (lambda files: {"queries": ["x"] * 1_001}, "'queries'"),

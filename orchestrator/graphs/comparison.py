@@ -7,12 +7,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from langgraph.errors import GraphBubbleUp
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 from typing_extensions import TypedDict
 
 from orchestrator.context import RunContext
@@ -30,6 +30,7 @@ _LARGEST = 10_000_000  # bytes of a file of queries
 _LONGEST = 20_000  # characters of a query
 _CAUSES = 5  # of failures that the report names
 
+Query = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=_LONGEST)]
 Ask = Callable[[str, str, Runtime[Any]], Awaitable[str]]
 """What is timed: `await ask(query, mark, runtime)`. The mark is another one at each call: it keeps caches from answering."""
 
@@ -38,7 +39,7 @@ class ComparisonInput(BaseModel):
     """What is asked, and how."""
 
     file: str = Field(default="", description="a text file with a query on each line")
-    queries: list[str] = Field(default=[], max_length=MOST, description="queries, beside those of the file")
+    queries: list[Query] = Field(default=[], max_length=MOST, description="queries, beside those of the file")
     count: int = Field(default=10, ge=1, le=MOST, description="how many short sums are asked where no queries are given")
     limit: int = Field(default=5, ge=1, le=MOST, description="how many calls are in flight at most, the third way")
     plot: str = Field(default="", description="FILE.png or FILE.svg: when each call began and ended")
@@ -131,9 +132,6 @@ def create_comparison(ask: Ask, built_in: Callable[[int], Sequence[str]]) -> Sta
         lost = [Failure(role=name, status="failed", error=_lost(way))] if way.failed else []
         return {"ways": [*state["ways"], way.model_copy(update={"speedup": speedup})], "failures": [*state["failures"], *lost]}
 
-    async def report(state: _State) -> dict[str, Any]:
-        return await _report(state)
-
     limit = ComparisonInput.model_fields["limit"].default
     ways: dict[str, tuple[str, Callable[[_State, int], int]]] = {
         "one_by_one": ("one by one", lambda state, most: 1),
@@ -144,7 +142,7 @@ def create_comparison(ask: Ask, built_in: Callable[[int], Sequence[str]]) -> Sta
     graph.add_node("prepare", prepare, input_schema=_State, metadata={"asks": 1})
     for node, (name, most) in ways.items():
         graph.add_node(node, partial(in_a_way, name, most), input_schema=_State, metadata={"input_tokens": _LONGEST // 4})
-    graph.add_node("report", report, input_schema=_State, metadata={"asks": 0})
+    graph.add_node("report", _report, input_schema=_State, metadata={"asks": 0})
     for before, after in zip([START, "prepare", *ways, "report"], ["prepare", *ways, "report", END], strict=True):
         graph.add_edge(before, after)
     return graph
@@ -193,7 +191,7 @@ def _way(name: str, in_flight: int, seconds: float, calls: list[Timed]) -> Way:
 
 def _mark() -> str:
     """Drawn anew in every attempt of a run: one that is resumed measures again, and is not answered from its journal."""
-    return secrets.token_hex(4)
+    return secrets.token_hex(8)
 
 
 def _lines(file: str) -> list[str]:
