@@ -53,8 +53,9 @@ __all__ = ["main"]
 
 PROG = "python -m orchestrator"
 _OF_RUNS = {"runs", "show", "cancel", "replay", "gc"}
+_OWN_WORDS = {"batch", "memory", "new", "resume", "trace"}
 _USAGE = f"""usage: {PROG} WORKFLOW [INPUT] [--FIELD VALUE ...] [options]
-       {PROG} list | describe WORKFLOW | graph WORKFLOW | doctor
+       {PROG} list | describe WORKFLOW | graph WORKFLOW | new NAME | doctor
        {PROG} batch WORKFLOW INPUTS.jsonl --output OUT.jsonl
        {PROG} runs | show RUN | trace RUN | resume RUN [--answer TEXT] | replay RUN | cancel RUN | gc | memory
 """
@@ -65,6 +66,7 @@ Run a workflow: a name that `list` shows, a dotted module, or path/to/file.py[:a
   describe WORKFLOW [options] [--json]
                                  its input, agents, and every limit with where it comes from
   graph WORKFLOW [--mermaid]     its graph, drawn
+  new NAME [--from KIND]         a workflow to begin with, in workflows/NAME.py, and a test of it that passes
   doctor [--json] [--documents PATH ...] [--model SPEC]
                                  check the installation, the model, storage and documents
   runs [--status S] [--limit N] [--json]
@@ -152,6 +154,10 @@ def _dispatch(words: list[str], signals: Signals) -> int:
             write_text(trace_parser().format_help())
             return 0
         return trace_command(rest)
+    if first == "new":
+        from orchestrator.new_command import new_command
+
+        return new_command(rest, {*_VERBS, *_OF_RUNS, *_OWN_WORDS})
     if first == "memory":
         from orchestrator.memory_command import memory_command
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import Budget, Controls, load_workflow
+from orchestrator import Budget, Controls, list_workflows, load_workflow
 from orchestrator.batch_command import batch_parser
 from orchestrator.cli import PROG
 from orchestrator.forecast import forecast
+from orchestrator.new_command import new_parser
 from orchestrator.options import add_controls, add_fields, run_parser
 from orchestrator.resume_command import resume_parser
 from orchestrator.trace_command import trace_parser
@@ -86,9 +87,9 @@ def test_relative_links_lead_to_files_and_headings(page: Path) -> None:
 def test_every_option_in_the_documentation_exists(page: Path) -> None:
     parser = run_parser(PROG)
     add_controls(parser)
-    for path in sorted((ROOT / "workflows").glob("[a-z]*.py")):
-        add_fields(parser, load_workflow(path.stem, folder=ROOT).input_model, path.stem)
-    parsers = (parser, batch_parser(), resume_parser(), trace_parser())
+    for entry in list_workflows(ROOT):
+        add_fields(parser, load_workflow(entry.name, folder=ROOT).input_model, entry.name)
+    parsers = (parser, batch_parser(), new_parser(), resume_parser(), trace_parser())
     known = {option for each in parsers for action in each._actions for option in action.option_strings} | VERB_OPTIONS
     assert set(_OPTION.findall(_prose(page))) - known - EXAMPLE_FIELDS - _fields_of_samples() == set()
 

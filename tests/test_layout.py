@@ -18,7 +18,7 @@ GROUPS = (
     ("errors", "state", "schemas"),
     ("events", "controls", "clocks", "asking", "process"),
     ("spans",),
-    ("evidence", "json_input", "urls", "usage"),
+    ("evidence", "json_input", "plotting", "urls", "usage"),
     ("admission", "documents"),
     ("storage",),
     ("journal",),
@@ -53,6 +53,7 @@ GROUPS = (
         "resume_command",
         "trace_command",
         "memory_command",
+        "new_command",
         "verbs",
         "options",
         "limits",
@@ -130,7 +131,7 @@ def test_a_module_imports_only_from_the_left(path: Path) -> None:
         {"workflow", "places", "importing", "inputs", "drawing"},
         {"progress", "live", "transcript", "output", "history"},
         {"cli", "following", "talking", "verbs", "options", "limits", "stopping"}
-        | {"batch_command", "resume_command", "trace_command", "memory_command"},
+        | {"batch_command", "resume_command", "trace_command", "memory_command", "new_command"},
     )
     family = next((peer for peer in peers if module in peer), {module})
     assert {used for used in engine_modules(path) if used not in family and RANK[used] >= RANK[module]} == set()

@@ -1,10 +1,10 @@
 """The offline model through LangChain's own calls: every schema, tool calls, streaming, usage, and what it refuses."""
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.messages.ai import add_ai_message_chunks
 from langchain_core.runnables import Runnable
 from langchain_core.tools import tool
@@ -20,6 +20,7 @@ from orchestrator.models.offline import OfflineModel
 from orchestrator.models.offline_judge import judge
 from orchestrator.models.offline_words import content, negated, opposites, sentences, stem
 from orchestrator.text import data_block
+from workflows.pipeline import Sentiment, Summary
 
 B = "3f9c01ab"
 
@@ -125,6 +126,50 @@ def written(question: str, *claims: tuple[str, str]) -> list[tuple[str, list[int
 )
 def test_a_plan_is_the_question_first_and_then_parts_that_can_be_asked_alone(question: str, expected: list[str]) -> None:
     assert planned(question) == expected
+
+
+REVIEW = "We came on Monday. The food was wonderful, and so was the service. The service ended early."
+
+
+def of_text(schema: type[BaseModel], text: str) -> BaseModel:
+    answer = OfflineModel().with_structured_output(schema).invoke([SystemMessage("Do it."), HumanMessage(text)])
+    assert isinstance(answer, schema)
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [(REVIEW, "The food was wonderful, and so was the service."), ("One sentence only", "One sentence only"), ("", "")],
+)
+def test_a_summary_is_the_most_central_sentence_word_for_word(text: str, sentence: str) -> None:
+    assert of_text(Summary, text) == Summary(summary=sentence)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (REVIEW, "positive"),
+        ("The service was slow but the food was wonderful.", "mixed"),
+        ("It was not good, and it isn't reliable.", "negative"),
+        ("Not bad at all.", "positive"),
+        ("The train leaves at nine.", "neutral"),
+        ("", "neutral"),
+    ],
+)
+def test_a_sentiment_comes_of_words_and_of_negations_close_before_them(text: str, kind: str) -> None:
+    assert of_text(Sentiment, text) == Sentiment.model_validate({"sentiment": kind})
+
+
+def test_a_schema_of_ones_own_under_a_known_name_is_not_answered() -> None:
+    class Sentiment(BaseModel):
+        stars: int
+
+    class Summary(BaseModel):
+        summary: Literal["short", "long"]
+
+    for schema in (Sentiment, Summary):
+        with pytest.raises(ModelSpecError, match=f"the offline model cannot answer the schema '{schema.__name__}'"):
+            of_text(schema, REVIEW)
 
 
 @pytest.mark.parametrize("part", [data_block("finding", "It is so.", B, id="1"), data_block("open", "Why?", B)])

@@ -250,6 +250,24 @@ async def test_500_connections_are_kept_and_used_again() -> None:
     assert server.in_flight_peak > 100
 
 
+async def test_the_pieces_of_a_stream_do_not_wait_for_one_another() -> None:
+    """With Nagle's algorithm every streamed answer on a connection that was used before would take 40 ms longer."""
+    held = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    found: list[int] = []
+
+    def answer(request: dict[str, Any]) -> str:
+        (writer,) = server._open.values()
+        found.append(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        loop.call_soon_threadsafe(held.set)
+        return "Yes."
+
+    async with model_server(answer) as server:
+        await started(server, HELLO)
+        await held.wait()
+    assert found == [1]
+
+
 def test_a_client_that_stopped_reading_is_left_behind_with_the_server(recwarn: pytest.WarningsRecorder) -> None:
     body = json.dumps(HELLO).encode()
     with socket.socket() as client, model_server(lambda _: "x" * 8_000_000) as server:

@@ -5,3 +5,4 @@ from orchestrator import Workflow
 from orchestrator.graphs.talk import create_talk
 
 workflow = Workflow(create_talk(create_planner(), create_researcher(), create_verifier()), name="chat")
+graph = workflow.compile()

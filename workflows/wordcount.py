@@ -1,10 +1,11 @@
 """Count the words of several texts at once: plain LangGraph, nothing of this project in it."""
 
 import operator
-from typing import Annotated, TypedDict
+from typing import Annotated
 
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
+from typing_extensions import TypedDict
 
 
 class State(TypedDict):

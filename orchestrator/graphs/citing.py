@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+
+from typing_extensions import TypedDict
 
 from orchestrator.documents import Library, Passage
 from orchestrator.documents.words import terms

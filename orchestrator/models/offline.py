@@ -1,6 +1,6 @@
 """The offline model: a chat model without weights, for a machine that has no key and no network.
 
-It reads the tagged blocks of the shipped prompts and answers the schemas of the shipped agents by rule, always the same way.
+It reads the tagged blocks of the shipped prompts and answers the schemas of the shipped agents and workflows by rule, always the same way.
 Agents cannot tell it from any other chat model: tool calls, structured output, streaming and usage are LangChain's own.
 """
 
@@ -26,6 +26,7 @@ from orchestrator.models.offline_findings import findings
 from orchestrator.models.offline_judge import judgement
 from orchestrator.models.offline_plan import clarification, plan
 from orchestrator.models.offline_prompt import Prompt, read_prompt
+from orchestrator.models.offline_text import sentiment, summary
 
 __all__ = ["OfflineModel"]
 
@@ -38,6 +39,8 @@ _ANSWERS: Mapping[str, Callable[[Prompt], dict[str, Any]]] = {
     "Findings": findings,
     "Judgement": judgement,
     "Draft": draft,
+    "Summary": summary,
+    "Sentiment": sentiment,
 }
 _SEARCH = "search_documents"
 _REMEDY = "name a language model: --model openai:NAME, or another provider:model"
@@ -45,7 +48,7 @@ _PIECE = 64  # characters of a streamed chunk
 
 
 class OfflineModel(BaseChatModel):
-    """Answers the schemas of the shipped agents without a model; ModelSpecError for any other schema."""
+    """Answers the schemas of the shipped agents and workflows without a model; ModelSpecError for any other schema."""
 
     model_name: str = "offline"
 
@@ -139,8 +142,8 @@ def _choose(prompt: Prompt, kwargs: Mapping[str, Any]) -> tuple[str, dict[str, A
     schema = next((name for name in tools if name in _ANSWERS), None)
     if forced == _SEARCH or (_SEARCH in tools and not prompt.passages and not prompt.searched):
         return _SEARCH, {"query": prompt.question}, True
-    if schema is not None:
-        return schema, _ANSWERS[schema](prompt), True
+    if schema is not None and _fits(answer := _ANSWERS[schema](prompt), kwargs.get("tools") or (), schema):
+        return schema, answer, True
     wanted = _format_name(kwargs.get("response_format"))
     if wanted in _ANSWERS:
         return wanted, _ANSWERS[wanted](prompt), False
@@ -150,6 +153,15 @@ def _choose(prompt: Prompt, kwargs: Mapping[str, Any]) -> tuple[str, dict[str, A
             f"the offline model cannot answer the schema {unknown!r}", where=f"it answers {', '.join(_ANSWERS)}", remedy=_REMEDY
         )
     raise ModelSpecError("the offline model cannot write free text", where=f"it answers the schemas {', '.join(_ANSWERS)}", remedy=_REMEDY)
+
+
+def _fits(answer: Mapping[str, Any], tools: Sequence[Any], name: str) -> bool:
+    """Whether the tool that stands for a schema takes this answer: a user's own schema may have a name that we know."""
+    parameters = next(tool["function"].get("parameters") or {} for tool in tools if tool["function"]["name"] == name)
+    fields = parameters.get("properties", {})
+    return {*parameters.get("required", ())} <= answer.keys() <= fields.keys() and all(
+        value in fields[key].get("enum", (value,)) for key, value in answer.items()
+    )
 
 
 def _forced(choice: Any, tools: Sequence[str]) -> str | None:

@@ -29,7 +29,7 @@ class Block:
 class Prompt:
     """The blocks of a conversation, in order. `searched`: a tool has answered. `clarified`: what the user answered to a question.
 
-    `asked`: the questions of earlier runs of the user's conversation.
+    `asked`: the questions of earlier runs of the user's conversation. `text`: what is said outside of blocks.
     """
 
     question: str = ""
@@ -41,6 +41,7 @@ class Prompt:
     findings: tuple[Block, ...] = ()
     open_questions: tuple[Block, ...] = ()
     searched: bool = False
+    text: str = ""
 
 
 def read_prompt(messages: Sequence[BaseMessage]) -> Prompt:
@@ -67,6 +68,7 @@ def read_prompt(messages: Sequence[BaseMessage]) -> Prompt:
         findings=tuple(blocks["finding"]),
         open_questions=tuple(blocks["open"]),
         searched=any(isinstance(message, ToolMessage) for message in messages),
+        text=said.strip(),
     )
 
 

@@ -87,6 +87,8 @@ class ModelServer:
         LoopClient()  # the HTTP library reads files the first time, which is better done before an event loop runs
         # The socket listens before the thread runs: whoever connects first waits in the backlog.
         listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        # asyncio sets it for sockets that say they are TCP, which this one does not: pieces of a stream would wait 40 ms for an ACK.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
         self._port: int = listening.getsockname()[1]
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
