@@ -10,6 +10,7 @@ from person_made import in_this_process
 from services_made import service, weather_answers
 
 from orchestrator import run
+from orchestrator.errors import InputError
 from orchestrator.testing import Reply, model_server
 from orchestrator.toolbox import TOOLS
 
@@ -77,24 +78,30 @@ def test_without_names_it_has_all_that_is_configured_and_is_told_the_rest(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("given", "told"),
     [
-        (("--tools", "calculater", *MODEL), "There is no tool 'calculater'"),
-        (("--tools", "mcp", *MODEL), "The tool 'mcp' cannot be used"),
-        (("--tools", "get_json", *MODEL), "The tool 'get_json' cannot be used"),
-        (("--allow-hosts", "http://x/", *MODEL), "'http://x/' is not the name of a host"),
-        (("--model", "offline"), "the assistant needs a language model"),
+        ({"tools": ["calculater"]}, "There is no tool 'calculater'. --tools. Did you mean 'calculator'?"),
+        ({"tools": ["mcp"]}, "The tool 'mcp' cannot be used"),
+        ({"tools": ["get_json"]}, "The tool 'get_json' cannot be used"),
+        ({"allow_hosts": ["http://x/"]}, "'http://x/' is not the name of a host"),
     ],
 )
-def test_bad_input_is_said_before_a_model_is_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], told: str
-) -> None:
+async def test_bad_input_is_said_before_a_model_is_asked(monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], told: str) -> None:
     monkeypatch.delenv("ORCHESTRATOR_MCP", raising=False)
-    with model_server([]) as server:
-        done = in_this_process(tmp_path, "assistant", "Hello", *options, server=server)
-    assert (done.returncode, server.requests) == (2, [])
-    assert f"error: {told}" in done.stderr
-    assert "  do: " in done.stderr or "cannot be used" in done.stderr
+    async with model_server([]) as server:
+        with pytest.raises(InputError) as error:
+            await run("assistant", {"messages": "Hello", **given}, model=server.chat_model())
+    assert str(error.value).startswith(told)
+    assert server.requests == []
+
+
+def test_without_a_language_model_it_says_what_to_name(tmp_path: Path) -> None:
+    done = in_this_process(tmp_path, "assistant", "Hello", "--model", "offline")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-2:] == [
+        "error: the assistant needs a language model: the offline model calls no tools and writes no text",
+        "  do: name one: --model openai:NAME, or another provider:model",
+    ]
 
 
 def test_what_was_looked_up_before_a_crash_is_not_looked_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

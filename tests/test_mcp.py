@@ -98,6 +98,11 @@ async def test_a_server_answers_fails_and_dies_and_the_run_goes_on(
         status, text = await call(context, tools["rooms_big"])
         assert (status, len(text) < ANSWER_CHARACTERS + 300, "10,000,000 characters" in text) == ("success", True, True)
 
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await call(context, tools["rooms_hang"])
+        assert (await call(context, tools["rooms_room"], name="Eve"))[0] == "success"
+
         status, text = await call(context, tools["rooms_die"])
         assert (status, text.startswith("MCP server 'rooms' failed: ")) == ("error", True)
         assert gone(int(pid))
@@ -109,17 +114,6 @@ async def test_a_server_answers_fails_and_dies_and_the_run_goes_on(
     assert "rooms_room" in [tool.name for tool in (await resolve_tools(["mcp:rooms"], again)).tools]  # as it is pinned
     wrote = [event.fields["message"] for event in events if event.kind == "log" and event.fields["level"] == "debug"]
     assert "MCP server rooms: ready" in wrote
-
-
-async def test_a_call_that_hangs_ends_with_its_clock(configure: Callable[..., None]) -> None:
-    configure(rooms=ROOMS)
-    context = RunContext(controls=Controls(call_timeout=1.5))
-    context.terms.driven = True
-    tools = {tool.name: tool for tool in (await resolve_tools(["mcp:rooms"], context)).tools}
-    hung, room = await asyncio.gather(call(context, tools["rooms_hang"]), call(context, tools["rooms_room"], name="Ada"))
-    assert (hung, room[0]) == (("error", "The tool took longer than call_timeout, 1.5 s."), "success")
-    assert (await call(context, tools["rooms_room"], name="Bob"))[0] == "success"
-    await context.aclose()
 
 
 DIES = "import sys; print('\\x1b[31mno \\x00licence', file=sys.stderr); sys.exit(3)"
