@@ -2,5 +2,6 @@
 
 from orchestrator.documents.files import Skipped
 from orchestrator.documents.library import Library, Passage, open_library
+from orchestrator.documents.reading import Reader, open_reader
 
-__all__ = ["Library", "Passage", "Skipped", "open_library"]
+__all__ = ["Library", "Passage", "Reader", "Skipped", "open_library", "open_reader"]

@@ -26,6 +26,7 @@ from orchestrator.models.offline_findings import findings
 from orchestrator.models.offline_judge import judgement
 from orchestrator.models.offline_plan import clarification, plan
 from orchestrator.models.offline_prompt import Prompt, read_prompt
+from orchestrator.models.offline_summary import summary
 
 __all__ = ["OfflineModel"]
 
@@ -38,6 +39,7 @@ _ANSWERS: Mapping[str, Callable[[Prompt], dict[str, Any]]] = {
     "Findings": findings,
     "Judgement": judgement,
     "Draft": draft,
+    "Summary": summary,
 }
 _SEARCH = "search_documents"
 _REMEDY = "name a language model: --model openai:NAME, or another provider:model"
