@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -135,7 +135,7 @@ class _Work(Generic[T]):
         tell("plan", tasks=[task.model_dump() for task in tasks], round=1, merged=[], noun=self.noun)
         context.join.begin([task.id for task in tasks])
         afresh = {"values": Overwrite({}), "branches": Overwrite(skipped), "failures": Overwrite([]), "asked": Overwrite([])}
-        return {"given": given, "todo": todo, "tasks": tasks, "round": 1, "room": room, **afresh}
+        return {"given": given, "todo": todo[:most], "tasks": tasks, "round": 1, "room": room, **afresh}
 
     async def branch(self, task: Task, item: str, sent: MapInput, context: RunContext) -> tuple[BranchResult, dict[str, Any] | None]:
         """Map an item to its value; whatever is raised on the way becomes data, but what ends the run."""
@@ -184,40 +184,41 @@ class _Work(Generic[T]):
         cut = 0
         while len(found) > 1:
             # At least two fit into a group, whatever a model has written, so that each time there are at most half as many.
-            short = [Part(part.item, cut_to(part.text, room // 2 - _AROUND), part.number, part.of) for part, _ in found]
+            short = [replace(part, text=cut_to(part.text, room // 2 - _AROUND)) for part, _ in found]
             cut += sum(part.text != whole.text for part, (whole, _) in zip(short, found, strict=True))
             groups = grouped([tokens_in(part.text) + _AROUND for part in short], room)
             tell("log", level="info", message=f"{counted(len(found), 'result')} are put together in {counted(len(groups), 'group')}")
             together = [group for group in groups if len(group) > 1]
             asking = [partial(self.reduce, [short[place] for place in group], given, context) for group in together]
             values = dict(zip(together, await _each(asking, window), strict=True))
-            found = [self._told(found[group[0]], found[group[-1]], values.get(group)) for group in groups]
+            known = [value for _, value in found]
+            found = [self._told(short[group[0]], short[group[-1]], values.get(group), known[group[0]]) for group in groups]
         return found[0][1], cut
 
-    def _told(self, first: tuple[Part, T], last: tuple[Part, T], value: T | None) -> tuple[Part, T]:
+    def _told(self, first: Part, last: Part, value: T | None, known: T) -> tuple[Part, T]:
         """A group as one part of the next level; one of a single part is that part."""
         if value is None:
-            return first
-        begin, end = first[0].item.partition(" … ")[0], last[0].item.rpartition(" … ")[2]
+            return first, known
+        begin, end = first.item.partition(" … ")[0], last.item.rpartition(" … ")[2]
         return Part(begin if begin == end else f"{begin} … {end}", self.told(value)), value
 
 
 async def _each(works: Iterable[Callable[[], Awaitable[R]]], window: asyncio.Semaphore) -> list[R]:
     """What they give, in order; as many are under way as the window has places. The first failure is raised, and ends the others."""
 
-    async def made(work: Callable[[], Awaitable[R]]) -> R:
-        return await work()
+    results = dict[int, R]()  # and no tasks, which would hold more than what came of them
 
-    tasks: list[asyncio.Task[R]] = []
+    async def made(place: int, work: Callable[[], Awaitable[R]]) -> None:
+        results[place] = await work()
+
     try:
         async with asyncio.TaskGroup() as group:
-            for work in works:
+            for place, work in enumerate(works):
                 await window.acquire()
-                tasks.append(group.create_task(made(work)))
-                tasks[-1].add_done_callback(lambda _: window.release())
+                group.create_task(made(place, work)).add_done_callback(lambda _: window.release())
     except BaseExceptionGroup as failed:
         raise failed.exceptions[0] from None
-    return [task.result() for task in tasks]
+    return [results[place] for place in sorted(results)]
 
 
 async def _mapped(work: _Work[T], sent: MapInput, context: RunContext) -> dict[str, Any]:
