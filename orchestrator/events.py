@@ -16,7 +16,7 @@ EventKind = Literal[
     "documents",  # read, skipped: [{uri, reason}], passages, where they are indexed
     "plan",  # tasks: [{id, question}], round, merged: [{question, into}], noun: what a task is, where it is no question
     "branch_started",  # question
-    "branch_step",  # step: "search" | "research" | "tools" | "verify" | "repair", detail
+    "branch_step",  # step: "read" | "map" | "search" | "research" | "tools" | "verify" | "repair", detail
     "branch_finished",  # status, error, gap, findings, attempts, seconds, note: what it was about, where it was no question
     "verdict",  # claim, label, reason
     "step_started",  # node

@@ -14,7 +14,15 @@ from orchestrator.text import counted, one_line
 
 __all__ = ["BranchView", "RunView", "open_progress", "plain_lines", "spent", "status_words", "summary", "tool_line", "usage_line"]
 
-_DOING = {"search": "searching", "research": "researching", "tools": "using tools", "verify": "verifying", "repair": "repairing"}
+_DOING = {
+    "read": "reading",
+    "map": "asking",
+    "search": "searching",
+    "research": "researching",
+    "tools": "using tools",
+    "verify": "verifying",
+    "repair": "repairing",
+}
 _WRITING = {"planner": "planning", "writer": "writing the report", "reducer": "putting it together"}
 _LISTED = 10  # skipped files, failed branches: as many are named, the rest is counted
 

@@ -39,8 +39,9 @@ async def test_each_document_takes_one_call_and_all_together_one_more(documents:
     assert result.output.pop("documents") == [{**each, "source": source} for source in sources]
     assert result.output == {**SUMMARY, "summary": "All.", "failed": []}
     assert result.usage["by_role"].keys() == {"summarizer", "reducer"}
-    assert report.startswith("# dates\n\nAll.\n\nSentiment: positive (3 positive)\n\n- First.\n- Second.\n\n## Documents\n")
-    assert f"| {documents}/budgets.md | positive | One. | First. · Second. |" in report
+    assert report.startswith("# dates\n\nAll.\n\nSentiment: positive (3 positive)\n\n- First.\n- Second.\n\n## Documents in ")
+    assert f"\n## Documents in {documents}/\n" in report
+    assert "| budgets.md | positive | One. | First. · Second. |" in report
 
 
 async def test_what_cannot_be_read_is_named_and_the_run_partial(documents: Path) -> None:
@@ -58,7 +59,7 @@ async def test_what_cannot_be_read_is_named_and_the_run_partial(documents: Path)
     assert result["status"] == "partial"
     assert [one["source"] for one in result["output"]["failed"]] == [f"{documents}/broken.pdf"]
     assert "a broken or truncated PDF" in result["output"]["failed"][0]["error"]
-    assert "> Partial: 1 of 4 documents could not be summed up." in result["output"]["report"]
+    assert "> Partial: 1 of 4 documents were not summed up." in result["output"]["report"]
     assert "## Not summed up\n\n- " in result["output"]["report"]
     assert len(server.requests) == 4
 

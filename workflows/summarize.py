@@ -113,4 +113,4 @@ graph = create_map_reduce(
     output=Overview,
     write=write,
 )
-workflow = Workflow(graph, controls=Controls(max_branches=20_000, max_agent_calls=1_000))
+workflow = Workflow(graph, controls=Controls(max_branches=20_000, max_agent_calls=200))

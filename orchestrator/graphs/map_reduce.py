@@ -163,14 +163,15 @@ class _Work(Generic[T]):
 
     async def _value(self, name: str, item: str, sent: MapInput, context: RunContext) -> dict[str, Any]:
         """An item's value: of its text, or of the pieces of one that is too long for a prompt, put together."""
+        if self.read is not None:
+            tell("branch_step", step="read")
         text = item if self.read is None else await self.read(item, sent["given"], context)
         if not text.strip():
             raise OrchestratorError("there is no text in it")
         texts = [*pieces(text, sent["room"])]
         del text
         parts = [Part(name, piece, number, len(texts)) for number, piece in enumerate(texts, start=1)]
-        if len(parts) > 1:
-            tell("branch_step", step="map", detail=counted(len(parts), "piece"))
+        tell("branch_step", step="map", detail=counted(len(parts), "piece") if len(parts) > 1 else "")
         window = asyncio.Semaphore(context.controls.max_concurrency)  # the run's own has a place for the item already
         values = await _each([partial(self.map, part, sent["given"], context) for part in parts], window)
         named = [Part(part.item, self.told(value), part.number, part.of) for part, value in zip(parts, values, strict=True)]

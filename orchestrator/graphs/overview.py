@@ -1,5 +1,6 @@
 """The report on many documents: all of them in a few sentences, then a table with a row for each, then what is missing."""
 
+import posixpath
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ from orchestrator.text import counted
 
 __all__ = ["ROWS", "write_overview"]
 
-ROWS = 200
+ROWS = 100
 """Documents in the table of a report, and those that are listed as missing; the others are counted."""
 _CELL = 600  # characters of a summary or of key points in the table
 
@@ -43,7 +44,7 @@ async def write_overview(reduced: Reduced[Any], focus: str, context: RunContext)
 
 def _missing(reduced: Reduced[Any], lost: int) -> str:
     """What the run lost, where it lost something."""
-    told = [f"{lost:,} of {counted(len(reduced.items), 'document')} could not be summed up"] if lost else []
+    told = [f"{lost:,} of {counted(len(reduced.items), 'document')} were not summed up"] if lost else []
     told += [f"the summaries could not be put together ({plain_markdown(failure.error)})" for failure in reduced.failures]
     cut = f" {counted(reduced.cut, 'summary', 'summaries')} were too long to be put together, and lost their ends." if reduced.cut else ""
     partial = f"Partial: {' and '.join(told)}." if told else ""
@@ -61,10 +62,19 @@ def _together(whole: Summed | None, done: Sequence[Mapped[Any]]) -> list[str]:
 
 
 def _table(done: Sequence[Mapped[Any]]) -> str:
-    rows = [_row(one.item, one.value) for one in done[:ROWS] if one.value is not None]
+    folder = _common([one.item for one in done])
+    rows = [_row(one.item[len(folder) :], one.value) for one in done[:ROWS] if one.value is not None]
     head = ["| document | sentiment | summary | key points |", "|---|---|---|---|"]
     more = [f"\nAnd {len(done) - ROWS:,} more, which `--json` has."] if len(done) > ROWS else []
-    return listed("Documents", [*head, *rows, *more]) if rows else ""
+    title = f"Documents in {plain_markdown(folder)}" if folder else "Documents"
+    return listed(title, [*head, *rows, *more]) if rows else ""
+
+
+def _common(names: Sequence[str]) -> str:
+    """The folder that all of these files are in, with its slash; "" where there is none. A terminal has little room for names."""
+    shared = posixpath.commonprefix([name.rpartition("/")[0] + "/" for name in names if name])
+    folder = shared[: shared.rfind("/") + 1]
+    return folder if all(name.startswith(folder) for name in names) else ""
 
 
 def _row(item: str, value: Summed) -> str:
