@@ -1,11 +1,14 @@
 """Files that are read one by one, each when its turn comes."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
 
 from orchestrator.documents import Skipped, open_reader
+from orchestrator.documents.formats import Extracted
+from orchestrator.documents.parsing import Parser
 from orchestrator.errors import DocumentsError, OrchestratorError
 
 
@@ -37,6 +40,27 @@ async def test_a_file_without_a_text_says_why(documents: Path) -> None:
             await reader.text("elsewhere.md")
     finally:
         await reader.aclose()
+
+
+async def test_a_slow_file_holds_no_other_up_and_ends_with_the_reader(documents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def parse(parser: Parser, content: bytes, kind: str) -> Extracted:
+        if kind == ".pdf":
+            begun.set()
+            go_on.wait(20)
+        return Extracted(content.decode())
+
+    monkeypatch.setattr(Parser, "parse", parse)
+    monkeypatch.setattr(Parser, "cancel", lambda _: go_on.set())
+    (documents / "slow.pdf").write_bytes(b"Slow.")
+    reader = await open_reader([str(documents)])
+    slow = asyncio.create_task(reader.text(str(documents / "slow.pdf")))
+    await asyncio.to_thread(begun.wait, 20)
+    assert "journal" in await reader.text(str(documents / "resume.md"))
+    assert not slow.done()
+    await reader.aclose()
+    assert await slow == "Slow."
 
 
 async def test_documents_that_are_not_there_or_hold_nothing_are_refused(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ async def test_what_cannot_be_read_is_named_and_the_run_partial(documents: Path)
     assert result["status"] == "partial"
     assert [one["source"] for one in result["output"]["failed"]] == [f"{documents}/broken.pdf"]
     assert "a broken or truncated PDF" in result["output"]["failed"][0]["error"]
-    assert "> Partial: 1 of 4 documents were not summed up." in result["output"]["report"]
+    assert "> Partial: 1 of 4 documents was not summed up." in result["output"]["report"]
     assert "## Not summed up\n\n- " in result["output"]["report"]
     assert len(server.requests) == 4
 
@@ -138,6 +138,13 @@ def test_the_command_takes_files_as_bare_words(documents: Path, monkeypatch: pyt
     assert main(["summarize", "missing", "--model", "offline"]) == 2
     assert main(["summarize", "--model", "offline"]) == 2
     assert "'documents' is missing" in capfd.readouterr().err
+
+
+def test_a_line_of_a_batch_may_be_the_name_of_a_file(documents: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    inputs, results = documents.parent / "in.jsonl", documents.parent / "out.jsonl"
+    inputs.write_text(json.dumps(str(documents / "resume.md")) + "\n", encoding="utf-8")
+    assert main(["batch", "summarize", str(inputs), "--output", str(results), "--model", "offline"]) == 0
+    assert json.loads(results.read_text(encoding="utf-8"))["output"]["documents"][0]["source"].endswith("resume.md")
 
 
 async def test_a_model_with_a_short_context_is_asked_for_as_little(tmp_path: Path) -> None:

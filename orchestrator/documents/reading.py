@@ -2,9 +2,10 @@
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from queue import SimpleQueue
 
 from orchestrator.documents.files import Listed, Unreadable, list_files, read_bytes
 from orchestrator.documents.indexing import nothing_read
@@ -13,7 +14,8 @@ from orchestrator.errors import OrchestratorError
 
 __all__ = ["Reader", "open_reader"]
 
-T = TypeVar("T")
+_SLOW = (".pdf", ".docx")  # read by processes of their own, and not in the way of texts
+_PARSERS = min(4, os.cpu_count() or 1)
 
 
 class Reader:
@@ -24,32 +26,41 @@ class Reader:
         self._files: dict[str, Listed] = {file.uri: file for file in listing.files}
         self.uris = tuple(self._files)
         self.skipped = listing.skipped
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="reading")
-        self._parser = Parser()  # of that one thread
+        self._slow, self._quick = ThreadPoolExecutor(_PARSERS, "reading"), ThreadPoolExecutor(1, "reading")
+        self._parsers = [Parser() for _ in range(_PARSERS + 1)]
+        self._idle = SimpleQueue[Parser]()  # a parser for each thread
+        for parser in self._parsers:
+            self._idle.put(parser)
 
     async def text(self, uri: str) -> str:
         """The whole text of a file as it is now; raises OrchestratorError where there is none."""
         file = self._files.get(uri)
         if file is None:
             raise OrchestratorError(f"{uri!r} is none of the documents any more")
-        return await self._run(lambda: self._read(file))
+        return await asyncio.get_running_loop().run_in_executor(self._slow if file.kind in _SLOW else self._quick, self._read, file)
 
     async def aclose(self) -> None:
         """End what is being read; no text can be asked for afterwards."""
-        self._parser.cancel()
-        await self._run(self._parser.close)
-        self._executor.shutdown(wait=False)
+        for parser in self._parsers:
+            parser.cancel()
+        await asyncio.to_thread(self._close)
 
-    async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+    def _close(self) -> None:
+        for executor in (self._slow, self._quick):
+            executor.shutdown(cancel_futures=True)
+        for parser in self._parsers:
+            parser.close()
 
     def _read(self, file: Listed) -> str:
+        parser = self._idle.get()
         try:
-            return self._parser.parse(read_bytes(file.path)[0], file.kind).text
+            return parser.parse(read_bytes(file.path)[0], file.kind).text
         except Unreadable as refusal:
             raise OrchestratorError(f"the file cannot be read: {refusal.reason}") from refusal
         except Abandoned as given_up:
             raise OrchestratorError("the file was not read: the run is over") from given_up
+        finally:
+            self._idle.put(parser)
 
 
 async def open_reader(paths: Sequence[str]) -> Reader:

@@ -44,7 +44,7 @@ async def write_overview(reduced: Reduced[Any], focus: str, context: RunContext)
 
 def _missing(reduced: Reduced[Any], lost: int) -> str:
     """What the run lost, where it lost something."""
-    told = [f"{lost:,} of {counted(len(reduced.items), 'document')} were not summed up"] if lost else []
+    told = [f"{lost:,} of {counted(len(reduced.items), 'document')} {'was' if lost == 1 else 'were'} not summed up"] if lost else []
     told += [f"the summaries could not be put together ({plain_markdown(failure.error)})" for failure in reduced.failures]
     cut = f" {counted(reduced.cut, 'summary', 'summaries')} were too long to be put together, and lost their ends." if reduced.cut else ""
     partial = f"Partial: {' and '.join(told)}." if told else ""
