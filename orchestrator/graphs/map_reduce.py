@@ -18,7 +18,7 @@ from orchestrator.context import RunContext, kinds_asked
 from orchestrator.errors import GraphError, InputError, OrchestratorError, StorageError, said
 from orchestrator.events import in_branch, tell
 from orchestrator.graphs.branches import RESEARCH_SHARE, status_of
-from orchestrator.graphs.fitting import cut_to, grouped, pieces, prompt_room, tokens_in
+from orchestrator.graphs.fitting import LEAST, cut_to, grouped, pieces, prompt_room, tokens_in
 from orchestrator.graphs.supervisor import extend, merge_branches, union
 from orchestrator.interrupts import asked_at_once
 from orchestrator.joining import NotNeeded, RoundOver
@@ -35,7 +35,7 @@ Given = Mapping[str, Any]
 
 _NODES = 32  # of branches: so many are kept each by itself, as one node maps several where there are more
 _WRITING_SHARE = 0.95  # of a run's deadline
-_AROUND = 50  # tokens around each text of a prompt: its tags, and its name beside them
+_AROUND, _NAME = 40, 80  # tokens around each text of a prompt: its tags, and its name as far as it counts
 _OWN = frozenset(("given", "todo", "tasks", "round", "room", "values", "branches", "failures", "asked"))
 
 
@@ -88,7 +88,9 @@ def merge_values(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, An
 
 
 class MapReduceState(TypedDict, total=False):
-    """The graph's own state. `values` holds {value, pieces} of each task that has one, as plain data; `todo` is the items themselves."""
+    """The graph's own state. `values` holds {value, pieces} of each task that has one, as plain data; `todo` is the items themselves,
+    also those without a task.
+    """
 
     given: dict[str, Any]
     todo: list[str]
@@ -129,13 +131,19 @@ class _Work(Generic[T]):
         if not todo:
             raise InputError("there is nothing to map", where=f"field {self.items!r}" if isinstance(self.items, str) else "")
         room, most = await self.room(given, context), context.controls.max_branches
+        if room < LEAST:
+            raise InputError(f"a prompt has room for {room:,} tokens of text", remedy=f"give room for {LEAST} or more")
         planned = [Task(id=f"t{number}", question=one_line(item, 200)) for number, item in enumerate(todo, start=1)]
         tasks, error = planned[:most], f"not started: max_branches is {most}"
         skipped = [BranchResult(task=task, status="skipped", error=error, attempts=0) for task in planned[most:]]
         tell("plan", tasks=[task.model_dump() for task in tasks], round=1, merged=[], noun=self.noun)
         context.join.begin([task.id for task in tasks])
         afresh = {"values": Overwrite({}), "branches": Overwrite(skipped), "failures": Overwrite([]), "asked": Overwrite([])}
-        return {"given": given, "todo": todo[:most], "tasks": tasks, "round": 1, "room": room, **afresh}
+        return {"given": given, "todo": todo, "tasks": tasks, "round": 1, "room": room, **afresh}
+
+    def name(self, task: Task, item: str) -> str:
+        """What an item is called: itself where it names a text, the beginning of it where it is one."""
+        return task.question if self.read is None else item
 
     async def branch(self, task: Task, item: str, sent: MapInput, context: RunContext) -> tuple[BranchResult, dict[str, Any] | None]:
         """Map an item to its value; whatever is raised on the way becomes data, but what ends the run."""
@@ -146,7 +154,7 @@ class _Work(Generic[T]):
             async with context.join.branch(task.id, context.controls.branch_timeout), context.within(RESEARCH_SHARE):
                 context.terms.check()
                 tell("branch_started", question=task.question)
-                value = await self._value(task.question, item, sent, context)
+                value = await self._value(self.name(task, item), item, sent, context)
         except (GraphBubbleUp, InputError, StorageError):
             raise
         except NotNeeded as over:
@@ -185,15 +193,18 @@ class _Work(Generic[T]):
         cut = 0
         while len(found) > 1:
             # At least two fit into a group, whatever a model has written, so that each time there are at most half as many.
-            short = [replace(part, text=cut_to(part.text, room // 2 - _AROUND)) for part, _ in found]
+            around = [min(tokens_in(part.item), _NAME) + _AROUND for part, _ in found]
+            short = [replace(part, text=cut_to(part.text, room // 2 - more)) for (part, _), more in zip(found, around, strict=True)]
             cut += sum(part.text != whole.text for part, (whole, _) in zip(short, found, strict=True))
-            groups = grouped([tokens_in(part.text) + _AROUND for part in short], room)
+            groups = grouped([tokens_in(part.text) + more for part, more in zip(short, around, strict=True)], room)
             tell("log", level="info", message=f"{counted(len(found), 'result')} are put together in {counted(len(groups), 'group')}")
             together = [group for group in groups if len(group) > 1]
             asking = [partial(self.reduce, [short[place] for place in group], given, context) for group in together]
             values = dict(zip(together, await _each(asking, window), strict=True))
             known = [value for _, value in found]
             found = [self._told(short[group[0]], short[group[-1]], values.get(group), known[group[0]]) for group in groups]
+        if cut:
+            context.terms.warn("results were too long to be put together as they are, and lost their ends")
         return found[0][1], cut
 
     def _told(self, first: Part, last: Part, value: T | None, known: T) -> tuple[Part, T]:
@@ -206,7 +217,6 @@ class _Work(Generic[T]):
 
 async def _each(works: Iterable[Callable[[], Awaitable[R]]], window: asyncio.Semaphore) -> list[R]:
     """What they give, in order; as many are under way as the window has places. The first failure is raised, and ends the others."""
-
     results = dict[int, R]()  # and no tasks, which would hold more than what came of them
 
     async def made(place: int, work: Callable[[], Awaitable[R]]) -> None:
@@ -249,12 +259,13 @@ async def _reduced(work: _Work[T], state: MapReduceState, context: RunContext) -
     """What came of the items, put together; where that fails what there is of each is kept."""
     values, items, found = state["values"], list[Mapped[T]](), list[tuple[Part, T]]()
     for result in state["branches"]:
+        name = work.name(result.task, state["todo"][int(result.task.id[1:]) - 1])
         known = values.get(result.task.id)
         value = None if known is None else work.schema.model_validate(known["value"])
         pieces_read = 1 if known is None else known["pieces"]
-        items.append(Mapped(result.task.question, value, result.status, result.error or result.gap, pieces_read))
+        items.append(Mapped(name, value, result.status, result.error or result.gap, pieces_read))
         if value is not None:
-            found.append((Part(result.task.question, work.told(value)), value))
+            found.append((Part(name, work.told(value)), value))
     failures, whole, cut = list[Failure](), None, 0
     why = None if context.stopping else context.join.failure(state["branches"])
     kinds: set[str] = set()
@@ -269,8 +280,6 @@ async def _reduced(work: _Work[T], state: MapReduceState, context: RunContext) -
             raise
         except Exception as error:  # noqa: BLE001 - what was mapped is paid for: it is reported without this
             failures.append(Failure(role="reducer", status=status_of(error), error=said(error)))
-    if cut:
-        context.terms.warn(f"{counted(cut, 'result')} were too long to be put together as they are, and lost their ends")
     return Reduced(whole, items, failures, cut, kinds.union(state["asked"]) == {"offline"})
 
 
@@ -348,9 +357,10 @@ def create_map_reduce(
 
 def fan_out(state: MapReduceState) -> list[Send]:
     """The tasks to a few nodes, each so many-th to the same one: all of them begin with the first items."""
-    nodes = min(len(state["tasks"]), _NODES)
+    most = len(state["tasks"])
+    nodes = min(most, _NODES)
     sent = {"given": state["given"], "room": state["room"]}
-    return [Send("map", {"tasks": state["tasks"][at::nodes], "todo": state["todo"][at::nodes], **sent}) for at in range(nodes)]
+    return [Send("map", {"tasks": state["tasks"][at::nodes], "todo": state["todo"][at:most:nodes], **sent}) for at in range(nodes)]
 
 
 def _fields_of(state: Any) -> dict[str, Any]:
