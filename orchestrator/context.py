@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from orchestrator.asking import Question, allows, given_to, question_of, tool_question, tools_question, validate
 from orchestrator.calling import call_tool
 from orchestrator.controls import Controls
-from orchestrator.documents import Library, Passage, Reader, Skipped, open_library, open_reader
+from orchestrator.documents import Library, Passage, Reader, Skipped, check_hashes, check_quotes, open_library, open_reader
 from orchestrator.errors import BudgetExceeded, DeadlineReached, InvalidAnswerError, LoopStopped, ModelCallError, said
 from orchestrator.events import current_branch, tell
 from orchestrator.evidence import check_claim
@@ -428,7 +428,7 @@ class RunContext:
         if not finding.citations:
             return [Check(name="quote", passed=False, detail="the claim cites nothing")]
         known = {source.uri: source for source in sources}
-        checks = [await _check_quotes(finding, library), await _check_hashes(finding, known, library)]
+        checks = [await check_quotes(finding, library), await check_hashes(finding, known, library)]
         titles = " ".join(known[c.source].title for c in finding.citations if c.source in known)
         return [*checks, *check_claim(finding.claim, [c.quote for c in finding.citations], title=titles)]
 
@@ -494,23 +494,3 @@ async def _open(documents: tuple[str, ...]) -> Library:
 
 def _tell_documents(read: int, skipped: Sequence[Skipped], more: Mapping[str, Any] = {}) -> None:
     tell("documents", read=read, skipped=[{"uri": skip.uri, "reason": skip.reason} for skip in skipped], **more)
-
-
-async def _check_quotes(finding: Finding, library: Library) -> Check:
-    for citation in finding.citations:
-        text = await library.text(citation.source)
-        if text is None:
-            return Check(name="quote", passed=False, detail=f"there is no source {citation.source!r}")
-        if citation.start < 0 or text[citation.start : citation.end] != citation.quote:
-            return Check(name="quote", passed=False, detail=f"the quote is not in {citation.source!r} word for word")
-    return Check(name="quote", passed=True)
-
-
-async def _check_hashes(finding: Finding, known: Mapping[str, Source], library: Library) -> Check:
-    for uri in dict.fromkeys(citation.source for citation in finding.citations):
-        retrieved = known[uri].sha256 if uri in known else None
-        if retrieved is None:
-            return Check(name="hash", passed=False, detail=f"{uri!r} is not among the sources that were retrieved")
-        if await library.current_sha256(uri) != retrieved:
-            return Check(name="hash", passed=False, detail=f"{uri!r} has changed since it was read")
-    return Check(name="hash", passed=True)
