@@ -13,10 +13,13 @@ __all__ = [
     "MAY_ASK",
     "MUST_ASK",
     "PLANNER",
+    "REDUCER",
     "RESEARCHER",
+    "SUMMARIZER",
     "VERIFIER",
     "WRITER",
     "clarification_block",
+    "focus_block",
     "prompt",
     "question_block",
 ]
@@ -67,9 +70,25 @@ with it, and a sentence without one is dropped. Keep numbers, dates and names ex
 or a list of sources: these are added. Where findings disagree, say so."""
 
 
+SUMMARIZER = """You sum up one text: a document, or a part of one.
+Give a summary of two to four sentences that says what the text itself says, most important first; the sentiment of its author
+towards what it is about; and up to five key points, each one full sentence. Keep numbers, dates and names exactly, and say nothing
+that is not in the text. Where a focus is given, sum up what the text says about it, and say so where it says nothing about it."""
+
+REDUCER = """You put summaries together to one: of the parts of one document, or of several documents.
+Give a summary of three to six sentences of what they say together, most important first: what many share, and where they differ or
+contradict each other; the sentiment of all of them, `mixed` where they differ; and up to seven key points, each one full sentence.
+Keep numbers, dates and names exactly, and say nothing that is not in the summaries. Where a focus is given, keep to it."""
+
+
 def question_block(question: str) -> str:
     """The question that an agent is asked, as its user put it."""
     return f"<question>\n{escape(question, quote=False)}\n</question>"
+
+
+def focus_block(focus: str) -> str:
+    """What a summary is to be about, as its user put it; "" for everything."""
+    return f"<focus>\n{escape(focus, quote=False)}\n</focus>" if focus else ""
 
 
 def clarification_block(asked: str, answer: str) -> str:

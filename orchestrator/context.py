@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from orchestrator.asking import Question, allows, given_to, question_of, tool_question, tools_question, validate
 from orchestrator.calling import call_tool
 from orchestrator.controls import Controls
-from orchestrator.documents import Library, Passage, open_library
+from orchestrator.documents import Library, Passage, Reader, Skipped, check_hashes, check_quotes, open_library, open_reader
 from orchestrator.errors import BudgetExceeded, DeadlineReached, InvalidAnswerError, LoopStopped, ModelCallError, said
 from orchestrator.events import current_branch, tell
 from orchestrator.evidence import check_claim
@@ -88,6 +88,7 @@ class RunContext:
     documents: dict[str, None] = field(default_factory=dict, repr=False)  # that were opened, as they were named
     _tools: dict[tuple[Any, ...], list[BaseTool]] = field(default_factory=dict, repr=False)
     _libraries: dict[tuple[str, ...], tuple[float, "asyncio.Task[Library]"]] = field(default_factory=dict, repr=False)
+    _readers: dict[tuple[str, ...], tuple[float, "asyncio.Task[Reader]"]] = field(default_factory=dict, repr=False)
     _flights: Flights = field(default_factory=Flights, repr=False)
     _made: dict[Hashable, "asyncio.Task[Any]"] = field(default_factory=dict, repr=False)
     _open: AsyncExitStack = field(default_factory=AsyncExitStack, repr=False)
@@ -394,6 +395,25 @@ class RunContext:
         if self.terms.journal is not None and opened:
             await self.terms.journal.record(_page(opened[0]), dict(page))
 
+    async def files(self, documents: Sequence[str]) -> Reader:
+        """The documents as files, each read when its text is asked for: for who reads all of them once, and searches none.
+
+        Listed once for all who ask in a run; raises DocumentsError.
+        """
+        key = tuple(documents)
+        opened, task = self._readers.get(key, (0.0, None))
+        if task is None or time.monotonic() - opened > self.library_seconds:
+            self.documents.update(dict.fromkeys(key))
+            task = asyncio.ensure_future(self._listed(key))
+            self._readers[key] = (time.monotonic(), task)
+        return await asyncio.shield(task)
+
+    async def _listed(self, documents: tuple[str, ...]) -> Reader:
+        with self.terms.tracer.span("documents", "documents", given=list(documents)):
+            reader = await open_reader(documents)
+        _tell_documents(len(reader.uris), reader.skipped)
+        return reader
+
     def tools(self, library: Library, allow_hosts: Sequence[str] = ()) -> list[BaseTool]:
         """Search and read the documents; fetch a URL where hosts are allowed. Made once: a tool's schema costs 3 ms."""
         key = (id(library), *allow_hosts)
@@ -408,7 +428,7 @@ class RunContext:
         if not finding.citations:
             return [Check(name="quote", passed=False, detail="the claim cites nothing")]
         known = {source.uri: source for source in sources}
-        checks = [await _check_quotes(finding, library), await _check_hashes(finding, known, library)]
+        checks = [await check_quotes(finding, library), await check_hashes(finding, known, library)]
         titles = " ".join(known[c.source].title for c in finding.citations if c.source in known)
         return [*checks, *check_claim(finding.claim, [c.quote for c in finding.citations], title=titles)]
 
@@ -434,13 +454,14 @@ class RunContext:
             ended = asyncio.gather(*self._made.values(), return_exceptions=True)
             await asyncio.wait([ended], timeout=_CLOSING if self.stopping else None)
         await self._open.aclose()
-        tasks = [task for _, task in self._libraries.values()]
+        tasks: list[asyncio.Task[Any]] = [task for _, task in (*self._libraries.values(), *self._readers.values())]
         self._libraries.clear()
+        self._readers.clear()
         for task in tasks:
             if not task.done():
                 task.cancel()
         for opened in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(opened, Library):
+            if isinstance(opened, Library | Reader):
                 await opened.aclose()
 
 
@@ -465,28 +486,11 @@ def _environments_choice() -> Sequence[BaseChatModel]:
 
 async def _open(documents: tuple[str, ...]) -> Library:
     library = await open_library(documents)
-    skipped = [{"uri": skip.uri, "reason": skip.reason} for skip in library.skipped]
-    tell("documents", read=library.read, skipped=skipped, passages=library.passages)
+    _tell_documents(library.read, library.skipped, {"passages": library.passages})
     for note in library.notes:
         tell("log", level="warning", message=note)
     return library
 
 
-async def _check_quotes(finding: Finding, library: Library) -> Check:
-    for citation in finding.citations:
-        text = await library.text(citation.source)
-        if text is None:
-            return Check(name="quote", passed=False, detail=f"there is no source {citation.source!r}")
-        if citation.start < 0 or text[citation.start : citation.end] != citation.quote:
-            return Check(name="quote", passed=False, detail=f"the quote is not in {citation.source!r} word for word")
-    return Check(name="quote", passed=True)
-
-
-async def _check_hashes(finding: Finding, known: Mapping[str, Source], library: Library) -> Check:
-    for uri in dict.fromkeys(citation.source for citation in finding.citations):
-        retrieved = known[uri].sha256 if uri in known else None
-        if retrieved is None:
-            return Check(name="hash", passed=False, detail=f"{uri!r} is not among the sources that were retrieved")
-        if await library.current_sha256(uri) != retrieved:
-            return Check(name="hash", passed=False, detail=f"{uri!r} has changed since it was read")
-    return Check(name="hash", passed=True)
+def _tell_documents(read: int, skipped: Sequence[Skipped], more: Mapping[str, Any] = {}) -> None:
+    tell("documents", read=read, skipped=[{"uri": skip.uri, "reason": skip.reason} for skip in skipped], **more)

@@ -13,11 +13,11 @@ __all__ = ["RUN_ID", "Event", "EventKind", "current_branch", "in_branch", "liste
 
 EventKind = Literal[
     "run_started",  # workflow, model, reason, notes, attempt, limits: those set on the whole run, by name, used: by earlier attempts
-    "documents",  # read, skipped: [{uri, reason}], passages
-    "plan",  # tasks: [{id, question}], round, merged: [{question, into}]
+    "documents",  # read, skipped: [{uri, reason}], passages, where they are indexed
+    "plan",  # tasks: [{id, question}], round, merged: [{question, into}], noun: what a task is, where it is no question
     "branch_started",  # question
-    "branch_step",  # step: "search" | "research" | "tools" | "verify" | "repair", detail
-    "branch_finished",  # status, error, gap, findings, attempts, seconds
+    "branch_step",  # step: "read" | "map" | "search" | "research" | "tools" | "verify" | "repair", detail
+    "branch_finished",  # status, error, gap, findings, attempts, seconds, note: what it was about, where it was no question
     "verdict",  # claim, label, reason
     "step_started",  # node
     "step_finished",  # node, error

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, Required, Union, get_args, get_origin, get_type_hints
 
 import typing_extensions
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from orchestrator.checks import Graph
 
-__all__ = ["build_input_model", "takes_messages", "text_field", "validate_input"]
+__all__ = ["build_input_model", "takes_messages", "takes_several", "text_field", "validate_input"]
 
 _CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=(), populate_by_name=True)
 
@@ -148,11 +148,21 @@ def _messages(value: Any) -> Any:
 
 
 def text_field(model: type[BaseModel]) -> str | None:
-    """The field that a bare text fills: the first required text, else the first text, else the messages."""
-    texts = [key for key, info in model.model_fields.items() if _is_text(info.annotation)]
-    required = [key for key in texts if model.model_fields[key].is_required()]
-    messages = [key for key in model.model_fields if takes_messages(model, key)]
-    return next(iter([*required, *texts, *messages]), None)
+    """The field that a bare text fills: the first required text, else the first required list of texts, which takes several, else the
+    first text, else the messages.
+    """
+    fields = model.model_fields
+    texts = [key for key, info in fields.items() if _is_text(info.annotation)]
+    required = [key for key in texts if fields[key].is_required()]
+    lists = [key for key in fields if fields[key].is_required() and takes_several(model, key)]
+    messages = [key for key in fields if takes_messages(model, key)]
+    return next(iter([*required, *lists, *texts, *messages]), None)
+
+
+def takes_several(model: type[BaseModel], key: str) -> bool:
+    """Whether a field holds a list of texts."""
+    annotation, _ = _bare(model.model_fields[key].annotation)
+    return get_origin(annotation) in (list, Sequence) and get_args(annotation) == (str,)
 
 
 def _is_text(annotation: Any) -> bool:

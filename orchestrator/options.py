@@ -358,7 +358,7 @@ def _read_file(name: str) -> str:
 
 
 def bare_input(rest: list[str], workflow: "Workflow", values: dict[str, Any], given: dict[str, Any], *, stdin_used: bool) -> dict[str, Any]:
-    """The bare INPUT under the name of the field that it fills; raises InputError."""
+    """The bare INPUT, or several where the field is a list, under the name of the field that it fills; raises InputError."""
     field = workflow.text_field
     if not rest:
         took = next((name for name, value in given.items() if isinstance(value, list) and len(value) > 1), None)
@@ -367,7 +367,10 @@ def bare_input(rest: list[str], workflow: "Workflow", values: dict[str, Any], gi
             where = f"{option} took {len(given[took])} values, the last is {one_line(given[took][-1], 80)!r}"
             raise InputError(f"{field!r} is missing", where=where, remedy=f"put the INPUT before {option}")
         return {}
-    if len(rest) > 1:
+    from orchestrator.inputs import takes_several  # with the workflow it is there
+
+    several = field is not None and takes_several(workflow.input_model, field)
+    if len(rest) > 1 and not several:
         raise InputError(f"one INPUT is taken, and {one_line(rest[1], 80)!r} is one more", remedy="put quotes around a text with spaces")
     if field is None:
         what = f"workflow {workflow.name!r} has no text field for the INPUT {one_line(rest[0], 80)!r}"
@@ -376,7 +379,8 @@ def bare_input(rest: list[str], workflow: "Workflow", values: dict[str, Any], gi
         raise InputError(f"{field!r} is given twice: as INPUT and by an option", remedy="give it once")
     if rest[0] == "-" and stdin_used:
         raise InputError("standard input cannot be both the INPUT and --input", remedy="give one of them another way")
-    return {field: _read_stdin("INPUT -").rstrip("\r\n") if rest[0] == "-" else _whole_text(rest[0])}
+    texts = [_read_stdin("INPUT -").rstrip("\r\n") if word == "-" and len(rest) == 1 else _whole_text(word) for word in rest]
+    return {field: texts if several else texts[0]}
 
 
 def _whole_text(word: str) -> str:

@@ -14,8 +14,16 @@ from orchestrator.text import counted, one_line
 
 __all__ = ["BranchView", "RunView", "open_progress", "plain_lines", "spent", "status_words", "summary", "tool_line", "usage_line"]
 
-_DOING = {"search": "searching", "research": "researching", "tools": "using tools", "verify": "verifying", "repair": "repairing"}
-_WRITING = {"planner": "planning", "writer": "writing the report"}
+_DOING = {
+    "read": "reading",
+    "map": "asking",
+    "search": "searching",
+    "research": "researching",
+    "tools": "using tools",
+    "verify": "verifying",
+    "repair": "repairing",
+}
+_WRITING = {"planner": "planning", "writer": "writing the report", "reducer": "putting it together"}
 _LISTED = 10  # skipped files, failed branches: as many are named, the rest is counted
 
 
@@ -131,7 +139,9 @@ def _run_started(view: RunView, event: Event) -> None:
 def _plan(view: RunView, event: Event) -> None:
     for task in event.fields.get("tasks", ()):
         view.branches.setdefault(str(task["id"]), BranchView(one_line(task["question"])))
-    view.phase = f"round {int(event.fields.get('round') or 1)}"
+    view.phase = (
+        f"round {int(event.fields.get('round') or 1)}" if "noun" not in event.fields else f"each {one_line(event.fields['noun'], 20)}"
+    )
 
 
 def _branch_started(view: RunView, event: Event) -> None:
@@ -300,10 +310,10 @@ def _is_lost(branch: Mapping[str, Any]) -> bool:
 
 
 def _outcome(fields: Mapping[str, Any]) -> str:
-    """What a finished branch brought: its findings, or why there are none."""
+    """What a finished branch brought: its findings or what it says of itself, or why there is nothing."""
     if fields.get("error") or fields.get("status") == "skipped":
         return one_line(fields.get("error") or fields.get("gap") or "not needed")
-    return counted(int(fields.get("findings") or 0), "finding")
+    return one_line(fields["note"]) if "note" in fields else counted(int(fields.get("findings") or 0), "finding")
 
 
 def plain_lines(event: Event) -> list[str]:
@@ -329,6 +339,8 @@ def _plan_lines(event: Event) -> list[str]:
     tasks = event.fields.get("tasks") or ()
     if not tasks:
         return []
+    if "noun" in event.fields:  # each is named when it is done
+        return [f"plan: {counted(len(tasks), one_line(event.fields['noun'], 20))}"]
     first = f"plan, round {int(event.fields.get('round') or 1)}: {counted(len(tasks), 'question')}"
     merged = [f"  merged into {one_line(pair['into'], 20)}: {one_line(pair['question'])}" for pair in event.fields.get("merged") or ()]
     return [first, *(f"  {one_line(task['id'], 20)}: {one_line(task['question'])}" for task in tasks), *merged]
@@ -337,7 +349,8 @@ def _plan_lines(event: Event) -> list[str]:
 def _branch_lines(event: Event) -> list[str]:
     seconds = event.fields.get("seconds")
     took = f" ({float(seconds):.1f} s)" if seconds is not None else ""
-    return [f"{one_line(event.branch or 'branch', 20)} {status_words(event.fields.get('status'))}: {_outcome(event.fields)}{took}"]
+    name = f"{one_line(event.fields['note'], 120)}: " if "note" in event.fields and event.fields.get("error") else ""
+    return [f"{one_line(event.branch or 'branch', 20)} {status_words(event.fields.get('status'))}: {name}{_outcome(event.fields)}{took}"]
 
 
 def _step_lines(event: Event) -> list[str]:

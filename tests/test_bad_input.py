@@ -111,6 +111,18 @@ MODULES = {
         graph.add_edge(START, "first")
         graph.add_edge("first", END)
         """,
+    "numbers": """
+        from typing import TypedDict
+        from langgraph.graph import START, StateGraph
+
+        class State(TypedDict):
+            sizes: list[int]
+
+        async def add(state: State) -> State:
+            return {"sizes": [sum(state["sizes"])]}
+
+        graph = StateGraph(State).add_node("add", add).add_edge(START, "add")
+        """,
     "no_reducer": """
         from typing import TypedDict
         from langgraph.graph import END, START, StateGraph

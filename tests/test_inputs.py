@@ -191,7 +191,7 @@ def test_a_state_of_total_false_asks_for_nothing() -> None:
     assert graph_of(Loose).validate_input({"depth": "1"}) == {"depth": 1}
 
 
-def test_the_text_field_is_the_first_required_text_then_any_text_then_the_messages() -> None:
+def test_the_text_field_is_the_first_required_text_then_a_required_list_then_any_text_then_the_messages() -> None:
     class Both(TypedDict):
         number: int
         style: NotRequired[str]
@@ -201,11 +201,16 @@ def test_the_text_field_is_the_first_required_text_then_any_text_then_the_messag
         number: int
         note: NotRequired[str | None]
 
+    class Listed(TypedDict):
+        note: NotRequired[str]
+        sizes: list[int]
+        names: list[str]
+
     class Numbers(TypedDict):
         number: int
 
-    found = [graph_of(schema, input_schema=schema).text_field for schema in (Both, Optional, Numbers, MessagesState)]
-    assert found == ["question", "note", None, "messages"]
+    found = [graph_of(schema, input_schema=schema).text_field for schema in (Both, Listed, Optional, Numbers, MessagesState)]
+    assert found == ["question", "names", "note", None, "messages"]
 
 
 def test_messages_are_given_as_a_text_or_as_a_list() -> None:

@@ -16,7 +16,7 @@ from orchestrator.testing import ModelServer, Reply, agents_script, model_server
 ROOT = Path(__file__).parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.py") if not path.stem.startswith("_"))
 SCRIPT: Mapping[str | None, Any] = {
-    "Summary": {"summary": "Slow, but good."},
+    "Summary": {"summary": "Slow, but good.", "sentiment": "mixed", "key_points": ["It was slow."]},
     "Sentiment": {"sentiment": "mixed"},
     "clock": "It is noon.",  # who is offered this tool last is asked for a text
     "read_passage": "Nothing limits it.",
@@ -29,6 +29,7 @@ EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "compare": lambda documents: {"queries": ["Who?", "What?"], "limit": 2},
     "pipeline": lambda documents: {"text": "The service was slow but the food was wonderful."},
     "research": lambda documents: {"question": "What limits the depth of a resume?", "documents": [str(documents)]},
+    "summarize": lambda documents: {"documents": [str(documents)]},
     "wordcount": lambda documents: {"texts": ["one two three", "four five"]},
 }
 

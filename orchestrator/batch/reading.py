@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from orchestrator.errors import InputError
+from orchestrator.inputs import takes_several
 from orchestrator.json_input import parse_json
 from orchestrator.text import one_line
 
@@ -210,7 +211,7 @@ class Inputs:
             if field is None:
                 what = f"the line is a text, and workflow {self._workflow.name!r} has no text field"
                 raise InputError(what, remedy="write an object with the workflow's fields")
-            return {**self._common, field: given}
+            return {**self._common, field: [given] if takes_several(self._workflow.input_model, field) else given}
         if not isinstance(given, dict):
             kind = {list: "a list", bool: "true or false", type(None): "null"}.get(type(given), "a number")
             raise InputError(f"the line is {kind}, not an object or a text", remedy=_REMEDY)

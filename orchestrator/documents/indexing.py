@@ -14,7 +14,7 @@ from orchestrator.documents.store import FileRow, Store, default_home, index_pat
 from orchestrator.errors import DocumentsError
 from orchestrator.text import one_line
 
-__all__ = ["Indexed", "open_index"]
+__all__ = ["Indexed", "nothing_read", "open_index"]
 
 _BATCH_FILES = 1000
 _BATCH_CHARACTERS = 20_000_000
@@ -37,7 +37,7 @@ def open_index(paths: Sequence[str], home: Path | None, parser: Parser) -> Index
     """The index of the documents at `paths`; raises DocumentsError when a path is missing or nothing can be read."""
     listing = list_files(paths)
     if not listing.files:
-        raise _nothing(paths, listing.skipped)
+        raise nothing_read(paths, listing.skipped)
     try:
         place = _place(paths, home)
         indexed = _fill(place, listing, parser)
@@ -47,7 +47,7 @@ def open_index(paths: Sequence[str], home: Path | None, parser: Parser) -> Index
         indexed.notes.append(f"the index of these documents is not kept between runs: {one_line(error)}")
     if not indexed.documents:
         indexed.store.close()
-        raise _nothing(paths, indexed.skipped)
+        raise nothing_read(paths, indexed.skipped)
     return indexed
 
 
@@ -160,7 +160,8 @@ def _settle(indexed: Indexed, listing: Listing, rows: dict[str, FileRow], transi
             indexed.skipped.append(Skipped(file.uri, reason))
 
 
-def _nothing(paths: Sequence[str], skipped: Sequence[Skipped]) -> DocumentsError:
+def nothing_read(paths: Sequence[str], skipped: Sequence[Skipped]) -> DocumentsError:
+    """The error for documents of which nothing can be read, with the reasons of some."""
     where = "documents: " + ", ".join(repr(path) for path in paths)
     if not skipped:
         return DocumentsError("The documents are empty: there is no file in them", where=where, remedy="Name a folder that has files in it")

@@ -11,13 +11,14 @@ from orchestrator.joining import is_lost
 from orchestrator.state import BranchResult, Citation, Failure, Finding, Report, Sentence
 from orchestrator.text import counted, one_line
 
-__all__ = ["distinct_findings", "write_report"]
+__all__ = ["OFFLINE_NOTE", "colophon", "distinct_findings", "listed", "plain_markdown", "write_report"]
 
 _ANSWER_CHARACTERS = 1_200
 _MARKUP = re.compile(r"[\[\]<]|\\(?=[!-/:-@\[-`{-~])")  # links, images, our own markers, HTML, and what would unescape them
 # What would begin a list, a heading, a quote, a rule or a fence that swallows the rest of the report.
 _LEADING = re.compile(r"^(?:(\d{1,9})(?=[.)](?:\s|$))|(?=#{1,6}(?:\s|$)|[-+*](?:\s|$)|>|~~~|[-*_=]{3}))")
-_OFFLINE = "> No language model was used: every sentence below was selected word for word from the documents by the offline model."
+OFFLINE_NOTE = "> No language model was used: every sentence below was selected word for word from the documents by the offline model."
+"""What the reports of a run begin with that asked no language model."""
 
 
 async def write_report(
@@ -38,20 +39,20 @@ async def write_report(
     """
     numbers = _numbers(findings)
     sentences = [sentence for sentence in answer if _holds(sentence, findings)] or _from_findings(findings)
-    told = [f"{_plain(sentence.text)} {_marks([findings[n - 1] for n in sentence.findings], numbers)}" for sentence in sentences]
+    told = [f"{plain_markdown(sentence.text)} {_marks([findings[n - 1] for n in sentence.findings], numbers)}" for sentence in sentences]
     gaps = [f"{result.task.question} ({result.error or result.gap})" for result in branches if not result.findings or result.status != "ok"]
     gaps += [f"the {failure.role}: {failure.error}" for failure in failures if failure.role != "join"]
     parts = [
-        f"# {_plain(question)}",
-        _OFFLINE if offline else "",
+        f"# {plain_markdown(question)}",
+        OFFLINE_NOTE if offline else "",
         _partial(branches, failures),
         # What the offline model selects is no text, but a list.
         ("\n".join(f"- {sentence}" for sentence in told) if offline else " ".join(told)) or "No finding is supported by the documents.",
         *_by_question(branches, findings, sentences, numbers),
-        _listed("Not answered", [f"- {_plain(gap)}" for gap in gaps]),
-        _listed("Sources", await _sources(numbers, library)),
+        listed("Not answered", [f"- {plain_markdown(gap)}" for gap in gaps]),
+        listed("Sources", await _sources(numbers, library)),
         "---",
-        await _colophon(context),
+        await colophon(context),
     ]
     cited = {citation.source for citation in numbers}
     sources = {source.uri: source for result in branches for source in result.sources if source.uri in cited}
@@ -100,8 +101,8 @@ def _marks(findings: Sequence[Finding], numbers: Mapping[Citation, int]) -> str:
     return "".join(f"[{number}]" for number in sorted(marks))
 
 
-def _plain(text: str) -> str:
-    """`text` on one line, with what could become a link, a citation mark or HTML escaped: it came from documents and models."""
+def plain_markdown(text: str) -> str:
+    """`text` as Markdown on one line, with what could become a link, a citation mark or HTML escaped: it came from documents and models."""
     line = _MARKUP.sub(lambda found: "\\" + found.group(), one_line(text, 4_000))
     if line.count("`") % 2 or line.startswith("```"):  # an open code span, or a fence, would swallow the marks behind it
         line = line.replace("`", "\\`")
@@ -114,7 +115,7 @@ def _partial(branches: Sequence[BranchResult], failures: Sequence[Failure]) -> s
     ended = [result for result in branches if result.status != "ok" and not is_lost(result)]
     said = [f"{len(lost)} of {len(branches)} questions could not be researched"] if lost else []
     said += [f"the {failure.role} failed" for failure in failures if failure.role not in ("supervisor", "join")]
-    failed = [_plain(failure.error) for failure in failures if failure.role == "join"]
+    failed = [plain_markdown(failure.error) for failure in failures if failure.role == "join"]
     parts = [f"Failed: {'; '.join(failed)}." if failed else "", f"Partial: {' and '.join(said)}." if said and not failed else ""]
     parts += [f"{len(ended)} of {len(branches)} questions were left when the round was over." if ended else ""]
     told = " ".join(part for part in parts if part)
@@ -129,31 +130,35 @@ def _by_question(
     said = {sentence.text for sentence in answer} if len(branches) == 1 else set()
     told = any(finding.claim in said for finding in findings)
     for result in branches:
-        lines = [f"- {_plain(finding.claim)} {_marks([finding], numbers)}" for finding in result.findings if finding.claim not in said]
+        lines = [
+            f"- {plain_markdown(finding.claim)} {_marks([finding], numbers)}" for finding in result.findings if finding.claim not in said
+        ]
         if result.rejected:
             lines.append(f"- Left out: {counted(len(result.rejected), 'claim')} that the quotes did not support.")
         if lines:
-            title = _plain(result.task.question) if len(branches) > 1 else "Further findings" if told else "Findings"
+            title = plain_markdown(result.task.question) if len(branches) > 1 else "Further findings" if told else "Findings"
             parts.append("\n".join([f"## {title}", "", *lines]))
     return parts
 
 
-def _listed(title: str, lines: Sequence[str]) -> str:
+def listed(title: str, lines: Sequence[str]) -> str:
+    """A section of these lines; "" where there are none."""
     return "\n".join([f"## {title}", "", *lines]) if lines else ""
 
 
 async def _sources(numbers: Mapping[Citation, int], library: Library) -> list[str]:
     places = await library.where([(citation.source, citation.start) for citation in numbers])
     return [
-        f"{number}. {_plain(citation.source)}, {where}: “{_plain(citation.quote)}”"
+        f"{number}. {plain_markdown(citation.source)}, {where}: “{plain_markdown(citation.quote)}”"
         for (citation, number), where in zip(numbers.items(), places, strict=True)
     ]
 
 
-async def _colophon(context: RunContext) -> str:
+async def colophon(context: RunContext) -> str:
+    """What a run has used so far, as the last line of its report; "" where no model was asked."""
     usage = await context.ledger.usage()
     if not usage.model_calls:
         return ""
     cost = "unknown cost" if usage.cost_usd is None else f"${usage.cost_usd:.4f}" if usage.cost_usd else "$0"
     calls = f"{usage.model_calls} calls, {usage.input_tokens:,} tokens in, {usage.output_tokens:,} out"
-    return f"{_plain(', '.join(await context.ledger.by_model()))}: {calls}, {cost}, {time.monotonic() - context.began:.1f} s"
+    return f"{plain_markdown(', '.join(await context.ledger.by_model()))}: {calls}, {cost}, {time.monotonic() - context.began:.1f} s"

@@ -26,7 +26,8 @@ from orchestrator.models.offline_findings import findings
 from orchestrator.models.offline_judge import judgement
 from orchestrator.models.offline_plan import clarification, plan
 from orchestrator.models.offline_prompt import Prompt, read_prompt
-from orchestrator.models.offline_text import sentiment, summary
+from orchestrator.models.offline_summary import summary
+from orchestrator.models.offline_text import sentiment
 
 __all__ = ["OfflineModel"]
 

@@ -12,6 +12,7 @@ __all__ = ["Block", "Prompt", "read_prompt"]
 _BOUNDARY = re.compile(r"tag ends in -([0-9A-Za-z]+)")
 _ATTRIBUTE = re.compile(r'([\w-]+)="([^"]*)"')
 _CLARIFIED = re.compile(r"<clarification>\n.*\nThe user answered: (.*?)\n</clarification>", re.DOTALL)
+_FOCUS = re.compile(r"<focus>\n(.*?)\n</focus>", re.DOTALL)
 _QUESTION = re.compile(r"<question>\n(.*?)\n</question>", re.DOTALL)
 
 
@@ -29,7 +30,8 @@ class Block:
 class Prompt:
     """The blocks of a conversation, in order. `searched`: a tool has answered. `clarified`: what the user answered to a question.
 
-    `asked`: the questions of earlier runs of the user's conversation. `text`: what is said outside of blocks.
+    `texts` are to be summed up, or `summaries` put together, with a `focus` or without; `text`: what is said outside of blocks.
+    `asked`: the questions of earlier runs of the user's conversation.
     """
 
     question: str = ""
@@ -42,6 +44,9 @@ class Prompt:
     open_questions: tuple[Block, ...] = ()
     searched: bool = False
     text: str = ""
+    focus: str = ""
+    texts: tuple[Block, ...] = ()
+    summaries: tuple[Block, ...] = ()
 
 
 def read_prompt(messages: Sequence[BaseMessage]) -> Prompt:
@@ -49,7 +54,7 @@ def read_prompt(messages: Sequence[BaseMessage]) -> Prompt:
     said = "\n\n".join(str(message.text) for message in messages if not isinstance(message, SystemMessage))
     boundary = next((match[1] for message in messages if (match := _BOUNDARY.search(str(message.text)))), "")
     blocks: dict[str, list[Block]] = {
-        tag: [] for tag in ("passage", "quote", "finding", "claim", "feedback", "open", "asked", "answered", "fact")
+        tag: [] for tag in ("passage", "quote", "finding", "claim", "feedback", "open", "asked", "answered", "fact", "text", "summary")
     }
     if boundary:
         pattern = re.compile(rf"<({'|'.join(blocks)})-{boundary}((?: [\w-]+=\"[^\"]*\")*)>\n?(.*?)\n?</\1-{boundary}>", re.DOTALL)
@@ -58,6 +63,7 @@ def read_prompt(messages: Sequence[BaseMessage]) -> Prompt:
         said = pattern.sub("", said)  # what is left is ours: a question in a block is text
     question = _QUESTION.search(said)
     clarified = _CLARIFIED.search(said)
+    focus = _FOCUS.search(said)
     return Prompt(
         question=unescape(question[1]).strip() if question else "",
         clarified=unescape(clarified[1]).strip() if clarified else "",
@@ -69,6 +75,9 @@ def read_prompt(messages: Sequence[BaseMessage]) -> Prompt:
         open_questions=tuple(blocks["open"]),
         searched=any(isinstance(message, ToolMessage) for message in messages),
         text=said.strip(),
+        focus=unescape(focus[1]).strip() if focus else "",
+        texts=tuple(blocks["text"]),
+        summaries=tuple(blocks["summary"]),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.models.offline_prompt import Prompt
 from orchestrator.models.offline_words import content, sentences, stem, words
 
-__all__ = ["sentiment", "summary"]
+__all__ = ["central_sentence", "sentiment"]
 
 _POSITIVE = """
 good great excellent wonderful amazing awesome fantastic superb perfect best better nice lovely pleasant enjoyable delicious tasty
@@ -26,8 +26,8 @@ _TURNS = re.compile(r"(?:not|never|no|hardly|\w+n't)\Z")
 _REACH = 3  # words that a negation reaches
 
 
-def summary(prompt: Prompt) -> dict[str, Any]:
-    """The arguments of `Summary`: the sentence, word for word, whose words the others share most."""
+def central_sentence(prompt: Prompt) -> dict[str, Any]:
+    """The arguments of a `Summary` of one sentence: that, word for word, whose words the others share most."""
     spans = [prompt.text[start:end] for start, end in sentences(prompt.text)]
     counts = Counter(word for span in spans for word in set(content(span)))
     return {"summary": max(spans, key=lambda span: _weight({*content(span)}, counts), default="")}

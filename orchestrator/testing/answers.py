@@ -13,12 +13,18 @@ __all__ = ["agents_script"]
 
 
 def agents_script(
-    answers: Mapping[str, Any] | None = None, *, plan: Any = None, findings: Any = None, judgement: Any = None, draft: Any = None
+    answers: Mapping[str, Any] | None = None,
+    *,
+    plan: Any = None,
+    findings: Any = None,
+    judgement: Any = None,
+    draft: Any = None,
+    summary: Any = None,
 ) -> Responder:
     """Answers for the shipped agents, each a Reply, text, a value or a callable of the request's body; `answers` has more, by schema.
 
-    Without one, it plans the question itself, finds the first sentence of the first passage, supports every claim, and writes
-    one sentence a finding.
+    Without one, it plans the question itself, finds the first sentence of the first passage, supports every claim, writes
+    one sentence a finding, and sums up a text in its first sentence, neutral and without key points.
     """
     # Here, and not at the first request: the threads of several servers would wait for each other's import in their event loops.
     import orchestrator.models.offline_prompt  # noqa: F401
@@ -32,6 +38,7 @@ def agents_script(
         "Findings": findings or _findings,
         "Judgement": judgement or {"label": "supported", "reason": "The quote states the claim."},
         "Draft": draft or _draft,
+        "Summary": summary or _summary,
     }
     script.update(answers or {})
 
@@ -70,6 +77,12 @@ def _findings(request: dict[str, Any]) -> dict[str, Any]:
 def _draft(request: dict[str, Any]) -> dict[str, Any]:
     found = _read(request).findings
     return {"sentences": [{"text": finding.text.partition("\n")[0], "findings": [int(finding.id)]} for finding in found]}
+
+
+def _summary(request: dict[str, Any]) -> dict[str, Any]:
+    prompt = _read(request)
+    texts = [block.text.partition("\n")[2] for block in prompt.summaries] or [block.text for block in prompt.texts]
+    return {"summary": " ".join(map(_first_sentence, texts[:3])), "sentiment": "neutral", "key_points": []}
 
 
 def _first_sentence(text: str) -> str:

@@ -1,0 +1,370 @@
+"""Map-reduce: each of any number of items at once, then what came of them put together, in groups that fit the model's context."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from functools import partial
+from typing import Annotated, Any, Generic, TypeVar
+
+from langgraph.errors import GraphBubbleUp, GraphInterrupt
+from langgraph.graph import END, START, StateGraph
+from langgraph.runtime import Runtime
+from langgraph.types import Overwrite, Send
+from pydantic import BaseModel
+from typing_extensions import TypedDict
+
+from orchestrator.context import RunContext, kinds_asked
+from orchestrator.errors import GraphError, InputError, OrchestratorError, StorageError, said
+from orchestrator.events import in_branch, tell
+from orchestrator.graphs.branches import RESEARCH_SHARE, status_of
+from orchestrator.graphs.fitting import LEAST, cut_to, grouped, pieces, prompt_room, tokens_in
+from orchestrator.graphs.supervisor import extend, merge_branches, union
+from orchestrator.interrupts import asked_at_once
+from orchestrator.joining import NotNeeded, RoundOver
+from orchestrator.state import BranchResult, BranchStatus, Failure, Task
+from orchestrator.text import counted, one_line
+
+__all__ = ["MapReduceOutput", "Mapped", "Part", "Reduced", "create_map_reduce"]
+
+R = TypeVar("R")
+T = TypeVar("T", bound=BaseModel)
+
+Given = Mapping[str, Any]
+"""The run's input, by the fields of its schema."""
+
+_NODES = 32  # of branches: so many are kept each by itself, as one node maps several where there are more
+_WRITING_SHARE = 0.95  # of a run's deadline
+_AROUND, _NAME = 40, 80  # tokens around each text of a prompt: its tags, and its name as far as it counts
+_OWN = frozenset(("given", "todo", "tasks", "round", "room", "values", "branches", "failures", "asked"))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A text that goes into a prompt: a piece of `item` to be mapped, `number` of `of`, or what came of a piece, an item or several."""
+
+    item: str
+    text: str
+    number: int = 1
+    of: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped(Generic[T]):
+    """What became of one item. `value` is None exactly where `status` is not "ok". `pieces`: it was too long for fewer prompts."""
+
+    item: str
+    value: T | None
+    status: BranchStatus = "ok"
+    error: str | None = None
+    pieces: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Reduced(Generic[T]):
+    """What a run came to. `value` is None where no item has one, or where they could not be put together: `failures` says why.
+
+    `items` are in the order of the input. `cut`: so many texts were too long to be put together, and lost their ends. `offline`: no
+    language model was asked.
+    """
+
+    value: T | None
+    items: list[Mapped[T]]
+    failures: list[Failure]
+    cut: int = 0
+    offline: bool = False
+
+
+class MapReduceOutput(TypedDict):
+    """What a map-reduce without a `write` of its own gives: {item, value, error} of each item, and all of them put together."""
+
+    result: dict[str, Any] | None
+    items: list[dict[str, Any]]
+
+
+def merge_values(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """Values by task; one that is run again counts."""
+    return {**earlier, **later}
+
+
+class MapReduceState(TypedDict, total=False):
+    """The graph's own state. `values` holds {value, pieces} of each task that has one, as plain data; `todo` is the items themselves,
+    also those without a task.
+    """
+
+    given: dict[str, Any]
+    todo: list[str]
+    tasks: list[Task]
+    round: int
+    room: int
+    values: Annotated[dict[str, Any], merge_values]
+    branches: Annotated[list[BranchResult], merge_branches]
+    failures: Annotated[list[Failure], extend]
+    asked: Annotated[list[str], union]
+
+
+class MapInput(TypedDict):
+    """What a node is sent that maps several items."""
+
+    tasks: list[Task]
+    todo: list[str]
+    given: dict[str, Any]
+    room: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work(Generic[T]):
+    """What a user's functions do to one another's results."""
+
+    schema: type[T]
+    items: Callable[[Given, RunContext], Awaitable[Sequence[str]]] | str
+    map: Callable[[Part, Given, RunContext], Awaitable[T]]
+    reduce: Callable[[Sequence[Part], Given, RunContext], Awaitable[T]]
+    read: Callable[[str, Given, RunContext], Awaitable[str]] | None
+    told: Callable[[T], str]
+    room: Callable[[Given, RunContext], Awaitable[int]]
+    noun: str
+
+    async def plan(self, given: dict[str, Any], context: RunContext) -> dict[str, Any]:
+        """A task for each item, as many as the run may start; the others are told to be left out."""
+        todo = list(given.pop(self.items) or ()) if isinstance(self.items, str) else list(await self.items(given, context))
+        if not todo:
+            raise InputError("there is nothing to map", where=f"field {self.items!r}" if isinstance(self.items, str) else "")
+        room, most = await self.room(given, context), context.controls.max_branches
+        if room < LEAST:
+            raise InputError(f"a prompt has room for {room:,} tokens of text", remedy=f"give room for {LEAST} or more")
+        planned = [Task(id=f"t{number}", question=one_line(item, 200)) for number, item in enumerate(todo, start=1)]
+        tasks, error = planned[:most], f"not started: max_branches is {most}"
+        skipped = [BranchResult(task=task, status="skipped", error=error, attempts=0) for task in planned[most:]]
+        tell("plan", tasks=[task.model_dump() for task in tasks], round=1, merged=[], noun=self.noun)
+        context.join.begin([task.id for task in tasks])
+        afresh = {"values": Overwrite({}), "branches": Overwrite(skipped), "failures": Overwrite([]), "asked": Overwrite([])}
+        return {"given": given, "todo": todo, "tasks": tasks, "round": 1, "room": room, **afresh}
+
+    def name(self, task: Task, item: str) -> str:
+        """What an item is called: itself where it names a text, the beginning of it where it is one."""
+        return task.question if self.read is None else item
+
+    async def branch(self, task: Task, item: str, sent: MapInput, context: RunContext) -> tuple[BranchResult, dict[str, Any] | None]:
+        """Map an item to its value; whatever is raised on the way becomes data, but what ends the run."""
+        began = time.monotonic()
+        status: BranchStatus = "ok"
+        error, gap, value = None, None, None
+        try:
+            async with context.join.branch(task.id, context.controls.branch_timeout), context.within(RESEARCH_SHARE):
+                context.terms.check()
+                tell("branch_started", question=task.question)
+                value = await self._value(self.name(task, item), item, sent, context)
+        except (GraphBubbleUp, InputError, StorageError):
+            raise
+        except NotNeeded as over:
+            status, gap = "skipped", str(over)
+        except Exception as failed:  # noqa: BLE001 - here the failure of an item becomes data, whosever code it was
+            status, error = status_of(failed), str(failed) if isinstance(failed, RoundOver) else said(failed)
+        seconds, usage = round(time.monotonic() - began, 3), await context.ledger.usage(task.id)
+        result = BranchResult(task=task, status=status, error=error, gap=gap, seconds=seconds, usage=usage)
+        context.ledger.branch_ended(task.id)
+        context.join.left(result)
+        note = task.question + (f", in {value['pieces']:,} pieces" if value and value["pieces"] > 1 else "")
+        tell("branch_finished", status=status, error=error, gap=gap, attempts=1, seconds=seconds, note=note)
+        return result, value
+
+    async def _value(self, name: str, item: str, sent: MapInput, context: RunContext) -> dict[str, Any]:
+        """An item's value: of its text, or of the pieces of one that is too long for a prompt, put together."""
+        if self.read is not None:
+            tell("branch_step", step="read")
+        text = item if self.read is None else await self.read(item, sent["given"], context)
+        if not text.strip():
+            raise OrchestratorError("there is no text in it")
+        texts = [*pieces(text, sent["room"])]
+        del text
+        parts = [Part(name, piece, number, len(texts)) for number, piece in enumerate(texts, start=1)]
+        tell("branch_step", step="map", detail=counted(len(parts), "piece") if len(parts) > 1 else "")
+        window = asyncio.Semaphore(context.controls.max_concurrency)  # the run's own has a place for the item already
+        values = await _each([partial(self.map, part, sent["given"], context) for part in parts], window)
+        named = [Part(part.item, self.told(value), part.number, part.of) for part, value in zip(parts, values, strict=True)]
+        value, _ = await self.put_together(list(zip(named, values, strict=True)), sent["given"], sent["room"], context, window)
+        return {"value": value.model_dump(mode="json"), "pieces": len(parts)}
+
+    async def put_together(
+        self, found: list[tuple[Part, T]], given: Given, room: int, context: RunContext, window: asyncio.Semaphore
+    ) -> tuple[T, int]:
+        """One value of several, each told as a part, and how many of those were cut: groups that fit a prompt, until one is left."""
+        cut = 0
+        while len(found) > 1:
+            # At least two fit into a group, whatever a model has written, so that each time there are at most half as many.
+            around = [min(tokens_in(part.item), _NAME) + _AROUND for part, _ in found]
+            short = [replace(part, text=cut_to(part.text, room // 2 - more)) for (part, _), more in zip(found, around, strict=True)]
+            cut += sum(part.text != whole.text for part, (whole, _) in zip(short, found, strict=True))
+            groups = grouped([tokens_in(part.text) + more for part, more in zip(short, around, strict=True)], room)
+            tell("log", level="info", message=f"{counted(len(found), 'result')} are put together in {counted(len(groups), 'group')}")
+            together = [group for group in groups if len(group) > 1]
+            asking = [partial(self.reduce, [short[place] for place in group], given, context) for group in together]
+            values = dict(zip(together, await _each(asking, window), strict=True))
+            known = [value for _, value in found]
+            found = [self._told(short[group[0]], short[group[-1]], values.get(group), known[group[0]]) for group in groups]
+        if cut:
+            context.terms.warn("results were too long to be put together as they are, and lost their ends")
+        return found[0][1], cut
+
+    def _told(self, first: Part, last: Part, value: T | None, known: T) -> tuple[Part, T]:
+        """A group as one part of the next level; one of a single part is that part."""
+        if value is None:
+            return first, known
+        begin, end = first.item.partition(" … ")[0], last.item.rpartition(" … ")[2]
+        return Part(begin if begin == end else f"{begin} … {end}", self.told(value)), value
+
+
+async def _each(works: Iterable[Callable[[], Awaitable[R]]], window: asyncio.Semaphore) -> list[R]:
+    """What they give, in order; as many are under way as the window has places. The first failure is raised, and ends the others."""
+    results = dict[int, R]()  # and no tasks, which would hold more than what came of them
+
+    async def made(place: int, work: Callable[[], Awaitable[R]]) -> None:
+        results[place] = await work()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for place, work in enumerate(works):
+                await window.acquire()
+                group.create_task(made(place, work)).add_done_callback(lambda _: window.release())
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return [results[place] for place in sorted(results)]
+
+
+async def _mapped(work: _Work[T], sent: MapInput, context: RunContext) -> dict[str, Any]:
+    """A branch for each item that a node was sent. Where a person is asked, that is raised once the others have ended."""
+
+    async def run(task: Task, item: str) -> tuple[BranchResult, dict[str, Any] | None] | GraphInterrupt:
+        with in_branch(task.id):
+            try:
+                with context.terms.tracer.branch(task) as span:
+                    result = await work.branch(task, item, sent, context)
+                    span.came = result if context.terms.tracer.takes_content else None
+                    return result
+            except GraphInterrupt as pause:
+                return pause
+
+    with kinds_asked() as kinds:
+        pairs = zip(sent["tasks"], sent["todo"], strict=True)
+        outcomes = await _each((partial(run, task, item) for task, item in pairs), context.window)
+    if pauses := [outcome for outcome in outcomes if isinstance(outcome, GraphInterrupt)]:
+        raise asked_at_once(pauses)
+    done = [outcome for outcome in outcomes if not isinstance(outcome, GraphInterrupt)]
+    values = {result.task.id: value for result, value in done if value is not None}
+    return {"branches": [result for result, _ in done], "values": values, "asked": sorted(kinds)}
+
+
+async def _reduced(work: _Work[T], state: MapReduceState, context: RunContext) -> Reduced[T]:
+    """What came of the items, put together; where that fails what there is of each is kept."""
+    values, items, found = state["values"], list[Mapped[T]](), list[tuple[Part, T]]()
+    for result in state["branches"]:
+        name = work.name(result.task, state["todo"][int(result.task.id[1:]) - 1])
+        known = values.get(result.task.id)
+        value = None if known is None else work.schema.model_validate(known["value"])
+        pieces_read = 1 if known is None else known["pieces"]
+        items.append(Mapped(name, value, result.status, result.error or result.gap, pieces_read))
+        if value is not None:
+            found.append((Part(name, work.told(value)), value))
+    failures, whole, cut = list[Failure](), None, 0
+    why = None if context.stopping else context.join.failure(state["branches"])
+    kinds: set[str] = set()
+    if why is not None:
+        failures.append(Failure(role="join", status="failed", error=why))
+    elif found and not context.stopping:
+        try:
+            with kinds_asked() as kinds:
+                async with context.within(_WRITING_SHARE):
+                    whole, cut = await work.put_together(found, state["given"], state["room"], context, context.window)
+        except (GraphBubbleUp, InputError, StorageError):
+            raise
+        except Exception as error:  # noqa: BLE001 - what was mapped is paid for: it is reported without this
+            failures.append(Failure(role="reducer", status=status_of(error), error=said(error)))
+    return Reduced(whole, items, failures, cut, kinds.union(state["asked"]) == {"offline"})
+
+
+async def _listed(reduced: Reduced[T], given: Given, context: RunContext) -> dict[str, Any]:
+    """The output of a graph whose user does not write it."""
+    items = [{"item": one.item, "value": one.value and one.value.model_dump(mode="json"), "error": one.error} for one in reduced.items]
+    return {"result": reduced.value and reduced.value.model_dump(mode="json"), "items": items}
+
+
+async def _usual_room(given: Given, context: RunContext) -> int:
+    return await prompt_room(context, "mapper", "reducer")
+
+
+def create_map_reduce(
+    given: type[Any],
+    schema: type[T],
+    *,
+    items: str | Callable[[Given, RunContext], Awaitable[Sequence[str]]],
+    map: Callable[[Part, Given, RunContext], Awaitable[T]],
+    reduce: Callable[[Sequence[Part], Given, RunContext], Awaitable[T]],
+    read: Callable[[str, Given, RunContext], Awaitable[str]] | None = None,
+    told: Callable[[T], str] | None = None,
+    room: Callable[[Given, RunContext], Awaitable[int]] | None = None,
+    noun: str = "item",
+    output: type[Any] = MapReduceOutput,
+    write: Callable[[Reduced[T], Given, RunContext], Awaitable[dict[str, Any]]] | None = None,
+) -> StateGraph[Any, Any, Any, Any]:
+    """A graph `given` -> `output`, ready to compile: each item is mapped to a `schema`, and these are put together to one of them.
+
+    `items`: the field of the input that holds them, or what names them. `read`: an item's text, asked for when its turn comes; without
+    it an item is a text. A text longer than `room` (tokens; by default what `prompt_room` says of the roles `mapper` and `reducer`) is
+    mapped in pieces. `told`: a value as it is put into a prompt, by default its JSON. `noun`: what the progress calls an item.
+    `write`: what the graph gives. An item that fails is data, and the others go on. Raises GraphError where the schemas have fields of
+    the graph's own.
+    """
+    fields = {*getattr(given, "__annotations__", ()), *getattr(output, "__annotations__", ())}
+    if clash := sorted(fields & _OWN):
+        problems = [f"{name!r} is a key of the graph's own" for name in clash]
+        raise GraphError("the map-reduce cannot be built", problems, remedy="give these fields of the input or output other names")
+    writing = write or _listed
+    work = _Work(
+        schema=schema,
+        items=items,
+        map=map,
+        reduce=reduce,
+        read=read,
+        told=told or (lambda value: value.model_dump_json()),
+        room=room or _usual_room,
+        noun=noun,
+    )
+
+    async def plan(state: Any, runtime: Runtime[RunContext]) -> dict[str, Any]:
+        return await work.plan(_fields_of(state), RunContext.of(runtime))
+
+    async def branch(state: MapInput, runtime: Runtime[RunContext]) -> dict[str, Any]:
+        return await _mapped(work, state, RunContext.of(runtime))
+
+    async def put_together(state: MapReduceState, runtime: Runtime[RunContext]) -> dict[str, Any]:
+        context = RunContext.of(runtime)
+        reduced = await _reduced(work, state, context)
+        return {**await writing(reduced, state["given"], context), "failures": reduced.failures}
+
+    graph = StateGraph(MapReduceState, input_schema=given, output_schema=output, context_schema=RunContext)
+    graph.add_node("plan", plan, input_schema=given, metadata={"asks": 0})
+    many = {"asks": "max_agent_calls", "visits": "max_branches", "trace": {"map": "branch round"}}
+    graph.add_node("map", branch, input_schema=MapInput, metadata=many)
+    together = {"asks": "max_branches", "trace": {"reduce": "agent reducer"}}
+    graph.add_node("reduce", put_together, input_schema=MapReduceState, metadata=together)
+    graph.add_edge(START, "plan")
+    graph.add_conditional_edges("plan", fan_out, ["map"])
+    graph.add_edge("map", "reduce")
+    graph.add_edge("reduce", END)
+    return graph
+
+
+def fan_out(state: MapReduceState) -> list[Send]:
+    """The tasks to a few nodes, each so many-th to the same one: all of them begin with the first items."""
+    most = len(state["tasks"])
+    nodes = min(most, _NODES)
+    sent = {"given": state["given"], "room": state["room"]}
+    return [Send("map", {"tasks": state["tasks"][at::nodes], "todo": state["todo"][at:most:nodes], **sent}) for at in range(nodes)]
+
+
+def _fields_of(state: Any) -> dict[str, Any]:
+    """The input by field, whatever its schema is."""
+    if isinstance(state, BaseModel):
+        return state.model_dump()
+    return asdict(state) if is_dataclass(state) and not isinstance(state, type) else dict(state)
