@@ -161,6 +161,8 @@ def _tool_started(view: RunView, event: Event) -> None:
     branch = view.branch(event)
     if branch is not None:
         branch.doing = tool_line(event)
+    elif not view.branches:
+        view.phase = tool_line(event)
 
 
 def _branch_finished(view: RunView, event: Event) -> None:
@@ -376,6 +378,7 @@ _LINES: dict[str, Callable[[Event], list[str]]] = {
     "plan": _plan_lines,
     "branch_finished": _branch_lines,
     "step_finished": _step_lines,
+    "tool_started": lambda event: [f"  {tool_line(event)}"] if event.branch is None else [],
     "throttled": lambda event: [_slowed(event.fields)],
     "retry": lambda event: [f"{_whose(event)}{_retried(event.fields)}"],
     "fallback": _fallback_lines,

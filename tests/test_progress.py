@@ -135,6 +135,12 @@ def test_plain_lines_tell_what_holds_a_run_up() -> None:
     ]
 
 
+def test_a_tool_that_no_branch_calls_is_a_line() -> None:
+    calls = {"tool": "weather\x1b[2J", "input": "{'place': 'Oslo', 'days': 2}"}
+    assert plain_lines(Event("tool_started", calls)) == ["  weather: Oslo, 2"]
+    assert plain_lines(Event("tool_started", calls, branch="t1")) == []
+
+
 def test_answers_from_the_journal_are_counted() -> None:
     told = [EVENTS[0], *(Event("recalled", {"model": "m"}, role="planner") for _ in range(2))]
     assert "\n2 answers from the journal\npartial" in written([*told, Event("result", RESULT)])
