@@ -352,11 +352,19 @@ def _fallback_lines(event: Event) -> list[str]:
     return [f"{_whose(event)}{failed} failed, asking {then} instead: {one_line(event.fields.get('error') or '')}"]
 
 
+def _heard_lines(event: Event) -> list[str]:
+    said = one_line(event.fields.get("text") or "", 400)
+    return [f"heard: {said}" if said else "heard no words"]
+
+
 _LINES: dict[str, Callable[[Event], list[str]]] = {
     "run_started": _run_lines,
     "documents": _documents_lines,
     "plan": _plan_lines,
     "branch_finished": _branch_lines,
+    "heard": _heard_lines,
+    "saying": lambda event: [f"says: {one_line(event.fields.get('text') or '', 400)}"],
+    "interrupted": lambda event: ["interrupted"],
     "step_finished": _step_lines,
     "throttled": lambda event: [_slowed(event.fields)],
     "retry": lambda event: [f"{_whose(event)}{_retried(event.fields)}"],
