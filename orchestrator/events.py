@@ -37,6 +37,7 @@ EventKind = Literal[
     "heard",  # text, seconds: what somebody said, written down; text is "" where no word was understood
     "saying",  # number, text: the sentence of an answer that is made into sound now
     "audio",  # number, seconds: the sound of that sentence, which begins now
+    "spoken",  # sentences, seconds, file: an answer was spoken to its end; file is "" for the loudspeaker
     "interrupted",  # said: sentences of the answer that were begun when somebody spoke
     "report",  # markdown characters, findings, gaps
     "custom",  # data: what a node wrote to LangGraph's stream; may be dropped where the consumer is slow

@@ -357,6 +357,11 @@ def _heard_lines(event: Event) -> list[str]:
     return [f"heard: {said}" if said else "heard no words"]
 
 
+def _spoken_lines(event: Event) -> list[str]:
+    file, seconds = one_line(event.fields.get("file") or "", 200), float(event.fields.get("seconds") or 0.0)
+    return [f"speech: {file}, {seconds:.1f} s"] if file else []
+
+
 _LINES: dict[str, Callable[[Event], list[str]]] = {
     "run_started": _run_lines,
     "documents": _documents_lines,
@@ -364,6 +369,7 @@ _LINES: dict[str, Callable[[Event], list[str]]] = {
     "branch_finished": _branch_lines,
     "heard": _heard_lines,
     "saying": lambda event: [f"says: {one_line(event.fields.get('text') or '', 400)}"],
+    "spoken": _spoken_lines,
     "interrupted": lambda event: ["interrupted"],
     "step_finished": _step_lines,
     "throttled": lambda event: [_slowed(event.fields)],

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agents import create_planner, create_researcher, create_verifier, create_writer
 from langchain_core.tools import BaseTool, tool
 
+from agents import create_planner, create_researcher, create_verifier, create_writer
 from orchestrator import Workflow, create_supervisor
 from orchestrator.asking import question
 from orchestrator.context import RunContext

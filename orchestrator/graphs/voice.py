@@ -20,17 +20,17 @@ from orchestrator.asking import question_of
 from orchestrator.clocks import Clock
 from orchestrator.context import RunContext
 from orchestrator.errors import CallTimeoutError, InputError, OrchestratorError, said
-from orchestrator.events import Event, overhearing, tell
+from orchestrator.events import overhearing, tell
 from orchestrator.graphs.branches import Agent, call_agent, status_of
 from orchestrator.speech import (
+    HEARING_RATE,
     Listener,
     Microphone,
     Outlet,
-    Sentences,
     Sound,
     Spoken,
+    Telling,
     Transcriber,
-    HEARING_RATE,
     check_loudspeaker,
     check_microphone,
     check_wav_target,
@@ -98,7 +98,8 @@ def extend(earlier: list[Failure], later: list[Failure]) -> list[Failure]:
 class VoiceState(VoiceOutput):
     """The graph's own state: its input, the conversation so far, and `pending`, what interrupted the answer and was not written down yet.
 
-    It is 16-bit mono samples at 16 kHz. `asked`: a question about documents, and what its user was asked about it and will answer next. `over`: nobody speaks any more.
+    It is 16-bit mono samples at 16 kHz.
+    `asked`: a question about documents, and what its user was asked about it and will answer next. `over`: nobody speaks any more.
     """
 
     audio: str
@@ -186,23 +187,23 @@ async def _hear(
 ) -> dict[str, Any]:
     given = given_of(state)
     transcriber = await asyncio.to_thread(_checked, given, own_ear=microphone is open_microphone, own_voice=loudspeaker is open_loudspeaker)
+    recording = None if given.microphone else await asyncio.to_thread(read_wav, given.audio)
     if given.documents:
         library = await context.library(given.documents)  # before anything is heard: documents that cannot be read cost nothing
     elif (await context.model(talk.name))._llm_type == "offline":
         remedy = "give --documents, or name a model: --model openai:gpt-5-mini"
         raise InputError("the offline model answers from documents alone, and none are given", remedy=remedy)
     pending = state.get("pending") or b""
-    if given.microphone:
-        sound = Sound(pending, HEARING_RATE) if pending else await _listened(microphone, given.patience)
-    else:
-        sound = await asyncio.to_thread(read_wav, given.audio)
+    sound = recording or (Sound(pending, HEARING_RATE) if pending else await _listened(microphone, given.patience))
     if sound is None:
         return {"over": True, "transcript": state.get("transcript", ""), "report": _conversation(state.get("messages", []))}
     words = await library.sample(_VOCABULARY) if given.documents else ""
     text = await _within(given.hearing_timeout, "hearing_timeout", transcribed(sound, words, transcriber, context))
     tell("heard", text=text, seconds=round(sound.seconds, 3))
     if not text and not given.microphone:
-        raise OrchestratorError("no words were heard in the recording", where=given.audio, remedy="speak louder, or name another --transcriber")
+        raise OrchestratorError(
+            "no words were heard in the recording", where=given.audio, remedy="speak louder, or name another --transcriber"
+        )
     return {"transcript": text, "pending": b""}
 
 
@@ -281,7 +282,7 @@ class _Turn:
             if self.given.documents and not about and not told.findings and not self.given.microphone:
                 error = told.gaps[0] if told.gaps else "no finding is supported by the documents"
                 failures.append(Failure(role="documents", status="failed", error=error))
-        said = [question, AIMessage(told.text)]
+        said: list[AnyMessage] = [question, AIMessage(told.text)]
         report = _conversation([*earlier, *said]) if self.given.microphone else told.report
         found = {"findings": told.findings, "gaps": told.gaps, "sources": told.sources}
         return {"messages": said, "report": report, **found, "pending": pending, "asked": about, "failures": failures}
@@ -323,9 +324,10 @@ class _Turn:
         given = self.given
         try:
             speaker = await asyncio.to_thread(resolve_speaker, given.speaker, given.voice)
-            async with open_wav(Path(given.speech).expanduser()) if given.speech else self.loudspeaker() as outlet:
+            async with open_wav(Path(given.speech)) if given.speech else self.loudspeaker() as outlet:
                 coming, limit = _until_none(sentences), given.speaking_timeout
                 await say_all(coming, speaker, outlet, self.spoken, limit=limit, controls=self.context.controls)
+            tell("spoken", sentences=len(self.spoken.sentences), seconds=round(self.spoken.seconds, 3), file=given.speech)
         except OrchestratorError as error:
             self.spoken.failure = Failure(role="speaker", status=status_of(error), error=said(error))
 
@@ -333,7 +335,7 @@ class _Turn:
         if self.given.documents:
             return await self._from_documents(wanted, feed)
         self.context.terms.heard = True  # whoever speaks an answer reads its tokens, though nobody may read the run's events
-        telling = _Telling(self.talk.name, feed)
+        telling = Telling(self.talk.name, feed)
         with overhearing(telling):
             told = await call_agent(self.talk, {"messages": list(messages)}, self.context)
         telling.finish(told["answer"])
@@ -345,50 +347,6 @@ class _Turn:
         for sentence in (sentences := _sentences_of(findings, came["sources"])):
             feed(sentence)
         return Answer(" ".join(sentences), came["report"], findings, came["gaps"], came["sources"])
-
-
-class _Telling:
-    """Feeds the sentences of an answer as its tokens come; those that were fed before a model was asked again are not fed twice."""
-
-    def __init__(self, role: str, feed: Callable[[str], None]) -> None:
-        self._role, self._feed = role, feed
-        self._begin()
-        self._again: list[str] = []
-
-    def _begin(self) -> None:
-        self._sentences, self._text, self._fed = Sentences(), "", list[str]()
-
-    def __call__(self, event: Event) -> None:
-        if event.role != self._role:
-            return
-        if event.kind == "model_started":
-            self._restart()
-        elif event.kind == "token":
-            self._take(str(event.fields.get("text") or ""))
-
-    def finish(self, answer: str) -> None:
-        """The whole answer is there: what was not told in tokens is fed."""
-        if self._text.strip() != answer.strip():
-            self._restart()
-            self._take(answer)
-        self._pass(self._sentences.rest())
-
-    def _restart(self) -> None:
-        self._again = self._fed or self._again
-        self._begin()
-
-    def _take(self, text: str) -> None:
-        self._text += text
-        self._pass(self._sentences.feed(text))
-
-    def _pass(self, sentences: Sequence[str]) -> None:
-        for sentence in sentences:
-            self._fed.append(sentence)
-            if self._again[:1] == [sentence]:
-                del self._again[0]
-                continue
-            self._again = []
-            self._feed(sentence)
 
 
 async def _or_speech(work: Coroutine[Any, Any, T], listener: Listener | None) -> T | None:

@@ -177,5 +177,3 @@ def _bytes(values: "array[int]") -> bytes:
         values = array("h", values)
         values.byteswap()
     return values.tobytes()
-
-

@@ -15,7 +15,18 @@ from orchestrator.errors import InputError, OrchestratorError
 from orchestrator.speech.audio import HEARING_RATE, Sound, wav_header
 from orchestrator.text import one_line
 
-__all__ = ["FRAME_BYTES", "FRAME_SECONDS", "Microphone", "Outlet", "check_loudspeaker", "check_microphone", "check_wav_target", "open_loudspeaker", "open_microphone", "open_wav"]
+__all__ = [
+    "FRAME_BYTES",
+    "FRAME_SECONDS",
+    "Microphone",
+    "Outlet",
+    "check_loudspeaker",
+    "check_microphone",
+    "check_wav_target",
+    "open_loudspeaker",
+    "open_microphone",
+    "open_wav",
+]
 
 FRAME_SECONDS = 0.03
 FRAME_BYTES = int(HEARING_RATE * FRAME_SECONDS) * 2
@@ -40,10 +51,13 @@ Microphone = AbstractAsyncContextManager[AsyncIterator[bytes]]
 def _devices(kind: str, purpose: str, instead: str) -> Any:
     """The library of sound devices, where there is such a device; raises InputError."""
     try:
-        import sounddevice
+        import sounddevice  # type: ignore[import-untyped]
     except (ImportError, OSError) as error:  # OSError: the library PortAudio is not there
         what = "sounddevice is not installed" if isinstance(error, ImportError) else "PortAudio is not installed"
-        raise InputError(f"{purpose} cannot be used: {what}", remedy=f'pip install "orchestrator[voice]" (and apt-get install libportaudio2), or {instead}') from error
+        raise InputError(
+            f"{purpose} cannot be used: {what}",
+            remedy=f'pip install "orchestrator[voice]" (and apt-get install libportaudio2), or {instead}',
+        ) from error
     try:
         sounddevice.query_devices(kind=kind)
     except (sounddevice.PortAudioError, ValueError) as error:
@@ -88,7 +102,9 @@ async def open_microphone() -> AsyncGenerator[AsyncIterator[bytes], None]:
             try:
                 await asyncio.wait_for(something.wait(), _PATIENCE)
             except TimeoutError:
-                raise OrchestratorError("the microphone fell silent: no sound came from the device", remedy="plug it in, and resume the run") from None
+                raise OrchestratorError(
+                    "the microphone fell silent: no sound came from the device", remedy="plug it in, and resume the run"
+                ) from None
 
     def opened() -> Any:
         stream = library.RawInputStream(samplerate=HEARING_RATE, channels=1, dtype="int16", blocksize=FRAME_BYTES // 2, callback=told)
@@ -192,6 +208,7 @@ async def open_wav(path: Path) -> AsyncGenerator[Outlet, None]:
 
 class _WavFile:
     def __init__(self, path: Path) -> None:
+        path = path.expanduser()
         self._path, self._rate, self._size = path, 0, 0
         try:
             handle, self._name = tempfile.mkstemp(dir=path.parent, prefix=".speech.")

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.controls import Controls
 from orchestrator.errors import InputError, OrchestratorError
+from orchestrator.models import resolve_model
 from orchestrator.speech.audio import HEARING_RATE, Sound
-from orchestrator.speech.remote import endpoint, sent
+from orchestrator.speech.remote import sent
 from orchestrator.text import nearest, one_line
 
 __all__ = ["Transcriber", "resolve_transcriber", "run_program"]
@@ -25,8 +26,10 @@ _FORM = "a transcriber is `pocketsphinx`, or `openai:MODEL` such as openai:whisp
 class Transcriber(Protocol):
     """Turns speech into text. `name` is its spec; `at_once` is how many calls of it the machine, or the endpoint, is asked for at once."""
 
-    name: str
-    at_once: int
+    @property
+    def name(self) -> str: ...
+    @property
+    def at_once(self) -> int: ...
 
     async def hear(self, sound: Sound, words: str, controls: Controls) -> str:
         """What is said, "" for nothing; `words` is text in whose words it may be. Raises OrchestratorError; is ended by being cancelled."""
@@ -35,9 +38,9 @@ class Transcriber(Protocol):
 
 def resolve_transcriber(spec: str) -> Transcriber:
     """The transcriber that `spec` names; raises InputError where it cannot work, before anything is sent."""
-    provider, colon, model = spec.strip().partition(":")
+    provider, _, model = spec.strip().partition(":")
     if provider == "openai" and model:
-        return _Endpoint(spec, endpoint(spec, "hearing"))
+        return _Endpoint(spec, resolve_model(spec.strip()))
     if spec.strip() != EMBEDDED:
         near = nearest(spec, [EMBEDDED, "openai:whisper-1"])
         raise InputError(f"there is no transcriber {one_line(spec, 60)!r}", remedy=f"did you mean {near!r}?" if near else _FORM)

@@ -20,7 +20,7 @@ class Listener:
     """Finds utterances in `frames` with the voice activity detection of WebRTC, which pocketsphinx brings along."""
 
     def __init__(self, frames: AsyncIterator[bytes]) -> None:
-        from pocketsphinx import Endpointer
+        from pocketsphinx import Endpointer  # type: ignore[import-untyped]
 
         self._frames = frames
         self._ends = Endpointer(_WINDOW, _RATIO, _STRICTNESS, HEARING_RATE, FRAME_SECONDS)
@@ -53,5 +53,3 @@ class Listener:
         if speech:
             self._speech += speech
         return bool(self._ends.in_speech)
-
-

@@ -29,16 +29,85 @@ _BEGINNINGS = """who was|who is|who are|who built|who made|who did|what is|what 
 |what happens when|when was|when is|when did|when does|where is|where was|where are|where does|where did|where do|why is|why was|why are
 |why does|why did|how is|how was|how are|how does|how did|how do i|how can i|how many|how much|how long|how old|how high|how far|how often
 |which|which is|which was|tell me about|tell me|is there|are there|can i|does it|do i|explain|in which|in what|by whom|for how long"""
-_COMMON = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
-nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million first second third last next yes no please thank
-you it they he she we i him her them this that these those and or not with without of in on at to from for by about between than""".split()
+_COMMON = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+    "thirty",
+    "forty",
+    "fifty",
+    "sixty",
+    "seventy",
+    "eighty",
+    "ninety",
+    "hundred",
+    "thousand",
+    "million",
+    "first",
+    "second",
+    "third",
+    "last",
+    "next",
+    "yes",
+    "no",
+    "please",
+    "thank",
+    "you",
+    "it",
+    "they",
+    "he",
+    "she",
+    "we",
+    "i",
+    "him",
+    "her",
+    "them",
+    "this",
+    "that",
+    "these",
+    "those",
+    "and",
+    "or",
+    "not",
+    "with",
+    "without",
+    "of",
+    "in",
+    "on",
+    "at",
+    "to",
+    "from",
+    "for",
+    "by",
+    "about",
+    "between",
+    "than",
+]
 
 
 def main() -> None:
     """Read a request, and write its answer."""
     given = sys.stdin.buffer
     asked = json.loads(given.readline())
-    from pocketsphinx import Decoder
+    from pocketsphinx import Decoder  # type: ignore[import-untyped]
 
     samples = _with_noise(given.read())
     language = _language_model(asked.get("words") or "")
@@ -64,7 +133,7 @@ def _utterances(samples: bytes) -> Iterable[bytes]:
         return [samples]
     import io
 
-    from pocketsphinx.segmenter import Segmenter
+    from pocketsphinx.segmenter import Segmenter  # type: ignore[import-untyped]
 
     return (segment.pcm for segment in Segmenter(sample_rate=_RATE).segment(io.BytesIO(samples)))
 
@@ -81,7 +150,7 @@ def _with_noise(samples: bytes) -> bytes:
 def _language_model(text: str) -> str:
     """The path of a language model of these documents' words; "" where they have too few."""
     from pocketsphinx import get_model_path
-    from pocketsphinx.lm import ArpaBoLM
+    from pocketsphinx.lm import ArpaBoLM  # type: ignore[import-untyped]
 
     with open(get_model_path("en-us/cmudict-en-us.dict"), encoding="utf-8") as lines:
         known = {line.split(" ", 1)[0] for line in lines}

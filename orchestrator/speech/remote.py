@@ -5,23 +5,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.controls import Controls
 from orchestrator.errors import ModelCallError
-from orchestrator.models import resolve_model
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-__all__ = ["endpoint", "sent"]
+__all__ = ["sent"]
 
 T = TypeVar("T")
 
 
-def endpoint(spec: str, role: str) -> Any:
-    """The client of `openai:MODEL`, whose base URL and key are the environment's; raises ModelSpecError."""
-    return resolve_model(spec)
-
-
 async def sent(model: Any, role: str, controls: Controls, ask: "Callable[[AsyncOpenAI, str], Awaitable[T]]") -> T:
-    """What `ask` is answered. What may pass is asked again by OpenAI's own client, `max_attempts` requests in all. Raises ModelCallError."""
+    """What `ask` is answered by the endpoint of a chat model. Raises ModelCallError.
+
+    What may pass is asked again by OpenAI's own client, in `max_attempts` requests at most.
+    """
     from orchestrator.models.call import Call
     from orchestrator.models.failures import failure
 

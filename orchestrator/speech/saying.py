@@ -70,5 +70,3 @@ async def _sound(sentence: str, speaker: Speaker, limit: float, controls: Contro
             raise
         what = f"a sentence was not spoken within {limit:g} s (speaking_timeout)"
         raise CallTimeoutError(what, where=speaker.name, remedy="raise --speaking-timeout") from None
-
-

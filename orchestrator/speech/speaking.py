@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.controls import Controls
 from orchestrator.errors import InputError, OrchestratorError
+from orchestrator.models import resolve_model
 from orchestrator.speech.audio import Sound, parse_wav
 from orchestrator.speech.hearing import run_program
-from orchestrator.speech.remote import endpoint, sent
+from orchestrator.speech.remote import sent
 from orchestrator.text import nearest, one_line
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ _VOICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]{0,63}")  # no path, which espeak
 class Speaker(Protocol):
     """Turns text into speech. `name` is its spec."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     async def speak(self, text: str, controls: Controls) -> Sound:
         """The sound of a sentence. Raises OrchestratorError; is ended by being cancelled."""
@@ -36,10 +38,12 @@ class Speaker(Protocol):
 def resolve_speaker(spec: str, voice: str = "") -> Speaker:
     """The speaker that `spec` names, with a voice or its own first one; raises InputError where it cannot work, before anything is sent."""
     if voice and not _VOICE.fullmatch(voice):
-        raise InputError(f"{one_line(voice, 60)!r} is no name of a voice", remedy="see `espeak-ng --voices`, or your endpoint's documentation")
+        raise InputError(
+            f"{one_line(voice, 60)!r} is no name of a voice", remedy="see `espeak-ng --voices`, or your endpoint's documentation"
+        )
     provider, _, model = spec.strip().partition(":")
     if provider == "openai" and model:
-        return _Endpoint(spec, endpoint(spec, "speaking"), voice or "alloy")
+        return _Endpoint(spec, resolve_model(spec.strip()), voice or "alloy")
     if spec.strip() != PROGRAM:
         near = nearest(spec, [PROGRAM, "openai:gpt-4o-mini-tts"])
         raise InputError(f"there is no speaker {one_line(spec, 60)!r}", remedy=f"did you mean {near!r}?" if near else _FORM)
