@@ -28,4 +28,6 @@ async def sent(model: Any, role: str, controls: Controls, ask: "Callable[[AsyncO
     except ModelCallError:
         raise
     except Exception as error:
-        raise failure(error, Call.of(model, role), controls) from error
+        # The client's own connection error says nothing of what happened; what it came from does.
+        known = error.__cause__ if type(error).__name__ == "APIConnectionError" and isinstance(error.__cause__, Exception) else error
+        raise failure(known, Call.of(model, role), controls) from error

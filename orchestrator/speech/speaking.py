@@ -3,6 +3,7 @@
 import asyncio
 import re
 import shutil
+import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Speaker", "resolve_speaker"]
 
 PROGRAM = "espeak-ng"
+_LOOK = 10.0  # seconds that the look at a voice may take
 _FORM = "a speaker is `espeak-ng`, or `openai:MODEL` such as openai:gpt-4o-mini-tts for any server that offers /v1/audio/speech"
 _VOICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]{0,63}")  # no path, which espeak-ng would open, and no option
 
@@ -36,7 +38,10 @@ class Speaker(Protocol):
 
 
 def resolve_speaker(spec: str, voice: str = "") -> Speaker:
-    """The speaker that `spec` names, with a voice or its own first one; raises InputError where it cannot work, before anything is sent."""
+    """The speaker that `spec` names, with a voice or its own first one; raises InputError where it cannot work, before anything is sent.
+
+    Blocks: call it in a thread.
+    """
     if voice and not _VOICE.fullmatch(voice):
         raise InputError(
             f"{one_line(voice, 60)!r} is no name of a voice", remedy="see `espeak-ng --voices`, or your endpoint's documentation"
@@ -53,6 +58,8 @@ def resolve_speaker(spec: str, voice: str = "") -> Speaker:
             "the speaker espeak-ng is not installed: there is no such program on PATH",
             remedy="apt-get install espeak-ng, or brew install espeak-ng, or give --speaker openai:gpt-4o-mini-tts",
         )
+    if voice and subprocess.run([found, "-q", "-v", voice, "a"], capture_output=True, timeout=_LOOK, check=False).returncode:  # noqa: S603
+        raise InputError(f"espeak-ng has no voice {voice!r}", remedy="`espeak-ng --voices` lists them")
     return _Program(found, voice)
 
 
