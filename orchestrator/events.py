@@ -34,6 +34,7 @@ EventKind = Literal[
     "question",  # name, asks: "clarify" | "plan" | "tools" | "custom", text, detail, choices, takes: the run or a branch waits for it
     "asking",  # questions: their names; a person at the terminal is asked now, so nobody else should write there
     "answered",  # questions: the names of those that were answered
+    "listening",  # patience: a microphone is open, and so many seconds of silence end the conversation
     "heard",  # text, seconds: what somebody said, written down; text is "" where no word was understood
     "saying",  # number, text: the sentence of an answer that is made into sound now
     "audio",  # number, seconds: the sound of that sentence, which begins now

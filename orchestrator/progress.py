@@ -367,6 +367,7 @@ _LINES: dict[str, Callable[[Event], list[str]]] = {
     "documents": _documents_lines,
     "plan": _plan_lines,
     "branch_finished": _branch_lines,
+    "listening": lambda event: [f"listening: speak now; {float(event.fields.get('patience') or 0):g} s of silence end it"],
     "heard": _heard_lines,
     "saying": lambda event: [f"says: {one_line(event.fields.get('text') or '', 400)}"],
     "spoken": _spoken_lines,

@@ -52,6 +52,7 @@ T = TypeVar("T")
 
 _VOCABULARY = 100_000  # characters of the documents that the embedded recogniser learns its words from
 _SPOKEN = 8  # findings: whoever listens cannot skip
+_STAGES = {"hearing_timeout": "writing down what was said", "answer_timeout": "the answer"}
 _TURNS = 100  # that a conversation has at most
 
 
@@ -194,7 +195,7 @@ async def _hear(
         remedy = "give --documents, or name a model: --model openai:gpt-5-mini"
         raise InputError("the offline model answers from documents alone, and none are given", remedy=remedy)
     pending = state.get("pending") or b""
-    sound = recording or (Sound(pending, HEARING_RATE) if pending else await _listened(microphone, given.patience))
+    sound = recording or (Sound(pending, HEARING_RATE) if pending else await _listened(microphone, given.patience, context))
     if sound is None:
         return {"over": True, "transcript": state.get("transcript", ""), "report": _conversation(state.get("messages", []))}
     words = await library.sample(_VOCABULARY) if given.documents else ""
@@ -210,22 +211,25 @@ async def _hear(
 def _checked(given: VoiceInput, *, own_ear: bool, own_voice: bool) -> Transcriber:
     """Everything that is wrong with what was asked for is told before anything is heard; raises InputError."""
     resolve_speaker(given.speaker, given.voice)
-    if given.speech:
-        check_wav_target("--speech", given.speech)
-    elif own_voice:
-        check_loudspeaker()
     if given.microphone and own_ear:
         check_microphone()
+    if given.speech:
+        check_wav_target("--speech", given.speech)
+    elif own_voice and given.microphone:
+        check_loudspeaker("ask by a recording: voice question.wav --speech answer.wav")
+    elif own_voice:
+        check_loudspeaker()
     if given.speech and given.audio and Path(given.speech).resolve() == Path(given.audio).resolve():
         raise InputError("--speech would overwrite the question", where=given.speech, remedy="choose another name")
     return resolve_transcriber(given.transcriber)
 
 
-async def _listened(microphone: Callable[[], Microphone], patience: float) -> Sound | None:
+async def _listened(microphone: Callable[[], Microphone], patience: float, context: RunContext) -> Sound | None:
     """What somebody says; None where nobody does."""
     async with microphone() as frames:
         listener = Listener(frames)
-        return await listener.finished() if await listener.began(patience) else None
+        tell("listening", patience=patience)
+        return await listener.finished() if await listener.began(patience, lambda: context.stopping) else None
 
 
 async def transcribed(sound: Sound, words: str, transcriber: Transcriber, context: RunContext) -> str:
@@ -254,7 +258,7 @@ async def _within(seconds: float, option: str, work: Awaitable[T]) -> T:
         if not clock.expired:
             raise
         remedy = f"raise --{option.replace('_', '-')}"
-        raise CallTimeoutError(f"it took longer than {seconds:g} s ({option})", remedy=remedy) from None
+        raise CallTimeoutError(f"{_STAGES[option]} took longer than {seconds:g} s ({option})", remedy=remedy) from None
 
 
 @dataclass

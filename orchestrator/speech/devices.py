@@ -65,9 +65,9 @@ def _devices(kind: str, purpose: str, instead: str) -> Any:
     return sounddevice
 
 
-def check_loudspeaker() -> None:
-    """Raises InputError where nothing could be played. Blocks: call it in a thread."""
-    _devices("output", "the loudspeaker", "write the answer to a file: --speech answer.wav")
+def check_loudspeaker(instead: str = "write the answer to a file: --speech answer.wav") -> None:
+    """Raises InputError where nothing could be played, with what to do `instead`. Blocks: call it in a thread."""
+    _devices("output", "the loudspeaker", instead)
 
 
 def check_microphone() -> None:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.controls import Controls
 from orchestrator.errors import InputError, OrchestratorError
-from orchestrator.models import resolve_model
 from orchestrator.speech.audio import HEARING_RATE, Sound
-from orchestrator.speech.remote import sent
+from orchestrator.speech.remote import endpoint, sent
 from orchestrator.text import nearest, one_line
 
 __all__ = ["Transcriber", "resolve_transcriber", "run_program"]
@@ -40,7 +39,7 @@ def resolve_transcriber(spec: str) -> Transcriber:
     """The transcriber that `spec` names; raises InputError where it cannot work, before anything is sent."""
     provider, _, model = spec.strip().partition(":")
     if provider == "openai" and model:
-        return _Endpoint(spec, resolve_model(spec.strip()))
+        return _Endpoint(spec, endpoint(spec, "--transcriber pocketsphinx"))
     if spec.strip() != EMBEDDED:
         near = nearest(spec, [EMBEDDED, "openai:whisper-1"])
         raise InputError(f"there is no transcriber {one_line(spec, 60)!r}", remedy=f"did you mean {near!r}?" if near else _FORM)
@@ -87,7 +86,8 @@ class _Endpoint:
 async def run_program(words: list[str], given: bytes, name: str) -> bytes:
     """What a program writes to stdout; it is killed when this is cancelled. Raises OrchestratorError where it fails."""
     pipe = asyncio.subprocess.PIPE
-    program = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe, stderr=pipe)
+    # In a session of its own: a Ctrl-C at the terminal is for this process, which ends the program where it has to.
+    program = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
     try:
         written, complained = await program.communicate(given)
     except BaseException:

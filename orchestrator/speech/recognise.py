@@ -16,6 +16,8 @@ import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
 
+__all__ = ["main"]
+
 _RATE = 16_000
 _LONG = 20 * _RATE * 2  # bytes: what is longer is taken utterance by utterance
 _SILENCE = _RATE // 2  # samples before and after: speech that begins at once is heard worse
@@ -116,8 +118,12 @@ def main() -> None:
     finally:
         if language:
             os.unlink(language)
-    heard = " ".join(text for part in _utterances(samples) if (text := _heard(decoder, part)))
-    sys.stdout.write(json.dumps({"text": heard}) + "\n")
+    parent, heard = os.getppid(), []
+    for part in _utterances(samples):
+        if os.getppid() != parent:  # it was killed: nobody waits for an answer any more
+            return
+        heard.append(_heard(decoder, part))
+    sys.stdout.write(json.dumps({"text": " ".join(filter(None, heard))}) + "\n")
 
 
 def _heard(decoder, samples: bytes) -> str:  # type: ignore[no-untyped-def]

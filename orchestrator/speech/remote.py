@@ -4,14 +4,23 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.controls import Controls
-from orchestrator.errors import ModelCallError
+from orchestrator.errors import InputError, ModelCallError, ModelSpecError
+from orchestrator.models import resolve_model
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-__all__ = ["sent"]
+__all__ = ["endpoint", "sent"]
 
 T = TypeVar("T")
+
+
+def endpoint(spec: str, instead: str) -> Any:
+    """The chat model of `openai:MODEL`, by whose client an audio endpoint is asked; raises InputError that names what to use instead."""
+    try:
+        return resolve_model(spec.strip())
+    except ModelSpecError as error:
+        raise InputError(error.what, where=error.where, remedy=f"set OPENAI_API_KEY or OPENAI_BASE_URL, or use {instead}") from error
 
 
 async def sent(model: Any, role: str, controls: Controls, ask: "Callable[[AsyncOpenAI, str], Awaitable[T]]") -> T:

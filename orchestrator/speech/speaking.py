@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.controls import Controls
 from orchestrator.errors import InputError, OrchestratorError
-from orchestrator.models import resolve_model
 from orchestrator.speech.audio import Sound, parse_wav
 from orchestrator.speech.hearing import run_program
-from orchestrator.speech.remote import sent
+from orchestrator.speech.remote import endpoint, sent
 from orchestrator.text import nearest, one_line
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def resolve_speaker(spec: str, voice: str = "") -> Speaker:
         )
     provider, _, model = spec.strip().partition(":")
     if provider == "openai" and model:
-        return _Endpoint(spec, resolve_model(spec.strip()), voice or "alloy")
+        return _Endpoint(spec, endpoint(spec, "--speaker espeak-ng"), voice or "alloy")
     if spec.strip() != PROGRAM:
         near = nearest(spec, [PROGRAM, "openai:gpt-4o-mini-tts"])
         raise InputError(f"there is no speaker {one_line(spec, 60)!r}", remedy=f"did you mean {near!r}?" if near else _FORM)
