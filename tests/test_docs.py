@@ -86,8 +86,8 @@ def test_relative_links_lead_to_files_and_headings(page: Path) -> None:
 def test_every_option_in_the_documentation_exists(page: Path) -> None:
     parser = run_parser(PROG)
     add_controls(parser)
-    for name in ("research", "wordcount", "assistant"):
-        add_fields(parser, load_workflow(name, folder=ROOT).input_model, name)
+    for path in sorted((ROOT / "workflows").glob("[a-z]*.py")):
+        add_fields(parser, load_workflow(path.stem, folder=ROOT).input_model, path.stem)
     parsers = (parser, batch_parser(), resume_parser(), trace_parser())
     known = {option for each in parsers for action in each._actions for option in action.option_strings} | VERB_OPTIONS
     assert set(_OPTION.findall(_prose(page))) - known - EXAMPLE_FIELDS - _fields_of_samples() == set()
