@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from agents import create_planner, create_researcher, create_verifier, create_writer
-from orchestrator import Workflow, create_supervisor, resume, run, stream
+from orchestrator import Workflow, create_supervisor, replay, resume, run, stream
 from orchestrator.errors import InputError
 from orchestrator.events import Event
 from orchestrator.graphs.tool_loop import create_tool_loop
 from orchestrator.graphs.voice import create_voice
+from orchestrator.progress import plain_lines
 from orchestrator.speech import HEARING_RATE, Sound, read_wav
 from orchestrator.speech.devices import FRAME_BYTES
 from orchestrator.testing import ModelServer, Reply, model_server
@@ -200,6 +201,11 @@ async def test_a_clarifying_question_waits_for_its_answer(tmp_path: Path, questi
     assert (tmp_path / "answer.wav").exists()
     paths = [request.path.rpartition("/")[2] for request in server.requests]
     assert paths == ["transcriptions", "completions", "completions", "speech"]
+    (tmp_path / "answer.wav").unlink()
+    monkeypatch.delenv("OPENAI_API_KEY")
+    replayed = await replay(waiting.run_id, db=db)
+    assert (replayed.identical, replayed.result.output["report"]) == (True, "You mean The old tower.")
+    assert not (tmp_path / "answer.wav").exists()
 
 
 async def test_at_the_microphone_a_clarifying_question_is_spoken_and_answered(question: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,3 +285,19 @@ async def test_what_cannot_work_is_told_before_anything_is_heard(tmp_path: Path,
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="espeak-ng is not installed"):
         await run("voice", {"audio": question, "speech": str(tmp_path / "a.wav")}, model="offline", db="memory://")
+
+
+async def test_what_a_hostile_endpoint_heard_and_answered_reaches_no_terminal(
+    tmp_path: Path, question: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = "\x1b]52;c;aGk=\x07\x1b[2Jold\x9b31m \u202etower\r\nis"
+    async with model_server(lambda _: Reply(text=f"{hostile}. It is {hostile}."), hears=hostile) as server:
+        used(server, monkeypatch)
+        given = {"audio": question, "speech": str(tmp_path / "answer.wav"), **REMOTE}
+        events = [event async for event in stream("voice", given, model=server.chat_model(), db="memory://")]
+    assert events[-1].fields["status"] == "complete", events[-1].fields["error"]
+    shown = "".join(line for event in events for line in plain_lines(event))
+    assert "old" in shown
+    assert [character for character in shown if not character.isprintable()] == []
+    assert events[-1].fields["output"]["transcript"].isprintable()
+    assert all(request.body["input"].isprintable() for request in server.requests if "input" in request.body)

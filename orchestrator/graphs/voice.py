@@ -145,10 +145,11 @@ def create_voice(
     `talk` answers a conversation, and tells its text in `token` events of its own name as it comes: a tool loop. `from_documents` answers
     a question where documents are given: `question` and `documents` in; `report`, `findings`, `gaps` and `sources` out.
     """
-    compiled = from_documents.compile(checkpointer=False) if isinstance(from_documents, StateGraph) else from_documents
+    role = talk.name
+    compiled = from_documents.compile(name="documents", checkpointer=False) if isinstance(from_documents, StateGraph) else from_documents
 
     async def hear(state: VoiceState, runtime: Runtime[Any]) -> dict[str, Any]:
-        return await _hear(state, RunContext.of(runtime), talk, microphone, loudspeaker)
+        return await _hear(state, RunContext.of(runtime), role, microphone, loudspeaker)
 
     async def answer(state: VoiceState, runtime: Runtime[Any]) -> dict[str, Any]:
         turn = _Turn(given_of(state), RunContext.of(runtime), talk, compiled, microphone, loudspeaker)
@@ -182,24 +183,30 @@ def after_answer(state: VoiceState) -> str:
 async def _hear(
     state: VoiceState,
     context: RunContext,
-    talk: Agent,
+    role: str,
     microphone: Callable[[], Microphone],
     loudspeaker: Callable[[], AbstractAsyncContextManager[Outlet]],
 ) -> dict[str, Any]:
     given = given_of(state)
-    transcriber = await asyncio.to_thread(_checked, given, own_ear=microphone is open_microphone, own_voice=loudspeaker is open_loudspeaker)
+    if given.microphone and _is_replayed(context):
+        raise InputError("a conversation at the microphone cannot be replayed: its sound was not kept")
+    transcriber = None
+    if not _is_replayed(context):  # for which nothing need be installed
+        transcriber = await asyncio.to_thread(
+            _checked, given, own_ear=microphone is open_microphone, own_voice=loudspeaker is open_loudspeaker
+        )
     recording = None if given.microphone else await asyncio.to_thread(read_wav, given.audio)
     if given.documents:
         library = await context.library(given.documents)  # before anything is heard: documents that cannot be read cost nothing
-    elif (await context.model(talk.name))._llm_type == "offline":
+    elif (await context.model(role))._llm_type == "offline":
         remedy = "give --documents, or name a model: --model openai:gpt-5-mini"
         raise InputError("the offline model answers from documents alone, and none are given", remedy=remedy)
     pending = state.get("pending") or b""
     sound = recording or (Sound(pending, HEARING_RATE) if pending else await _listened(microphone, given.patience, context))
-    if sound is None:
+    if sound is None:  # nobody speaks any more
         return {"over": True, "transcript": state.get("transcript", ""), "report": _conversation(state.get("messages", []))}
     words = await library.sample(_VOCABULARY) if given.documents else ""
-    text = await _within(given.hearing_timeout, "hearing_timeout", transcribed(sound, words, transcriber, context))
+    text = await _within(given.hearing_timeout, "hearing_timeout", transcribed(sound, words, given.transcriber, transcriber, context))
     tell("heard", text=text, seconds=round(sound.seconds, 3))
     if not text and not given.microphone:
         raise OrchestratorError(
@@ -232,19 +239,24 @@ async def _listened(microphone: Callable[[], Microphone], patience: float, conte
         return await listener.finished() if await listener.began(patience, lambda: context.stopping) else None
 
 
-async def transcribed(sound: Sound, words: str, transcriber: Transcriber, context: RunContext) -> str:
-    """What is said in a sound. It is a tool call of the run: counted, traced, and kept in its journal. Raises OrchestratorError."""
+async def transcribed(sound: Sound, words: str, spec: str, transcriber: Transcriber | None, context: RunContext) -> str:
+    """What is said in a sound. It is a tool call of the run: traced, and kept in its journal. Raises OrchestratorError.
+
+    `transcriber` is the one that `spec` names, None where the journal is to have the answer.
+    """
 
     async def hear(sha256: str, seconds: float) -> str:
+        if transcriber is None:
+            raise OrchestratorError("nobody is there to hear: the run that is replayed heard something else")
         return await transcriber.hear(sound, words, context.controls)
 
-    limits = {"read_only": True, "max_concurrency": transcriber.at_once}
+    limits = {"read_only": True, "max_concurrency": transcriber.at_once if transcriber else 1}
     tool = StructuredTool.from_function(coroutine=hear, name="hear", description="Write down what is said.", metadata=limits)
-    digest = hashlib.sha256(f"{sound.rate} {transcriber.name} {words}".encode() + sound.samples).hexdigest()
+    digest = hashlib.sha256(f"{sound.rate} {spec} {words}".encode() + sound.samples).hexdigest()
     args = {"sha256": digest, "seconds": round(sound.seconds, 3)}
     message = await context.call_tool(tool, {"name": "hear", "args": args, "id": digest[:24], "type": "tool_call"})
     if message.status == "error":
-        raise OrchestratorError(str(message.content), where=f"transcriber {transcriber.name}")
+        raise OrchestratorError(str(message.content), where=f"transcriber {spec}")
     return one_line(message.text, 20_000)
 
 
@@ -326,6 +338,10 @@ class _Turn:
     async def _speak(self, sentences: "asyncio.Queue[str | None]") -> None:
         """A voice that fails costs the sound, not the answer; then no file is left that would be half an answer."""
         given = self.given
+        if _is_replayed(self.context):  # a replay makes no connection and writes no file: what was written down is compared
+            async for _ in _until_none(sentences):
+                pass
+            return
         try:
             speaker = await asyncio.to_thread(resolve_speaker, given.speaker, given.voice)
             async with open_wav(Path(given.speech)) if given.speech else self.loudspeaker() as outlet:
@@ -367,6 +383,10 @@ async def _or_speech(work: Coroutine[Any, Any, T], listener: Listener | None) ->
         for task in (working, hearing):
             task.cancel()
         await asyncio.gather(working, hearing, return_exceptions=True)
+
+
+def _is_replayed(context: RunContext) -> bool:
+    return context.terms.journal is not None and context.terms.journal.mode == "replay"
 
 
 async def _asking(text: str, feed: Callable[[str], None]) -> Answer:
