@@ -208,6 +208,21 @@ async def test_a_clarifying_question_waits_for_its_answer(tmp_path: Path, questi
     assert not (tmp_path / "answer.wav").exists()
 
 
+async def test_the_model_may_call_the_tools_that_are_named(tmp_path: Path, question: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reply(body: dict[str, Any]) -> Reply:
+        last = body["messages"][-1]
+        return Reply(text=f"It is {last['content']}.") if last["role"] == "tool" else Reply(calls=[("calculator", {"expression": "6 * 7"})])
+
+    async with model_server(reply, hears="What is six times seven?") as server:
+        used(server, monkeypatch)
+        given = {"audio": question, "speech": str(tmp_path / "answer.wav"), "tools": ["calculator"], **REMOTE}
+        result = await run("voice", given, model=server.chat_model(), db="memory://")
+    assert (result.status, result.error) == ("complete", None)
+    assert "42" in result.output["report"]
+    offered = [tool["function"]["name"] for tool in server.requests[1].body["tools"]]
+    assert offered == ["calculator", "ask_user"]
+
+
 async def test_at_the_microphone_a_clarifying_question_is_spoken_and_answered(question: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spoken = await asyncio.to_thread(lambda: frames_of(read_wav(question)))
     turns = iter([spoken, spoken, []])

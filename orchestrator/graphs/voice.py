@@ -63,6 +63,8 @@ class VoiceInput(BaseModel):
     microphone: bool = Field(default=False, description="listen to the microphone instead, and go on until nobody speaks any more")
     speech: str = Field(default="", description="the WAV file that the answer is written to, instead of the loudspeaker")
     documents: list[str] = Field(default=[], description="files, folders and globs to answer from; without them the model answers itself")
+    tools: list[str] = Field(default=[], description="which tools the model may call; without it all that are configured")
+    allow_hosts: list[str] = Field(default=[], description="hosts that tools which fetch may ask")
     transcriber: str = Field(default="pocketsphinx", description="pocketsphinx, or openai:MODEL for any /v1/audio/transcriptions")
     speaker: str = Field(default="espeak-ng", description="espeak-ng, or openai:MODEL for any /v1/audio/speech")
     voice: str = Field(default="", description="the speaker's voice, such as en-us or alloy")
@@ -106,6 +108,8 @@ class VoiceState(VoiceOutput):
     audio: str
     microphone: bool
     documents: list[str]
+    tools: list[str]
+    allow_hosts: list[str]
     transcriber: str
     speaker: str
     voice: str
@@ -143,7 +147,8 @@ def create_voice(
     """A graph VoiceInput -> VoiceOutput, ready to compile.
 
     `talk` answers a conversation, and tells its text in `token` events of its own name as it comes: a tool loop. `from_documents` answers
-    a question where documents are given: `question` and `documents` in; `report`, `findings`, `gaps` and `sources` out.
+    a question where documents are given: `question` and `documents` in; `report`, `findings`, `gaps` and `sources` out. `talk` is given
+    `tools` and `allow_hosts`, too, where its state has them.
     """
     role = talk.name
     compiled = from_documents.compile(name="documents", checkpointer=False) if isinstance(from_documents, StateGraph) else from_documents
@@ -356,13 +361,18 @@ class _Turn:
             return await self._from_documents(wanted, feed)
         self.context.terms.heard = True  # whoever speaks an answer reads its tokens, though nobody may read the run's events
         telling = Telling(self.talk.name, feed)
+        further: dict[str, Any] = {
+            key: value for key in ("tools", "allow_hosts") if key in self.talk.channels and (value := getattr(self.given, key))
+        }
         with overhearing(telling):
-            told = await call_agent(self.talk, {"messages": list(messages)}, self.context)
+            told = await call_agent(self.talk, {"messages": list(messages), **further}, self.context)
         telling.finish(told["answer"])
         return Answer(told["answer"], told["answer"])
 
     async def _from_documents(self, question: str, feed: Callable[[str], None]) -> Answer:
-        came = await call_agent(self.from_documents, {"question": question, "documents": self.given.documents}, self.context)
+        asked = {"question": question, "documents": self.given.documents, "allow_hosts": self.given.allow_hosts}
+        wanted = {key: value for key, value in asked.items() if key in self.from_documents.channels}
+        came = await call_agent(self.from_documents, wanted, self.context)
         findings: list[Finding] = came["findings"]
         for sentence in (sentences := _sentences_of(findings, came["sources"])):
             feed(sentence)
