@@ -134,6 +134,7 @@ def test_sentences_of_a_stream() -> None:
     assert said("\x1b[31mred\x1b[0m \u202eword. ", "***") == ["red word."]
     assert [len(part) <= 400 for part in said("word " * 200)] == [True] * 3
     assert said("", " \n", "...") == []
+    assert said("It is `max_turns`, _not_ __all__.") == ["It is max turns, not all."]
 
 
 def test_what_was_spoken_before_a_retry_is_not_spoken_again() -> None:

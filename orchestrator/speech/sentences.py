@@ -18,7 +18,8 @@ _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 _MARK = re.compile(r"\s*\[\d+\]")
 _URL = re.compile(r"https?://([^\s/]+)\S*")
-_MARKUP = re.compile(r"(?m)^\s{0,3}(?:#{1,6}|>|[-*+•])\s+|[*_`~|]{1,3}(?=\S)|(?<=\S)[*_`~|]{1,3}")
+_MARKUP = re.compile(r"(?m)^\s{0,3}(?:#{1,6}|>|[-*+•])\s+|[*`~|]{1,3}(?=\S)|(?<=\S)[*`~|]{1,3}")
+_JOINED = re.compile(r"(?<=[^\W_])_+(?=[^\W_])")  # of max_turns; at the edge of a word it is markup
 
 
 class Sentences:
@@ -58,5 +59,5 @@ def spoken(text: str) -> str:
     """A text as it is said: without markup, code, citation marks and addresses; "" where nothing is left that could be said."""
     text = _MARK.sub("", _CODE.sub(" ", text))
     text = _URL.sub(r"\1", _LINK.sub(r"\1", text))
-    said = " ".join(printable(_MARKUP.sub("", text)).split())
+    said = " ".join(printable(_JOINED.sub(" ", _MARKUP.sub("", text)).replace("_", "")).split())
     return said if any(character.isalnum() for character in said) else ""
