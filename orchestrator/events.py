@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["RUN_ID", "Event", "EventKind", "current_branch", "in_branch", "listening", "new_run_id", "tell"]
+__all__ = ["RUN_ID", "Event", "EventKind", "current_branch", "in_branch", "listening", "new_run_id", "overhearing", "tell"]
 
 EventKind = Literal[
     "run_started",  # workflow, model, reason, notes, attempt, limits: those set on the whole run, by name, used: by earlier attempts
@@ -34,6 +34,12 @@ EventKind = Literal[
     "question",  # name, asks: "clarify" | "plan" | "tools" | "custom", text, detail, choices, takes: the run or a branch waits for it
     "asking",  # questions: their names; a person at the terminal is asked now, so nobody else should write there
     "answered",  # questions: the names of those that were answered
+    "listening",  # patience: a microphone is open, and so many seconds of silence end the conversation
+    "heard",  # text, seconds: what somebody said, written down; text is "" where no word was understood
+    "saying",  # number, text: the sentence of an answer that is made into sound now
+    "audio",  # number, seconds: the sound of that sentence, which begins now
+    "spoken",  # sentences, seconds, file: an answer was spoken to its end; file is "" for the loudspeaker
+    "interrupted",  # said: sentences of the answer that were begun when somebody spoke
     "report",  # markdown characters, findings, gaps
     "custom",  # data: what a node wrote to LangGraph's stream; may be dropped where the consumer is slow
     "dropped",  # count: of token and custom events that a slow consumer was spared
@@ -81,6 +87,19 @@ def listening(listener: Callable[[Event], None]) -> Iterator[None]:
 
 
 @contextmanager
+def overhearing(listener: Callable[[Event], None]) -> Iterator[None]:
+    """Every event told inside, in every task started inside, goes to `listener` before it goes where it would go anyway."""
+    outer = _listener.get()
+
+    def both(event: Event) -> None:
+        listener(event)
+        _deliver(event, outer)
+
+    with listening(both):
+        yield
+
+
+@contextmanager
 def in_branch(task_id: str) -> Iterator[None]:
     """Every event told inside belongs to the branch of this task."""
     token = _branch.set(task_id)
@@ -97,8 +116,10 @@ def current_branch() -> str | None:
 
 def tell(kind: EventKind, *, branch: str | None = None, role: str | None = None, **fields: Any) -> None:
     """Tell an event to the run's listener; without one to LangGraph's custom stream, and outside a graph to nobody."""
-    event = Event(kind, fields, branch or _branch.get(), role)
-    listener = _listener.get()
+    _deliver(Event(kind, fields, branch or _branch.get(), role), _listener.get())
+
+
+def _deliver(event: Event, listener: Callable[[Event], None] | None) -> None:
     if listener is not None:
         listener(event)
         return

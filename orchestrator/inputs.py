@@ -231,4 +231,6 @@ def _problem(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
         return f"{path!r} is no field of the input", f"Did you mean {near!r}?" if near else fields
     message = detail["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
+    if not detail["loc"]:  # a rule about several fields
+        return message, ""
     return f"{path!r}: {message}, got {one_line(repr(detail['input']), 80)}", ""

@@ -19,6 +19,7 @@ __all__ = ["open_live", "render"]
 _SYMBOLS = {"waiting": ("·", "-"), "active": ("●", "*"), "ok": ("✓", "+"), "spare": ("–", "=")}
 _LOST = ("✗", "x")
 _STYLES = {"waiting": "dim", "active": "cyan", "ok": "green", "spare": "dim"}
+_PRINTED = {"run_started", "documents", "listening", "heard", "saying", "spoken", "interrupted"}  # above the view
 _COMPACT = 12  # a finished run with no more branches than this leaves all of them on the screen
 _REFRESHES = 8  # a second
 
@@ -53,7 +54,7 @@ def open_live(stream: TextIO) -> Iterator[Callable[[Event], None]]:
             drawn.stop()
         elif event.kind not in ("answered", "result"):
             drawn.start()
-        if event.kind in ("run_started", "documents"):
+        if event.kind in _PRINTED:
             _print_lines(console, plain_lines(event))
         elif event.kind == "plan" and event.fields.get("merged"):
             _print_lines(console, [line for line in plain_lines(event) if line.startswith("  merged")])

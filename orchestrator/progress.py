@@ -372,11 +372,26 @@ def _fallback_lines(event: Event) -> list[str]:
     return [f"{_whose(event)}{failed} failed, asking {then} instead: {one_line(event.fields.get('error') or '')}"]
 
 
+def _heard_lines(event: Event) -> list[str]:
+    said = one_line(event.fields.get("text") or "", 400)
+    return [f"heard: {said}" if said else "heard no words"]
+
+
+def _spoken_lines(event: Event) -> list[str]:
+    file, seconds = one_line(event.fields.get("file") or "", 200), float(event.fields.get("seconds") or 0.0)
+    return [f"speech: {file}, {seconds:.1f} s"] if file else []
+
+
 _LINES: dict[str, Callable[[Event], list[str]]] = {
     "run_started": _run_lines,
     "documents": _documents_lines,
     "plan": _plan_lines,
     "branch_finished": _branch_lines,
+    "listening": lambda event: [f"listening: speak now; {float(event.fields.get('patience') or 0):g} s of silence end it"],
+    "heard": _heard_lines,
+    "saying": lambda event: [f"says: {one_line(event.fields.get('text') or '', 400)}"],
+    "spoken": _spoken_lines,
+    "interrupted": lambda event: ["interrupted"],
     "step_finished": _step_lines,
     "tool_started": lambda event: [f"  {tool_line(event)}"] if event.branch is None else [],
     "throttled": lambda event: [_slowed(event.fields)],

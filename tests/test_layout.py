@@ -24,7 +24,7 @@ GROUPS = (
     ("journal",),
     ("terms", "fetch", "joining", "flights", "interrupts", "repeats"),
     ("models", "tools"),
-    ("calling",),
+    ("calling", "speech"),
     ("calls",),
     ("door",),
     ("context",),

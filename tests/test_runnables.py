@@ -1,5 +1,6 @@
 """Every shipped workflow is a LangChain Runnable: what LangChain and LangGraph do with one works on its graph."""
 
+import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -11,7 +12,7 @@ from langchain_core.runnables import Runnable, RunnableLambda
 
 from orchestrator import context
 from orchestrator.errors import RefusedError
-from orchestrator.testing import ModelServer, Reply, agents_script, model_server
+from orchestrator.testing import ModelServer, Reply, agents_script, model_server, tone
 
 ROOT = Path(__file__).parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.py") if not path.stem.startswith("_"))
@@ -22,6 +23,15 @@ SCRIPT: Mapping[str | None, Any] = {
     "read_passage": "Nothing limits it.",
 }
 
+
+def spoken(documents: Path) -> dict[str, Any]:
+    """A recording of its own, as two runs at once may not write one file."""
+    folder = Path(tempfile.mkdtemp(dir=documents.parent))
+    (folder / "question.wav").write_bytes(tone("What limits a resume?"))
+    by = {"transcriber": "openai:whisper-1", "speaker": "openai:tts-1"}
+    return {"audio": str(folder / "question.wav"), "speech": str(folder / "answer.wav"), "documents": [str(documents)], **by}
+
+
 # An input of each workflow, given a folder of documents; its keys are the graph's own. A new workflow gets a line here.
 EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "assistant": lambda documents: {"messages": [{"role": "user", "content": "What is the time?"}], "tools": ["clock"]},
@@ -30,6 +40,7 @@ EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "pipeline": lambda documents: {"text": "The service was slow but the food was wonderful."},
     "research": lambda documents: {"question": "What limits the depth of a resume?", "documents": [str(documents)]},
     "summarize": lambda documents: {"documents": [str(documents)]},
+    "voice": spoken,
     "wordcount": lambda documents: {"texts": ["one two three", "four five"]},
 }
 

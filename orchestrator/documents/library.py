@@ -86,6 +86,10 @@ class Library:
         """The whole text of a document, None when it is not in the library."""
         return await self._run(lambda: self._text(self._by_uri.get(uri)))
 
+    async def sample(self, characters: int) -> str:
+        """Text of the documents, of each as much as there is room for when all have a part: about `characters` in all."""
+        return await self._run(lambda: self._sample(characters))
+
     async def source(self, uri: str) -> Source | None:
         """The source of this uri, None when it is not in the library."""
         document = self._by_uri.get(uri)
@@ -167,6 +171,17 @@ class Library:
         while found.end < end < len(text) and not text[end].isspace():
             end -= 1
         return Passage(found.id, found.source, text[start:end], start, end, found.score)
+
+    def _sample(self, characters: int) -> str:
+        documents = sorted({document for document in self._by_uri.values() if document >= 0})
+        share = max(2_000, characters // max(1, len(documents)))
+        parts: list[str] = []
+        for document in documents:
+            if characters <= 0:
+                break
+            parts.append((self._text(document) or "")[: min(share, characters)])
+            characters -= len(parts[-1])
+        return "\n".join(parts)
 
     def _text(self, document: int | None) -> str | None:
         if document is None:

@@ -6,6 +6,7 @@ with model_server(agents_script()) as server:
 """
 
 from orchestrator.testing.answers import agents_script
+from orchestrator.testing.audio import tone
 from orchestrator.testing.cassettes import replay_cassette, save_cassette
 from orchestrator.testing.faults import FAULTS, fault, faulty, mixed, rate_limited
 from orchestrator.testing.replies import Fault, Overlong, Reply, Request, Responder, answer_for
@@ -28,4 +29,5 @@ __all__ = [
     "rate_limited",
     "replay_cassette",
     "save_cassette",
+    "tone",
 ]

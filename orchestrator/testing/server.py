@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from orchestrator.models.connection import LazyClient, LoopClient
+from orchestrator.testing.audio import Hears, Says, audio_reply, form_of, tone
 from orchestrator.testing.replies import Reply, Request, Responder, TokenUsage, as_reply
 from orchestrator.testing.wire import send
 
@@ -23,24 +24,44 @@ if TYPE_CHECKING:
 __all__ = ["ModelServer", "model_server"]
 
 
-def model_server(reply: Responder | Iterable[Any] = (), *, usage: TokenUsage = (12, 8), capacity: int | None = None) -> "ModelServer":
+def model_server(
+    reply: Responder | Iterable[Any] = (),
+    *,
+    usage: TokenUsage = (12, 8),
+    capacity: int | None = None,
+    hears: Hears = "What is it?",
+    says: Says = tone,
+) -> "ModelServer":
     """A server for `with` or `async with`; `reply` answers each request, or is a script of replies taken one after the other.
 
-    `usage` is that of answers that are no Reply; with more than `capacity` requests in flight the next one gets a 503.
+    `usage` is that of answers that are no Reply; with more than `capacity` requests in flight the next one gets a 503. `hears`: the
+    transcript of every recording, or a function of the WAV file's bytes. `says`: the sound of every text, or a function of the text.
     """
-    return ModelServer(reply, usage=usage, capacity=capacity)
+    return ModelServer(reply, usage=usage, capacity=capacity, hears=hears, says=says)
 
 
 class ModelServer:
-    """`base_url` answers POST /chat/completions and GET /models; `requests` has what came, `in_flight_peak` the most at once."""
+    """`base_url` answers POST /chat/completions, /audio/transcriptions and /audio/speech, and GET /models.
 
-    def __init__(self, reply: Responder | Iterable[Any] = (), *, usage: TokenUsage = (12, 8), capacity: int | None = None) -> None:
+    `requests` has what came, `in_flight_peak` the most at once.
+    """
+
+    def __init__(
+        self,
+        reply: Responder | Iterable[Any] = (),
+        *,
+        usage: TokenUsage = (12, 8),
+        capacity: int | None = None,
+        hears: Hears = "What is it?",
+        says: Says = tone,
+    ) -> None:
         self.requests: list[Request] = []
         self.in_flight = 0
         self.in_flight_peak = 0
         self._reply = reply if callable(reply) else _in_order(reply)
         self._usage = usage
         self._capacity = capacity
+        self._hears, self._says = hears, says
         self._refusing = False
         self._problem: Exception | None = None
         self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
@@ -176,12 +197,14 @@ class ModelServer:
     async def _reply_to(self, request: Request) -> Reply:
         if request.path.endswith("/models"):
             return Reply(body={"object": "list", "data": [{"id": "test-model", "object": "model", "created": 0, "owned_by": "test"}]})
-        if not request.path.endswith("/chat/completions"):
+        if not request.path.endswith(("/chat/completions", "/audio/transcriptions", "/audio/speech")):
             return Reply.error(404, f"there is nothing at {request.path}")
         self.requests.append(request)
         if self._capacity is not None and self.in_flight > self._capacity:
             return Reply.error(503, "at capacity")
         try:
+            if (audio := await audio_reply(request, self._hears, self._says)) is not None:
+                return audio
             answer = self._reply(request.body)
             return as_reply(await answer if inspect.isawaitable(answer) else answer, self._usage)
         except Exception as error:  # noqa: BLE001 - raised again where the server is left; a test that sees an HTTP 400 would not know why
@@ -230,4 +253,6 @@ async def _read_request(reader: asyncio.StreamReader) -> Request | None:
     first, *lines = head.rstrip().split("\r\n")
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     body = await reader.readexactly(int(headers.get("content-length", "0")))
-    return Request(first.split(" ")[1], headers, json.loads(body) if body else {}, at)
+    kind = headers.get("content-type", "")
+    read = form_of(kind, body) if kind.startswith("multipart/") else json.loads(body) if body else {}
+    return Request(first.split(" ")[1], headers, read, at)

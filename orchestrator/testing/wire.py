@@ -56,6 +56,8 @@ async def _send_whole(writer: asyncio.StreamWriter, body: bytes, kind: str, repl
 def _fixed_body(reply: Reply) -> tuple[bytes, str] | None:
     if reply.body is not None:
         body = reply.body
+        if isinstance(body, bytes) and body[:4] == b"RIFF":
+            return body, "audio/wav"
         return (body if isinstance(body, bytes) else (body if isinstance(body, str) else json.dumps(body)).encode()), "application/json"
     return _BODIES.get(reply.fault or "")
 

@@ -1,0 +1,255 @@
+"""Where speech comes from and goes to: a microphone, a loudspeaker, a WAV file."""
+
+import asyncio
+import contextlib
+import os
+import tempfile
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from orchestrator.errors import InputError, OrchestratorError
+from orchestrator.speech.audio import HEARING_RATE, Sound, wav_header
+from orchestrator.text import one_line
+
+__all__ = [
+    "FRAME_BYTES",
+    "FRAME_SECONDS",
+    "Microphone",
+    "Outlet",
+    "check_loudspeaker",
+    "check_microphone",
+    "check_wav_target",
+    "open_loudspeaker",
+    "open_microphone",
+    "open_wav",
+]
+
+FRAME_SECONDS = 0.03
+FRAME_BYTES = int(HEARING_RATE * FRAME_SECONDS) * 2
+"""Of one piece of what a microphone hears: 16-bit samples, mono, 16 kHz."""
+
+_KEPT = 1_000  # frames that wait for whoever listens: half a minute; older ones are dropped
+_PATIENCE = 10.0  # seconds that a device may take longer than the sound lasts
+
+
+class Outlet(Protocol):
+    """Where sounds go, one after the other."""
+
+    async def play(self, sound: Sound) -> None:
+        """Returns when the sound was heard, or is written; cancelled, it falls silent at once. Raises OrchestratorError."""
+        ...
+
+
+Microphone = AbstractAsyncContextManager[AsyncIterator[bytes]]
+"""Opened, it gives frames of FRAME_BYTES as they are heard."""
+
+
+def _devices(kind: str, purpose: str, instead: str) -> Any:
+    """The library of sound devices, where there is such a device; raises InputError."""
+    try:
+        import sounddevice  # type: ignore[import-untyped]
+    except (ImportError, OSError) as error:  # OSError: the library PortAudio is not there
+        what = "sounddevice is not installed" if isinstance(error, ImportError) else "PortAudio is not installed"
+        raise InputError(
+            f"{purpose} cannot be used: {what}",
+            remedy=f'pip install "orchestrator[voice]" (and apt-get install libportaudio2), or {instead}',
+        ) from error
+    try:
+        sounddevice.query_devices(kind=kind)
+    except (sounddevice.PortAudioError, ValueError) as error:
+        raise InputError(f"there is no {purpose.removeprefix('the ')} on this machine", remedy=instead) from error
+    return sounddevice
+
+
+def check_loudspeaker(instead: str = "write the answer to a file: --speech answer.wav") -> None:
+    """Raises InputError where nothing could be played, with what to do `instead`. Blocks: call it in a thread."""
+    _devices("output", "the loudspeaker", instead)
+
+
+def check_microphone() -> None:
+    """Raises InputError where nothing could be heard. Blocks: call it in a thread."""
+    _devices("input", "the microphone", "name a recording: voice question.wav")
+    if find_spec("pocketsphinx") is None:
+        what = "pocketsphinx, which hears where speech begins and ends, is not installed"
+        raise InputError(what, remedy='pip install "orchestrator[voice]"')
+
+
+@asynccontextmanager
+async def open_microphone() -> AsyncGenerator[AsyncIterator[bytes], None]:
+    """The machine's own microphone; raises InputError where there is none."""
+    library = await asyncio.to_thread(_devices, "input", "the microphone", "name a recording: voice question.wav")
+    loop = asyncio.get_running_loop()
+    kept: deque[bytes] = deque(maxlen=_KEPT)
+    something = asyncio.Event()
+
+    def heard(frame: bytes) -> None:
+        kept.append(frame)
+        something.set()
+
+    def told(data: Any, frames: int, time: Any, status: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            loop.call_soon_threadsafe(heard, bytes(data))
+
+    async def frames() -> AsyncGenerator[bytes, None]:
+        while True:
+            while kept:
+                yield kept.popleft()
+            something.clear()
+            try:
+                await asyncio.wait_for(something.wait(), _PATIENCE)
+            except TimeoutError:
+                raise OrchestratorError(
+                    "the microphone fell silent: no sound came from the device", remedy="plug it in, and resume the run"
+                ) from None
+
+    def opened() -> Any:
+        stream = library.RawInputStream(samplerate=HEARING_RATE, channels=1, dtype="int16", blocksize=FRAME_BYTES // 2, callback=told)
+        stream.start()
+        return stream
+
+    stream = await _device(library, opened)
+    try:
+        yield frames()
+    finally:
+        await asyncio.shield(asyncio.to_thread(stream.close))
+
+
+@asynccontextmanager
+async def open_loudspeaker() -> AsyncGenerator[Outlet, None]:
+    """The machine's own loudspeaker; raises InputError where there is none."""
+    yield _Loudspeaker(await asyncio.to_thread(_devices, "output", "the loudspeaker", "write the answer to a file: --speech answer.wav"))
+
+
+class _Loudspeaker:
+    def __init__(self, library: Any) -> None:
+        self._library = library
+
+    async def play(self, sound: Sound) -> None:
+        loop, over = asyncio.get_running_loop(), asyncio.Event()
+        left = memoryview(sound.samples)
+
+        def wanted(data: Any, frames: int, time: Any, status: Any) -> None:
+            nonlocal left
+            size = min(len(data), len(left))
+            data[:size], data[size:] = left[:size], bytes(len(data) - size)
+            left = left[size:]
+            if not left:
+                raise self._library.CallbackStop
+
+        def ended() -> None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(over.set)
+
+        def opened() -> Any:
+            stream = self._library.RawOutputStream(
+                samplerate=sound.rate, channels=1, dtype="int16", callback=wanted, finished_callback=ended
+            )
+            stream.start()
+            return stream
+
+        stream = await _device(self._library, opened)
+        try:
+            await asyncio.wait_for(over.wait(), sound.seconds + _PATIENCE)
+        except TimeoutError:
+            raise OrchestratorError("the loudspeaker does not play: the device takes no sound") from None
+        finally:
+            await asyncio.shield(asyncio.to_thread(_silence, stream))
+
+
+def _silence(stream: Any) -> None:
+    stream.abort()
+    stream.close()
+
+
+async def _device(library: Any, opened: Any) -> Any:
+    try:
+        return await asyncio.to_thread(opened)
+    except library.PortAudioError as error:
+        raise OrchestratorError(f"the sound device cannot be opened: {one_line(error)}", remedy="is another program using it?") from error
+
+
+def check_wav_target(option: str, given: str) -> Path:
+    """The path of a WAV file that may be written; raises InputError, and writes nothing. Blocks: call it in a thread."""
+    path = Path(given).expanduser()
+    try:
+        if "\0" in given or not given.strip() or path.is_dir():
+            raise InputError(f"{option} names no file", where=given, remedy=f"give {option} answer.wav")
+        if not path.parent.is_dir():
+            raise InputError(f"{option}: the folder {str(path.parent)!r} does not exist", where=given, remedy="make the folder first")
+        if not os.access(path.parent, os.W_OK):
+            raise InputError(f"{option} cannot be written: no permission", where=given, remedy="choose a folder that you may write to")
+        if path.exists():
+            if not path.is_file():
+                raise InputError(f"{option} is no regular file", where=given, remedy=f"give {option} answer.wav")
+            with path.open("rb") as opened:
+                head = opened.read(12)
+            if head and (head[:4] != b"RIFF" or head[8:] != b"WAVE"):
+                raise InputError(f"{option} is there and holds no sound: it is not overwritten", where=given, remedy="choose another name")
+    except OSError as error:
+        raise InputError(f"{option} cannot be used: {error.strerror}", where=given) from error
+    return path
+
+
+@asynccontextmanager
+async def open_wav(path: Path) -> AsyncGenerator[Outlet, None]:
+    """A WAV file that is there once all is written: what ends before that leaves whatever was there. Raises OrchestratorError."""
+    file = await asyncio.to_thread(_WavFile, path)
+    try:
+        yield file
+    except BaseException:
+        await asyncio.shield(asyncio.to_thread(file.discard))
+        raise
+    await asyncio.to_thread(file.finish)
+
+
+class _WavFile:
+    def __init__(self, path: Path) -> None:
+        path = path.expanduser()
+        self._path, self._rate, self._size = path, 0, 0
+        try:
+            handle, self._name = tempfile.mkstemp(dir=path.parent, prefix=".speech.")
+        except OSError as error:
+            raise OrchestratorError(f"the answer's sound cannot be written: {error.strerror}", where=str(path)) from error
+        self._file: BinaryIO = os.fdopen(handle, "wb")
+        self._file.write(wav_header(HEARING_RATE, 0))
+
+    async def play(self, sound: Sound) -> None:
+        self._rate = self._rate or sound.rate
+        await asyncio.to_thread(self._append, sound)
+
+    def _append(self, sound: Sound) -> None:
+        samples = sound.at(self._rate).samples
+        try:
+            self._file.write(samples)
+            self._file.flush()
+        except OSError as error:
+            raise OrchestratorError(f"the answer's sound cannot be written: {error.strerror}", where=str(self._path)) from error
+        self._size += len(samples)
+
+    def finish(self) -> None:
+        """Put the file in its place; where nothing was spoken there is none."""
+        if not self._size:
+            return self.discard()
+        try:
+            self._file.seek(0)
+            self._file.write(wav_header(self._rate, self._size))
+            self._file.close()
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(self._name, 0o666 & ~mask)
+            os.replace(self._name, self._path)
+        except OSError as error:
+            self.discard()
+            raise OrchestratorError(f"the answer's sound cannot be written: {error.strerror}", where=str(self._path)) from error
+        return None
+
+    def discard(self) -> None:
+        """Leave what was there."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._name)
