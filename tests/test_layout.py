@@ -2,10 +2,10 @@
 
 import ast
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("orchestrator", "agents", "workflows")
@@ -69,9 +69,19 @@ def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def broken(paths: Iterable[Path], found: Callable[[Path], Any]) -> dict[str, Any]:
+    """What is wrong, by file; nothing where a rule holds."""
+    return {name(path): wrong for path in paths if (wrong := found(path))}
+
+
 def imported(path: Path) -> Iterator[str]:
     """Dotted names that a file imports, wherever in the file."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -81,14 +91,12 @@ def imported(path: Path) -> Iterator[str]:
 
 def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
     """Every function and method of a file, nested ones too."""
-    return [
-        node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
+    return [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
 def definitions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
     """The functions and classes at the top of a file."""
-    body = ast.parse(path.read_text(encoding="utf-8")).body
+    body = tree(path).body
     return [node for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
 
 
@@ -98,17 +106,12 @@ def engine_modules(path: Path) -> set[str]:
     return {part[1] for part in parts if part[0] == "orchestrator" and len(part) > 1 and part[1] in RANK}
 
 
-@pytest.mark.parametrize("path", CHECKED, ids=name)
-def test_a_file_has_at_most_500_lines(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
+def test_a_file_has_at_most_500_lines() -> None:
+    assert broken(CHECKED, lambda path: max(0, len(path.read_text(encoding="utf-8").splitlines()) - 500)) == {}
 
 
-@pytest.mark.parametrize("path", CHECKED, ids=name)
-def test_a_function_has_at_most_60_lines(path: Path) -> None:
-    functions = [
-        node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
-    assert [node.name for node in functions if (node.end_lineno or 0) - node.lineno >= 60] == []
+def test_a_function_has_at_most_60_lines() -> None:
+    assert broken(CHECKED, lambda path: [node.name for node in functions(path) if (node.end_lineno or 0) - node.lineno >= 60]) == {}
 
 
 def test_most_functions_are_short() -> None:
@@ -121,30 +124,36 @@ def module_of(path: Path) -> str:
     return path.relative_to(ROOT / "orchestrator").parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if path.is_relative_to(ROOT / "orchestrator")], ids=name)
-def test_a_module_imports_only_from_the_left(path: Path) -> None:
+ENGINE = [path for path in SOURCES if path.is_relative_to(ROOT / "orchestrator")]
+FAMILIES = (
+    {"workflow", "places", "importing", "inputs", "drawing"},
+    {"progress", "live", "transcript", "output", "history"},
+    {"cli", "following", "talking", "verbs", "options", "limits", "stopping"}
+    | {"batch_command", "resume_command", "trace_command", "memory_command", "new_command"},
+)
+
+
+def used_from_the_right(path: Path) -> set[str]:
     module = module_of(path)
     if module == "__init__":
-        return  # the public face names modules of every group, lazily
-    assert module in RANK, f"{module} has no place in the import rule"
-    peers = (
-        {"workflow", "places", "importing", "inputs", "drawing"},
-        {"progress", "live", "transcript", "output", "history"},
-        {"cli", "following", "talking", "verbs", "options", "limits", "stopping"}
-        | {"batch_command", "resume_command", "trace_command", "memory_command", "new_command"},
-    )
-    family = next((peer for peer in peers if module in peer), {module})
-    assert {used for used in engine_modules(path) if used not in family and RANK[used] >= RANK[module]} == set()
+        return set()  # the public face names modules of every group, lazily
+    if module not in RANK:
+        return {"it has no place in the import rule"}
+    family = next((peer for peer in FAMILIES if module in peer), {module})
+    return {used for used in engine_modules(path) if used not in family and RANK[used] >= RANK[module]}
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if path.is_relative_to(ROOT / "agents")], ids=name)
-def test_agents_use_four_modules_of_the_engine(path: Path) -> None:
-    assert engine_modules(path) - AGENTS_MAY_USE == set()
+def test_a_module_imports_only_from_the_left() -> None:
+    assert broken(ENGINE, used_from_the_right) == {}
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if path.is_relative_to(ROOT / "orchestrator")], ids=name)
-def test_the_engine_imports_no_agent_and_no_workflow(path: Path) -> None:
-    assert [dotted for dotted in imported(path) if dotted.split(".")[0] in {"agents", "workflows"}] == []
+def test_agents_use_five_modules_of_the_engine() -> None:
+    agents = [path for path in SOURCES if path.is_relative_to(ROOT / "agents")]
+    assert broken(agents, lambda path: engine_modules(path) - AGENTS_MAY_USE) == {}
+
+
+def test_the_engine_imports_no_agent_and_no_workflow() -> None:
+    assert broken(ENGINE, lambda path: [dotted for dotted in imported(path) if dotted.split(".")[0] in {"agents", "workflows"}]) == {}
 
 
 def test_nothing_imports_in_a_circle() -> None:
@@ -165,7 +174,7 @@ def test_nothing_imports_in_a_circle() -> None:
 
 def _top_level(path: Path) -> Iterator[str]:
     """What a file imports when it is imported: not inside functions, not for type checkers only."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in tree(path).body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -173,24 +182,21 @@ def _top_level(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if path.parent.name != "workflows" and path.stem != "__main__"], ids=name)
-def test_the_public_face_is_exact(path: Path) -> None:
-    """`__all__` is sorted and lists every public function and class that the module defines, and nothing that is not there."""
+def unlike_its_face(path: Path) -> list[str]:
     module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
-    defined = {node.name for node in definitions(path)}
     if not hasattr(module, "__all__"):
-        assert not {public for public in defined if not public.startswith("_")}
-        return
-    assert list(module.__all__) == sorted(
-        module.__all__, key=lambda public: (not public.isupper(), public)
-    )  # constants first, as ruff has it
-    assert [public for public in module.__all__ if not hasattr(module, public)] == []
+        return [node.name for node in definitions(path) if not node.name.startswith("_")]
+    in_order = sorted(module.__all__, key=lambda public: (not public.isupper(), public))  # constants first, as ruff has it
+    return [public for public in module.__all__ if not hasattr(module, public)] + ["unsorted"] * (list(module.__all__) != in_order)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name)
-def test_public_names_have_docstrings(path: Path) -> None:
-    body = ast.parse(path.read_text(encoding="utf-8")).body
-    public = [
-        node for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_")
-    ]
-    assert [node.name for node in public if ast.get_docstring(node) is None] == []
+def test_the_public_face_is_exact() -> None:
+    """`__all__` is sorted and there where anything is public, and lists nothing that is not there."""
+    assert broken((path for path in SOURCES if path.parent.name != "workflows" and path.stem != "__main__"), unlike_its_face) == {}
+
+
+def test_public_names_have_docstrings() -> None:
+    def bare(path: Path) -> list[str]:
+        return [node.name for node in definitions(path) if not node.name.startswith("_") and ast.get_docstring(node) is None]
+
+    assert broken(SOURCES, bare) == {}
