@@ -10,7 +10,7 @@ from langgraph.runtime import Runtime
 from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
-from agents.prompts import IN_CONVERSATION, MAY_ASK, MUST_ASK, PLANNER, clarification_block, prompt, question_block
+from agents.prompts import IN_A_MANNER, IN_CONVERSATION, MAY_ASK, MUST_ASK, PLANNER, clarification_block, prompt, question_block
 from orchestrator.asking import question as question_to_person
 from orchestrator.context import RunContext
 from orchestrator.state import Finding
@@ -30,7 +30,8 @@ __all__ = [
 class PlannerInput(TypedDict):
     """The question; in a later round also what was found, which questions are still open, and what the user was asked and answered.
 
-    In a conversation its turns before this one, {question, answer}, and the facts that the user told in them.
+    In a conversation its turns before this one, {question, answer}, and the facts that the user told in them. `manner`: how this plan is to
+    differ from others of the same question.
     """
 
     question: str
@@ -39,6 +40,7 @@ class PlannerInput(TypedDict):
     clarification: NotRequired[str]
     conversation: NotRequired[list[dict[str, str]]]
     facts: NotRequired[list[str]]
+    manner: NotRequired[str]
 
 
 class PlannerOutput(TypedDict):
@@ -108,18 +110,15 @@ async def _plan(state: PlannerState, context: RunContext, model: BaseChatModel |
     conversing = "conversation" in state
     known = (*_conversation(state, context), question_block(state["question"]))
     clarification = state.get("clarification") or ""
+    instructions = PLANNER + (IN_CONVERSATION if conversing else "") + (IN_A_MANNER.format(state["manner"]) if state.get("manner") else "")
     if context.controls.ask != "never" and not (clarification or earlier or still_open):
-        drawn_up = await _ask_first(known, context, model, conversing=conversing)
+        drawn_up = await _ask_first(known, context, model, instructions=instructions, conversing=conversing)
         if isinstance(drawn_up, Plan):
             return _planned(drawn_up)
         clarification = drawn_up
-    messages = prompt(_instructions(conversing), *known, clarification, *earlier, *still_open, boundary=context.boundary)
+    messages = prompt(instructions, *known, clarification, *earlier, *still_open, boundary=context.boundary)
     drawn_up = await context.answer("planner", messages, ConversationPlan if conversing else Plan, model=model)
     return {**_planned(drawn_up), **({"clarification": clarification} if clarification else {})}
-
-
-def _instructions(conversing: bool) -> str:
-    return PLANNER + IN_CONVERSATION if conversing else PLANNER
 
 
 def _conversation(state: PlannerState, context: RunContext) -> Iterator[str]:
@@ -131,14 +130,16 @@ def _conversation(state: PlannerState, context: RunContext) -> Iterator[str]:
         yield context.block("answered", turn["answer"], id=str(at))
 
 
-async def _ask_first(known: Sequence[str], context: RunContext, model: BaseChatModel | None, *, conversing: bool) -> Plan | str:
+async def _ask_first(
+    known: Sequence[str], context: RunContext, model: BaseChatModel | None, *, instructions: str, conversing: bool
+) -> Plan | str:
     """The plan where the model has nothing to ask, else what the user was asked and answered. Pauses the run until there is an answer."""
     asked: PlanOrQuestion | Clarification
     if context.controls.ask == "always":
         messages = prompt(MUST_ASK, *known, boundary=context.boundary)
         asked = await context.answer("planner", messages, Clarification, model=model)
     else:
-        messages = prompt(_instructions(conversing) + MAY_ASK, *known, boundary=context.boundary)
+        messages = prompt(instructions + MAY_ASK, *known, boundary=context.boundary)
         schema = ConversationPlanOrQuestion if conversing else PlanOrQuestion
         asked = await context.answer("planner", messages, schema, model=model)
         if not asked.ask.strip():

@@ -9,7 +9,11 @@ from html import escape
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
 __all__ = [
+    "ANSWERER",
+    "COMPARER",
+    "IN_A_MANNER",
     "IN_CONVERSATION",
+    "JUDGE",
     "MAY_ASK",
     "MUST_ASK",
     "PLANNER",
@@ -17,6 +21,7 @@ __all__ = [
     "RESEARCHER",
     "SUMMARIZER",
     "VERIFIER",
+    "VIEWPOINTS",
     "WRITER",
     "clarification_block",
     "focus_block",
@@ -41,6 +46,10 @@ The question belongs to a conversation. Where earlier turns are given, as what w
 leave out what they said ("and what about ...?"): find out what it means from them, and put it into every sub-question. Do not
 ask again for what was answered. Facts are what the user told in earlier turns. List in `remember` what the user states in this
 question about the user, or about what the answers are for, that later questions may rest on: never anything else, no secrets."""
+
+IN_A_MANNER = """
+
+Several plans are drawn up for this question, and the best is taken. Draw up this one so: {}."""
 
 MAY_ASK = """
 
@@ -69,7 +78,6 @@ Answer in the first sentence. Use only what the findings say: every sentence res
 with it, and a sentence without one is dropped. Keep numbers, dates and names exactly. Do not write citation marks, headings
 or a list of sources: these are added. Where findings disagree, say so."""
 
-
 SUMMARIZER = """You sum up one text: a document, or a part of one.
 Give a summary of two to four sentences that says what the text itself says, most important first; the sentiment of its author
 towards what it is about; and up to five key points, each one full sentence. Keep numbers, dates and names exactly, and say nothing
@@ -79,6 +87,27 @@ REDUCER = """You put summaries together to one: of the parts of one document, or
 Give a summary of three to six sentences of what they say together, most important first: what many share, and where they differ or
 contradict each other; the sentiment of all of them, `mixed` where they differ; and up to seven key points, each one full sentence.
 Keep numbers, dates and names exactly, and say nothing that is not in the summaries. Where a focus is given, keep to it."""
+
+ANSWERER = """You answer a question as briefly as it allows, the answer first. Say so where you do not know."""
+
+JUDGE = """You judge a plan of research over a set of documents: the sub-questions that are to be researched, side by side, to answer
+the question. Score it by each criterion, in the order in which they are given, from 1 (not at all) to 5 (fully), with the reason
+in one sentence that names the sub-question in point. Use the whole scale, and do not reward a plan for its length. Then give your
+verdict in one sentence.
+
+The criteria:
+{}"""
+
+VIEWPOINTS = """You choose the viewpoints from which a question is to be researched, each by itself, over a set of documents.
+Name two to four that differ most in what they would look for and in what they would conclude, each as a short phrase that can
+stand before the question, such as "as a regulator" or "as somebody who lives next door"."""
+
+COMPARER = """You compare what was found from several viewpoints on one question. Each finding says which viewpoints found it.
+Answer the question first, in a few sentences, in `answer`. Then list agreements: statements that findings of two viewpoints or more
+say or entail. Then contradictions: for each, what each side says, where findings of different viewpoints cannot both be true or lead
+to opposite conclusions; a difference in topic is no contradiction. Use only what the findings say: every sentence rests on the
+findings whose numbers you list with it, and a sentence without one is dropped; one side of a contradiction never rests on the
+findings of the other. Keep numbers, dates and names exactly. Do not write citation marks. Leave a list empty where there is nothing."""
 
 
 def question_block(question: str) -> str:

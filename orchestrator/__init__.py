@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from orchestrator.controls import JoinPolicy as JoinPolicy
     from orchestrator.events import Event as Event
     from orchestrator.forking import fork as fork
+    from orchestrator.graphs.race import create_race as create_race
     from orchestrator.graphs.supervisor import create_supervisor as create_supervisor
     from orchestrator.outcome import Result as Result
     from orchestrator.replaying import replay as replay
@@ -31,6 +32,7 @@ __all__ = [
     "JoinPolicy",
     "Result",
     "Workflow",
+    "create_race",
     "create_supervisor",
     "fork",
     "list_workflows",
@@ -49,6 +51,7 @@ _HOMES = {
     "JoinPolicy": "controls",
     "Result": "outcome",
     "Workflow": "workflow",
+    "create_race": "graphs.race",
     "create_supervisor": "graphs.supervisor",
     "fork": "forking",
     "list_workflows": "workflow",

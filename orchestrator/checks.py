@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Builder = StateGraph[Any, Any, Any, Any]
     Graph = Builder | CompiledStateGraph[Any, Any, Any, Any]
 
-__all__ = ["GraphView", "check_graph", "copied", "needed_keys", "shape_of", "unknown_targets"]
+__all__ = ["GraphView", "check_graph", "copied", "needed_keys", "shape_of", "unknown_targets", "views"]
 
 _START, _END = "__start__", "__end__"
 
@@ -33,7 +33,7 @@ def check_graph(graph: "Graph", name: str = "", *, where: str = "") -> list[str]
     """Notes on a graph and its subgraphs; raises GraphError with every problem that was found. `where`: its file, for the error."""
     problems: list[str] = []
     notes: list[str] = []
-    for prefix, view in _views(graph):
+    for prefix, view in views(graph):
         problems += [prefix + problem for problem in view.problems()]
         notes += [prefix + note for note in view.notes()]
     if not problems:
@@ -64,7 +64,8 @@ def needed_keys(graph: "Graph") -> frozenset[str]:
     return frozenset(needed)
 
 
-def _views(graph: "Graph", prefix: str = "", seen: tuple[int, ...] = ()) -> Iterator[tuple[str, "GraphView"]]:
+def views(graph: "Graph", prefix: str = "", seen: tuple[int, ...] = ()) -> Iterator[tuple[str, "GraphView"]]:
+    """A graph and all graphs inside it, each with where it is (`node: `), and once."""
     view = GraphView(graph)
     if id(view.builder) in seen:
         return
@@ -72,7 +73,7 @@ def _views(graph: "Graph", prefix: str = "", seen: tuple[int, ...] = ()) -> Iter
     for node, subgraphs in view.subgraphs.items():
         for subgraph in subgraphs:
             inside = node if len(subgraphs) == 1 else f"{node}/{subgraph.name}"
-            yield from _views(subgraph, f"{prefix}{inside}: ", (*seen, id(view.builder)))
+            yield from views(subgraph, f"{prefix}{inside}: ", (*seen, id(view.builder)))
 
 
 def _compile_problems(graph: "Graph") -> list[str]:

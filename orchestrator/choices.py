@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
-from langgraph.graph import START
 from langgraph.graph.state import CompiledStateGraph
 from pydantic import ValidationError
 
+from orchestrator.checks import views
 from orchestrator.controls import Controls
 from orchestrator.errors import InputError
 from orchestrator.models import choose_model, resolve_model, warnings_for
@@ -70,11 +70,11 @@ def _check_roles(roles: Iterable[str], workflow: Workflow, use: str) -> None:
     roles = list(roles)
     if not roles:
         return
-    known = {*_ROLES, *(name for graph in (workflow.graph, *inner_graphs(workflow.compile())) for name in graph.nodes)}
+    known = {*_ROLES, *(name for _, view in views(workflow.graph) for name in view.nodes)}
     for role in roles:
         if role not in known:
             near = difflib.get_close_matches(role, known, n=1)
-            remedy = f"did you mean {near[0]!r}?" if near else f"its roles: {', '.join(sorted(known - {START}))}"
+            remedy = f"did you mean {near[0]!r}?" if near else f"its roles: {', '.join(sorted(known))}"
             raise InputError(f"workflow {workflow.name!r} has no role {role!r} {use}", remedy=remedy)
 
 
@@ -108,6 +108,6 @@ def check_controls(controls: Controls, models: Choice, workflow: Workflow) -> No
     for role in controls.race:
         if not (several if role == "*" else {role if role in models.by_role else ""} & several):
             what = "race needs two models or more" if role == "*" else f"role {role!r} is to race, and it has one model"
-            raise InputError(what, remedy="give it a list of models, or take it out of race")
+            raise InputError(what, remedy="name several, as in --model openai:NAME,openai:OTHER")
     every = (one for asked in models.by_role.values() for one in ([asked] if isinstance(asked, BaseChatModel) else asked))
     check_budgets(controls, map(model_name, every))

@@ -34,6 +34,7 @@ from orchestrator.joining import Join
 from orchestrator.journal import Journal, Request, rows_of_flight
 from orchestrator.models import Answer, ask, choose_model, resolve_model
 from orchestrator.models.call import model_name
+from orchestrator.models.narrowing import narrowed
 from orchestrator.models.recorded import request_of
 from orchestrator.repeats import goes_round, latest_calls, refused_calls
 from orchestrator.state import Check, Finding, Source
@@ -145,14 +146,14 @@ class RunContext:
 
     async def model(self, role: str) -> BaseChatModel:
         """The chat model that a role is asked first. Raises ModelSpecError."""
-        return (await self._models_of(role))[0]
+        return (await self.models_of(role))[0]
 
-    async def _models_of(self, role: str) -> Sequence[BaseChatModel]:
+    async def models_of(self, role: str) -> Sequence[BaseChatModel]:
         """The models of a role in the order of preference; those of role `""`, else the environment's choice, serve the others."""
         chosen = self.models.get(role) or self.models.get("")
         if not chosen:  # in a thread: making a client reads certificates
             chosen = self.models[""] = await asyncio.to_thread(_environments_choice)
-        return [chosen] if isinstance(chosen, BaseChatModel) else chosen
+        return [chosen] if isinstance(chosen, BaseChatModel) else narrowed(chosen)
 
     @contextmanager
     def searching(self, query: str) -> Iterator[list[Passage]]:
@@ -199,7 +200,7 @@ class RunContext:
         if self.terms.room is not None:
             await self.terms.room()
         self.terms.check()
-        models = [model] if model else await self._models_of(role)
+        models = [model] if model else await self.models_of(role)
         told = tuple(
             (message.type, str(message.content), repr(message.tool_calls) if isinstance(message, AIMessage) else "") for message in messages
         )

@@ -15,6 +15,7 @@ __all__ = [
     "Failure",
     "Finding",
     "Report",
+    "Score",
     "Sentence",
     "Source",
     "Task",
@@ -117,6 +118,14 @@ class Sentence(_Value):
 
     text: str
     findings: list[int]
+
+
+class Score(_Value):
+    """How far something meets one criterion, from 1 (not at all) to 5 (fully), and why."""
+
+    criterion: str
+    score: int = Field(ge=1, le=5)
+    reason: str
 
 
 class Failure(_Value):

@@ -404,9 +404,15 @@ async def test_a_budget_in_dollars_needs_a_model_with_a_price() -> None:
         ),
         (
             {"controls": {"race": ["square"]}},
-            ["role 'square' is to race, and it has one model", "give it a list of models, or take it out of race"],
+            [
+                "role 'square' is to race, and it has one model",
+                "name several, as in --model openai:NAME,openai:OTHER",
+            ],
         ),
-        ({"controls": {"race": ["*"]}}, ["race needs two models or more", "give it a list of models, or take it out of race"]),
+        (
+            {"controls": {"race": ["*"]}},
+            ["race needs two models or more", "name several, as in --model openai:NAME,openai:OTHER"],
+        ),
     ],
 )
 async def test_roles_of_the_controls_must_make_sense(given: dict[str, Any], lines: list[str]) -> None:

@@ -11,7 +11,7 @@ from orchestrator.joining import is_lost
 from orchestrator.state import BranchResult, Citation, Failure, Finding, Report, Sentence
 from orchestrator.text import counted, one_line
 
-__all__ = ["OFFLINE_NOTE", "colophon", "distinct_findings", "listed", "plain_markdown", "write_report"]
+__all__ = ["OFFLINE_NOTE", "cited", "colophon", "distinct_findings", "holds", "listed", "markdown_table", "plain_markdown", "write_report"]
 
 _ANSWER_CHARACTERS = 1_200
 _MARKUP = re.compile(r"[\[\]<]|\\(?=[!-/:-@\[-`{-~])")  # links, images, our own markers, HTML, and what would unescape them
@@ -31,15 +31,17 @@ async def write_report(
     library: Library,
     *,
     offline: bool,
+    sections: Sequence[str] = (),
+    appendix: Sequence[str] = (),
 ) -> Report:
     """Put the report together; `answer` counts in `findings`, the distinct findings of `branches`.
 
     A sentence that rests on no finding, or whose numbers, dates or names are not in its findings, is left out; when none is left
-    the findings themselves are the answer.
+    the findings themselves are the answer. `sections`: Markdown behind the answer, `appendix`: behind the findings.
     """
     numbers = _numbers(findings)
-    sentences = [sentence for sentence in answer if _holds(sentence, findings)] or _from_findings(findings)
-    told = [f"{plain_markdown(sentence.text)} {_marks([findings[n - 1] for n in sentence.findings], numbers)}" for sentence in sentences]
+    sentences = [sentence for sentence in answer if holds(sentence, findings)] or _from_findings(findings)
+    told = cited(sentences, findings)
     gaps = [f"{result.task.question} ({result.error or result.gap})" for result in branches if not result.findings or result.status != "ok"]
     gaps += [f"the {failure.role}: {failure.error}" for failure in failures if failure.role != "join"]
     parts = [
@@ -48,14 +50,16 @@ async def write_report(
         _partial(branches, failures),
         # What the offline model selects is no text, but a list.
         ("\n".join(f"- {sentence}" for sentence in told) if offline else " ".join(told)) or "No finding is supported by the documents.",
+        *sections,
         *_by_question(branches, findings, sentences, numbers),
+        *appendix,
         listed("Not answered", [f"- {plain_markdown(gap)}" for gap in gaps]),
         listed("Sources", await _sources(numbers, library)),
         "---",
         await colophon(context),
     ]
-    cited = {citation.source for citation in numbers}
-    sources = {source.uri: source for result in branches for source in result.sources if source.uri in cited}
+    named = {citation.source for citation in numbers}
+    sources = {source.uri: source for result in branches for source in result.sources if source.uri in named}
     text = "\n\n".join(part for part in parts if part) + "\n"
     return Report(markdown=text, findings=list(findings), gaps=[one_line(gap, 400) for gap in gaps], sources=list(sources.values()))
 
@@ -77,8 +81,14 @@ def _numbers(findings: Sequence[Finding]) -> dict[Citation, int]:
     return numbers
 
 
-def _holds(sentence: Sentence, findings: Sequence[Finding]) -> bool:
-    """Every finding exists, and numbers, dates and names of the sentence are in what it rests on."""
+def cited(sentences: Sequence[Sentence], findings: Sequence[Finding]) -> list[str]:
+    """Sentences that hold as Markdown, each with the marks of what it rests on; `findings` are all of the report, in its order."""
+    numbers = _numbers(findings)
+    return [f"{plain_markdown(sentence.text)} {_marks([findings[n - 1] for n in sentence.findings], numbers)}" for sentence in sentences]
+
+
+def holds(sentence: Sentence, findings: Sequence[Finding]) -> bool:
+    """Whether a sentence may stand in a report: its findings exist, and its numbers, dates and names are in them."""
     if not sentence.text.strip() or not sentence.findings or not all(1 <= number <= len(findings) for number in sentence.findings):
         return False
     rests_on = [findings[number - 1] for number in sentence.findings]
@@ -107,6 +117,12 @@ def plain_markdown(text: str) -> str:
     if line.count("`") % 2 or line.startswith("```"):  # an open code span, or a fence, would swallow the marks behind it
         line = line.replace("`", "\\`")
     return _LEADING.sub(r"\1\\", line)
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
+    """A table of cells that are Markdown already; the columns `numbers`, counted from 0, stand to the right."""
+    rule = ["--:" if place in numbers else "---" for place in range(len(head))]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '¦') for cell in row)} |" for row in (head, rule, *rows))
 
 
 def _partial(branches: Sequence[BranchResult], failures: Sequence[Failure]) -> str:

@@ -1,6 +1,6 @@
 """The supervisor: plan, fan out with `Send`, research and verify in each branch, join, another round or write."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Annotated, Any
 
 from langchain_core.messages import AnyMessage
@@ -25,7 +25,7 @@ from orchestrator.spans import HIDDEN
 from orchestrator.state import BranchResult, Failure, Finding, Sentence, Source, Task
 from orchestrator.urls import parse_allowed
 
-__all__ = ["AFRESH", "SupervisorInput", "SupervisorOutput", "SupervisorState", "create_supervisor"]
+__all__ = ["AFRESH", "SupervisorInput", "SupervisorOutput", "SupervisorState", "add_research", "create_supervisor"]
 
 
 class SupervisorInput(BaseModel):
@@ -91,7 +91,8 @@ class SupervisorState(SupervisorOutput):
     """The supervisor's own state: `tasks` are the tasks of this round, `asked` the kinds of model that were asked so far.
 
     `started`: branches in all rounds so far. `over`: no further round is to begin. `clarification`: what the user was asked and answered.
-    `messages`: the turns of the conversation, where the run belongs to one.
+    `messages`: the turns of the conversation, where the run belongs to one. `first_plan`: the questions of the first round, where a node
+    before the planner has settled them. `appendix`: Markdown that the report has behind its findings.
     """
 
     question: str
@@ -102,6 +103,8 @@ class SupervisorState(SupervisorOutput):
     started: int
     over: bool
     clarification: str
+    first_plan: list[str]
+    appendix: list[str]
     messages: Annotated[list[AnyMessage], add_messages]
     branches: Annotated[list[BranchResult], merge_branches]
     failures: Annotated[list[Failure], extend]
@@ -114,6 +117,8 @@ AFRESH: Mapping[str, Any] = {
     "started": 0,
     "over": False,
     "clarification": "",
+    "first_plan": [],
+    "appendix": [],
     "report": "",
     "findings": [],
     "gaps": [],
@@ -138,18 +143,42 @@ def create_supervisor(
     the verifier rejects go back to the researcher with its reasons, at most `max_repairs` times. A branch returns its failure as data.
     Raises GraphError when an agent's schemas do not fit.
     """
+    graph = StateGraph(SupervisorState, input_schema=SupervisorInput, output_schema=SupervisorOutput, context_schema=RunContext)
+    add_research(graph, planner, researcher, verifier, writer, max_rounds=max_rounds, max_repairs=max_repairs)
+    graph.add_edge(START, "plan")
+    return graph
+
+
+def add_research(
+    graph: StateGraph[Any, Any, Any, Any],
+    planner: Agent,
+    researcher: Agent,
+    verifier: Agent,
+    writer: Agent,
+    *,
+    max_rounds: int = 2,
+    max_repairs: int = 1,
+) -> None:
+    """Add the nodes of a supervisor, from `plan` to the end, to a graph whose state extends SupervisorState; what leads to `plan` is yours.
+
+    Of the keys that the state has beside those of SupervisorState the planner and the writer are given what their inputs name, and what
+    their outputs name is kept; the writer may also ask for `branches`, and answer `sections`, Markdown that follows the answer. Raises
+    GraphError as create_supervisor does.
+    """
     agents = {"planner": planner, "researcher": researcher, "verifier": verifier, "writer": writer}
     _check_agents(agents, max_rounds, max_repairs)
     attempt = create_attempt(researcher, verifier)
+    own = {*graph.channels} - {*SupervisorState.__annotations__}
+    afresh = {**AFRESH, **dict.fromkeys(own - {*graph.schemas[graph.input_schema]})}
 
     async def plan(state: SupervisorState, runtime: Runtime[RunContext]) -> dict[str, Any]:
         after_another = bool(state.get("report"))  # a report is a run's last: this one is the next on its thread
-        known: Any = {**state, **AFRESH, "branches": []} if after_another else state
+        known: Any = {**state, **afresh, "branches": []} if after_another else state
         with kinds_asked() as kinds:
-            planned = {**await _plan(planner, known, RunContext.of(runtime), runtime.store), "asked": sorted(kinds)}
+            planned = {**await _plan(planner, known, RunContext.of(runtime), runtime.store, own), "asked": sorted(kinds)}
         if not after_another:
             return planned
-        return {**AFRESH, **planned, "branches": Overwrite(planned.get("branches", [])), "asked": Overwrite(planned["asked"])}
+        return {**afresh, **planned, "branches": Overwrite(planned.get("branches", [])), "asked": Overwrite(planned["asked"])}
 
     async def branch(state: BranchInput, runtime: Runtime[RunContext]) -> dict[str, Any]:
         results, kinds = await run_branches(attempt, state, RunContext.of(runtime), max_repairs)
@@ -162,25 +191,29 @@ def create_supervisor(
         return "write" if state["over"] or state["round"] >= max_rounds else "plan"
 
     async def write(state: SupervisorState, runtime: Runtime[RunContext]) -> dict[str, Any]:
-        return await _write(writer, state, RunContext.of(runtime))
+        return await _write(writer, state, RunContext.of(runtime), own)
 
-    graph = StateGraph(SupervisorState, input_schema=SupervisorInput, output_schema=SupervisorOutput, context_schema=RunContext)
+    shape = graph.state_schema
     # What a visit costs at most, for the forecast of a run.
     rounds = {"runs": 1, "visits": max_rounds, "trace": {"plan": "agent planner round"}}
     repeats = {"visits": "max_branches", "runs": 1 + max_repairs, "trace": {"branch": "branch round"}}
-    graph.add_node("plan", plan, input_schema=SupervisorState, metadata=rounds)
+    graph.add_node("plan", plan, input_schema=shape, metadata=rounds)
     graph.add_node("branch", branch, input_schema=BranchInput, metadata=repeats)
-    graph.add_node("join", join, input_schema=SupervisorState, defer=True, metadata={"asks": 0, "trace": {"join": HIDDEN}})
-    graph.add_node("write", write, input_schema=SupervisorState, metadata={"runs": 1, "trace": {"write": "agent writer"}})
-    graph.add_edge(START, "plan")
+    graph.add_node("join", join, input_schema=shape, defer=True, metadata={"asks": 0, "trace": {"join": HIDDEN}})
+    graph.add_node("write", write, input_schema=shape, metadata={"runs": 1, "trace": {"write": "agent writer"}})
     graph.add_conditional_edges("plan", fan_out, ["branch", "write"])
     graph.add_edge("branch", "join")
     graph.add_conditional_edges("join", after_join, ["plan", "write"])
     graph.add_edge("write", END)
-    return graph
 
 
-async def _plan(planner: Agent, state: SupervisorState, context: RunContext, store: BaseStore | None) -> dict[str, Any]:
+def _asked_for(agent: Agent, state: Mapping[str, Any], own: Set[str]) -> dict[str, Any]:
+    """What the agent's input names of the keys `own`."""
+    named = agent.builder.schemas[agent.builder.input_schema] if own else ()
+    return {key: state[key] for key in named if key in own and key in state}
+
+
+async def _plan(planner: Agent, state: SupervisorState, context: RunContext, store: BaseStore | None, own: Set[str]) -> dict[str, Any]:
     """The tasks of the next round. A planner that fails in a later round ends the rounds: what was found so far is written."""
     number, branches = state.get("round", 0) + 1, state.get("branches", [])
     documents = state.get("documents") or SupervisorInput.model_fields["documents"].default
@@ -191,9 +224,11 @@ async def _plan(planner: Agent, state: SupervisorState, context: RunContext, sto
     conversation = conversation_of(context)
     if conversation is not None:
         asked |= {"conversation": turns(state.get("messages", [])), "facts": await known_facts(store, conversation)}
+    settled = [] if branches else state.get("first_plan") or []
     try:
         async with context.within(RESEARCH_SHARE):
-            planned = await call_agent(planner, asked, context)
+            asked |= _asked_for(planner, state, own)
+            planned = {"questions": settled} if settled else await call_agent(planner, asked, context)
     except (GraphBubbleUp, InputError, StorageError):
         raise
     except Exception as error:
@@ -210,6 +245,7 @@ async def _plan(planner: Agent, state: SupervisorState, context: RunContext, sto
     tell("plan", tasks=[task.model_dump() for task in tasks], round=number, merged=merged)
     context.join.begin([task.id for task in tasks], branches)
     told = {"clarification": planned["clarification"]} if planned.get("clarification") else {}
+    told |= {key: planned[key] for key in own if key in planned}
     return {"tasks": tasks, "round": number, "branches": skipped, "started": started + len(tasks), "documents": documents, **told}
 
 
@@ -259,11 +295,11 @@ def _open_questions(branches: Sequence[BranchResult]) -> list[str]:
     return [result.task.question for result in branches if not result.findings]
 
 
-async def _write(writer: Agent, state: SupervisorState, context: RunContext) -> dict[str, Any]:
+async def _write(writer: Agent, state: SupervisorState, context: RunContext, own: Set[str]) -> dict[str, Any]:
     """The report. When the writer fails, or is not asked because the run stops or has failed, the findings themselves are the answer."""
     branches, failures = state.get("branches", []), list[Failure]()
     findings = distinct_findings(branches)
-    answer: list[Sentence] = []
+    answered, answer = dict[str, Any](), list[Sentence]()
     kinds: set[str] = set()
     why = None if context.stopping else context.join.failure(branches)
     if why is not None:
@@ -272,7 +308,9 @@ async def _write(writer: Agent, state: SupervisorState, context: RunContext) -> 
         try:
             with kinds_asked() as kinds:
                 async with context.within(_WRITING_SHARE):
-                    answer = (await call_agent(writer, {"question": state["question"], "findings": findings}, context))["answer"]
+                    more = _asked_for(writer, state, own | {"branches"} if own else own)
+                    answered = {**await call_agent(writer, {**more, "question": state["question"], "findings": findings}, context)}
+            answer = answered["answer"]
         except (GraphBubbleUp, StorageError):
             raise
         except Exception as error:  # noqa: BLE001 - the findings are paid for: they are reported without the writer
@@ -282,7 +320,11 @@ async def _write(writer: Agent, state: SupervisorState, context: RunContext) -> 
     library = await context.library(state["documents"])
     all_failures = [*state.get("failures", []), *failures]
     offline = kinds.union(state.get("asked", [])) == {"offline"}
-    report = await write_report(state["question"], branches, findings, answer, all_failures, context, library, offline=offline)
+    more_parts = {"sections": answered.get("sections", ()), "appendix": state.get("appendix", ())}
+    report = await write_report(
+        state["question"], branches, findings, answer, all_failures, context, library, offline=offline, **more_parts
+    )
     tell("report", characters=len(report.markdown), findings=len(report.findings), gaps=len(report.gaps))
     written = {"report": report.markdown, "findings": report.findings, "gaps": report.gaps, "sources": report.sources, "failures": failures}
+    written |= {key: answered[key] for key in own if key in answered}
     return written if conversation_of(context) is None else {**written, "messages": turn(state["question"], report.markdown)}

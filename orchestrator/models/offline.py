@@ -21,6 +21,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel
 
 from orchestrator.errors import ModelSpecError
+from orchestrator.models.offline_compare import comparison
 from orchestrator.models.offline_draft import draft
 from orchestrator.models.offline_findings import findings
 from orchestrator.models.offline_judge import judgement
@@ -40,6 +41,7 @@ _ANSWERS: Mapping[str, Callable[[Prompt], dict[str, Any]]] = {
     "Findings": findings,
     "Judgement": judgement,
     "Draft": draft,
+    "Comparison": comparison,
     "Summary": summary,
     "Sentiment": sentiment,
 }

@@ -7,7 +7,7 @@ from typing import Any
 from orchestrator.models.offline_prompt import Block, Prompt
 from orchestrator.models.offline_question import ask_of
 
-__all__ = ["draft"]
+__all__ = ["claim_of", "draft"]
 
 _ROOM = 1_200  # characters of the answer
 _MOST = 3  # sentences; the report lists the other findings below it
@@ -22,7 +22,7 @@ _BACK = re.compile(
 
 def draft(prompt: Prompt) -> dict[str, Any]:
     """The arguments of `Draft`: one sentence a finding, the likely answer first, about 1,200 characters in all."""
-    told = [_claim(finding) for finding in prompt.findings]
+    told = [claim_of(finding) for finding in prompt.findings]
     asked = ask_of(prompt.question, told)
     scores = [asked.covers(text) + _HOLDS * asked.holds_answer(text) - _RANK * min(place, 20) for place, text in enumerate(told)]
     order = sorted(range(len(told)), key=lambda place: -scores[place])
@@ -54,7 +54,7 @@ def _with_subjects(order: Sequence[int], told: Sequence[str], findings: Sequence
             yield place
 
 
-def _claim(finding: Block) -> str:
+def claim_of(finding: Block) -> str:
     """The claim of a finding's block, without the quotes that follow it in lines of their own."""
     lines = finding.text.split("\n")
     quotes = next((place for place, line in enumerate(lines) if place and line.startswith("“")), len(lines))

@@ -24,6 +24,7 @@ class Block:
     id: str = ""
     source: str = ""
     title: str = ""
+    viewpoints: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,9 @@ def read_prompt(messages: Sequence[BaseMessage]) -> Prompt:
 
 def _block(words: str, body: str) -> Block:
     attributes = {name: unescape(value) for name, value in _ATTRIBUTE.findall(words)}
-    return Block(body, attributes.get("id", ""), attributes.get("source", ""), attributes.get("title", ""))
+    return Block(
+        body, attributes.get("id", ""), attributes.get("source", ""), attributes.get("title", ""), attributes.get("viewpoints", "")
+    )
 
 
 def _once(passages: Sequence[Block]) -> tuple[Block, ...]:

@@ -1,0 +1,8 @@
+"""Look at one question from several viewpoints at once: agreements and contradictions side by side, each with its citations."""
+
+from agents import create_comparer, create_researcher, create_verifier, create_viewpoints
+from orchestrator import Workflow
+from orchestrator.graphs.perspectives import create_perspectives
+
+graph = create_perspectives(create_viewpoints(), create_researcher(), create_verifier(), create_comparer())
+workflow = Workflow(graph, name="perspectives")

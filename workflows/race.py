@@ -1,0 +1,78 @@
+"""Ask several models at once: the first valid answer wins, the others are cancelled; with documents, a valid one is verified."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from langgraph.graph import END, START, StateGraph
+from pydantic import BaseModel, Field
+from typing_extensions import TypedDict
+
+from agents import create_answerer, create_researcher, create_verifier
+from orchestrator import Controls, Workflow, create_race
+from orchestrator.context import RunContext
+from orchestrator.graphs.report import distinct_findings, write_report
+from orchestrator.state import BranchResult, Finding, Source, Task
+
+
+class Question(BaseModel):
+    """What the models are asked."""
+
+    question: str = Field(description="what to find out", min_length=1, max_length=20_000, pattern=r"\S")
+    documents: list[str] = Field(default=[], description="files, folders and globs to answer from; without, from what a model knows")
+
+
+class Answered(TypedDict, total=False):
+    """An answer in words, or findings with their verdicts."""
+
+    answer: str
+    findings: list[Finding]
+    sources: list[Source]
+
+
+class Answering(Answered, total=False):
+    """The state of one racer."""
+
+    question: str
+    documents: list[str]
+
+
+def way(state: Answering) -> str:
+    """A racer researches documents where there are some."""
+    return "researcher" if state.get("documents") else "answerer"
+
+
+def valid(answered: Mapping[str, Any]) -> bool | str:
+    """An answer that fits its schema; with documents, one with a finding that holds."""
+    if not answered.get("documents"):
+        return True
+    return bool(_supported(answered)) or "no claim is supported by the documents"
+
+
+async def told(answered: Mapping[str, Any], context: RunContext) -> str:
+    """The winner's answer; its findings as a report."""
+    if not answered.get("documents"):
+        return f"{answered['answer']}\n"
+    task = Task(id="t1", question=answered["question"])
+    branches = [BranchResult(task=task, status="ok", findings=_supported(answered), sources=answered.get("sources", []))]
+    library = await context.library(answered["documents"])
+    offline = answered["kinds"] == ["offline"]
+    report = await write_report(task.question, branches, distinct_findings(branches), [], [], context, library, offline=offline)
+    return report.markdown
+
+
+def _supported(answered: Mapping[str, Any]) -> list[Finding]:
+    return [finding for finding in answered.get("findings", []) if finding.verdict and finding.verdict.label == "supported"]
+
+
+racer = StateGraph(Answering, input_schema=Question, output_schema=Answered)
+racer.add_node("answerer", create_answerer())
+racer.add_node("researcher", create_researcher())
+racer.add_node("verifier", create_verifier())
+racer.add_conditional_edges(START, way, ["answerer", "researcher"])
+racer.add_edge("researcher", "verifier")
+racer.add_edge("answerer", END)
+racer.add_edge("verifier", END)
+
+workflow = Workflow(
+    create_race(racer.compile(name="racer", checkpointer=False), valid=valid, told=told), name="race", controls=Controls(race=("*",))
+)
