@@ -57,9 +57,10 @@ async def test_tools_of_one_message_wait_side_by_side(monkeypatch: pytest.Monkey
             return super().get(path, default)
 
     calls = first_calls(*(("weather", {"place": place}) for place in ("Oslo", "Bergen", "Bodø")))
-    with service(Meeting(weather_answers())) as meteo, model_server(calls) as server:
-        monkeypatch.setenv("OPEN_METEO_URL", meteo.url)
-        result = await run("assistant", {"messages": "Where is it warm?", "tools": ["weather"]}, model=server.chat_model())
+    with service(Meeting(weather_answers())) as meteo:
+        async with model_server(calls) as server:
+            monkeypatch.setenv("OPEN_METEO_URL", meteo.url)
+            result = await run("assistant", {"messages": "Where is it warm?", "tools": ["weather"]}, model=server.chat_model())
     assert result.status == "complete"
     assert result.output["answer"].count("°C, feels like") == 3
 

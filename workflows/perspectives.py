@@ -4,5 +4,6 @@ from agents import create_comparer, create_researcher, create_verifier, create_v
 from orchestrator import Workflow
 from orchestrator.graphs.perspectives import create_perspectives
 
-graph = create_perspectives(create_viewpoints(), create_researcher(), create_verifier(), create_comparer())
-workflow = Workflow(graph, name="perspectives")
+builder = create_perspectives(create_viewpoints(), create_researcher(), create_verifier(), create_comparer())
+workflow = Workflow(builder, name="perspectives")
+graph = workflow.compile()

@@ -5,3 +5,4 @@ from orchestrator import Workflow
 from orchestrator.graphs.plans import create_plans
 
 workflow = Workflow(create_plans(create_planner(), create_judge(), create_researcher(), create_verifier(), create_writer()), name="plans")
+graph = workflow.compile()

@@ -76,3 +76,4 @@ racer.add_edge("verifier", END)
 workflow = Workflow(
     create_race(racer.compile(name="racer", checkpointer=False), valid=valid, told=told), name="race", controls=Controls(race=("*",))
 )
+graph = workflow.compile()
