@@ -17,6 +17,8 @@ from orchestrator.testing import ModelServer, Reply, agents_script, model_server
 ROOT = Path(__file__).parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.py") if not path.stem.startswith("_"))
 SCRIPT: Mapping[str | None, Any] = {
+    "Comparison": {"answer": [], "agreements": [], "contradictions": []},
+    "DirectAnswer": {"answer": "The journal limits it."},
     "Summary": {"summary": "Slow, but good.", "sentiment": "mixed", "key_points": ["It was slow."]},
     "Sentiment": {"sentiment": "mixed"},
     "clock": "It is noon.",  # who is offered this tool last is asked for a text
@@ -37,7 +39,14 @@ EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "assistant": lambda documents: {"messages": [{"role": "user", "content": "What is the time?"}], "tools": ["clock"]},
     "chat": lambda documents: {"messages": [{"role": "user", "content": "What limits a resume?"}], "documents": [str(documents)]},
     "compare": lambda documents: {"queries": ["Who?", "What?"], "limit": 2},
+    "perspectives": lambda documents: {
+        "question": "What limits the depth of a resume?",
+        "documents": [str(documents)],
+        "perspectives": ["as a user", "as an operator"],
+    },
     "pipeline": lambda documents: {"text": "The service was slow but the food was wonderful."},
+    "plans": lambda documents: {"question": "What limits the depth of a resume?", "documents": [str(documents)]},
+    "race": lambda documents: {"question": "What limits the depth of a resume?"},
     "research": lambda documents: {"question": "What limits the depth of a resume?", "documents": [str(documents)]},
     "summarize": lambda documents: {"documents": [str(documents)]},
     "voice": spoken,
@@ -56,7 +65,7 @@ def asking(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModelServer], None]:
 
     def asks(server: ModelServer) -> None:
         monkeypatch.setattr(context, "_defaults", WeakKeyDictionary())  # of this event loop, from tests before
-        for name, value in {**server.environ, "ORCHESTRATOR_MODEL": "openai:test"}.items():
+        for name, value in {**server.environ, "ORCHESTRATOR_MODEL": "openai:test,openai:other"}.items():
             monkeypatch.setenv(name, value)
 
     return asks
