@@ -295,7 +295,7 @@ def test_list(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "remark": "",
     }
     assert main(["list"]) == 0
-    assert "  echo       Say everything again." in capsys.readouterr().out.splitlines()
+    assert re.search(r"^  echo +Say everything again\.$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_describe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,9 +17,10 @@ from orchestrator.testing import ModelServer, Reply, agents_script, model_server
 ROOT = Path(__file__).parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.py") if not path.stem.startswith("_"))
 SCRIPT: Mapping[str | None, Any] = {
+    "Comparison": {"answer": [], "agreements": [], "contradictions": []},
+    "DirectAnswer": {"answer": "The journal limits it."},
     "Summary": {"summary": "Slow, but good.", "sentiment": "mixed", "key_points": ["It was slow."]},
     "Sentiment": {"sentiment": "mixed"},
-    "Comparison": {"answer": [], "agreements": [], "contradictions": []},
     "clock": "It is noon.",  # who is offered this tool last is asked for a text
     "read_passage": "Nothing limits it.",
 }
@@ -39,13 +40,13 @@ EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "chat": lambda documents: {"messages": [{"role": "user", "content": "What limits a resume?"}], "documents": [str(documents)]},
     "compare": lambda documents: {"queries": ["Who?", "What?"], "limit": 2},
     "perspectives": lambda documents: {
-        "question": "What limits a resume?",
+        "question": "What limits the depth of a resume?",
         "documents": [str(documents)],
         "perspectives": ["as a user", "as an operator"],
     },
     "pipeline": lambda documents: {"text": "The service was slow but the food was wonderful."},
-    "plans": lambda documents: {"question": "What limits a resume?", "documents": [str(documents)]},
-    "race": lambda documents: {"question": "What limits a resume?", "documents": [str(documents)]},
+    "plans": lambda documents: {"question": "What limits the depth of a resume?", "documents": [str(documents)]},
+    "race": lambda documents: {"question": "What limits the depth of a resume?"},
     "research": lambda documents: {"question": "What limits the depth of a resume?", "documents": [str(documents)]},
     "summarize": lambda documents: {"documents": [str(documents)]},
     "voice": spoken,

@@ -1,4 +1,4 @@
-"""Draw up several plans at once, judge them by stated criteria, and research the best; --only-plan shows them."""
+"""Draw up several plans at once, judge them by stated criteria, and research the best."""
 
 from agents import create_judge, create_planner, create_researcher, create_verifier, create_writer
 from orchestrator import Workflow

@@ -1,4 +1,4 @@
-"""Ask several models at once: the first valid answer wins, the others are cancelled; with documents, a valid one is verified."""
+"""Ask several models at once: the first valid answer wins, the others are cancelled and billed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ class Question(BaseModel):
 
 
 class Answered(TypedDict, total=False):
-    """An answer in words, or findings with their verdicts."""
+    """An answer in words; with documents, the findings that it is made of."""
 
     answer: str
     findings: list[Finding]
@@ -41,27 +41,27 @@ def way(state: Answering) -> str:
     return "researcher" if state.get("documents") else "answerer"
 
 
+async def result(state: Answering) -> Answered:
+    """What the racer has to say: its answer, or the claims that hold, with what they rest on."""
+    held = [finding for finding in state.get("findings", []) if finding.verdict and finding.verdict.label == "supported"]
+    answer = state.get("answer") or " ".join(finding.claim for finding in held)
+    return {"answer": answer, "findings": held, "sources": state.get("sources", [])}
+
+
 def valid(answered: Mapping[str, Any]) -> bool | str:
-    """An answer that fits its schema; with documents, one with a finding that holds."""
-    if not answered.get("documents"):
-        return True
-    return bool(_supported(answered)) or "no claim is supported by the documents"
+    """An answer that fits its schema; with documents, one with a claim that holds."""
+    return bool(answered["answer"]) or "no claim is supported by the documents"
 
 
 async def told(answered: Mapping[str, Any], context: RunContext) -> str:
     """The winner's answer; its findings as a report."""
     if not answered.get("documents"):
-        return f"{answered['answer']}\n"
+        return str(answered["answer"])
     task = Task(id="t1", question=answered["question"])
-    branches = [BranchResult(task=task, status="ok", findings=_supported(answered), sources=answered.get("sources", []))]
-    library = await context.library(answered["documents"])
-    offline = answered["kinds"] == ["offline"]
+    branches = [BranchResult(task=task, status="ok", findings=answered["findings"], sources=answered["sources"])]
+    library, offline = await context.library(answered["documents"]), answered["kinds"] == ["offline"]
     report = await write_report(task.question, branches, distinct_findings(branches), [], [], context, library, offline=offline)
     return report.markdown
-
-
-def _supported(answered: Mapping[str, Any]) -> list[Finding]:
-    return [finding for finding in answered.get("findings", []) if finding.verdict and finding.verdict.label == "supported"]
 
 
 racer = StateGraph(Answering, input_schema=Question, output_schema=Answered)
@@ -69,11 +69,12 @@ racer.add_node("answerer", create_answerer())
 racer.add_node("researcher", create_researcher())
 racer.add_node("verifier", create_verifier())
 racer.add_conditional_edges(START, way, ["answerer", "researcher"])
+racer.add_node("result", result)
 racer.add_edge("researcher", "verifier")
-racer.add_edge("answerer", END)
-racer.add_edge("verifier", END)
+racer.add_edge("answerer", "result")
+racer.add_edge("verifier", "result")
+racer.add_edge("result", END)
 
-workflow = Workflow(
-    create_race(racer.compile(name="racer", checkpointer=False), valid=valid, told=told), name="race", controls=Controls(race=("*",))
-)
+race = create_race(racer.compile(name="racer", checkpointer=False), valid=valid, told=told)
+workflow = Workflow(race, name="race", controls=Controls(race=("*",)))
 graph = workflow.compile()
