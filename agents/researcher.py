@@ -12,7 +12,7 @@ from langgraph.runtime import Runtime
 from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
-from agents.prompts import RESEARCHER, prompt, question_block
+from agents.prompts import FINDER, RESEARCHER, prompt, question_block
 from orchestrator.context import RunContext
 from orchestrator.events import tell
 from orchestrator.state import Citation, Finding, Source, cite
@@ -76,12 +76,13 @@ def create_researcher(
 
     The documents are searched for the question itself before the model is first asked, so that no model finds less than that;
     then it may call tools for `max_turns` rounds: the documents' own, fetch_url where `allow_hosts` names hosts, and `tools`.
+    With `max_turns=0` it has no tools, and answers from what the search found, in one call.
     A call that it repeats is answered by pointing at the first answer, and one that it repeats max_identical_tool_calls times ends
     its tools. Raises ModelCallError, LimitReached and DocumentsError.
     """
 
     async def search(state: ResearcherState, runtime: Runtime[Any]) -> dict[str, Any]:
-        return await _search(state, RunContext.of(runtime), passages)
+        return await _search(state, RunContext.of(runtime), passages, RESEARCHER if max_turns else FINDER)
 
     async def research(state: ResearcherState, runtime: Runtime[Any]) -> dict[str, Any]:
         context = RunContext.of(runtime)
@@ -104,7 +105,7 @@ def create_researcher(
     return graph.compile(name="researcher", checkpointer=False)
 
 
-async def _search(state: ResearcherState, context: RunContext, passages: int) -> dict[str, Any]:
+async def _search(state: ResearcherState, context: RunContext, passages: int, instructions: str) -> dict[str, Any]:
     library = await context.library(state["documents"])
     tell("branch_step", step="search", detail=state["question"])
     with context.searching(state["question"]) as given:
@@ -114,7 +115,7 @@ async def _search(state: ResearcherState, context: RunContext, passages: int) ->
     ]
     feedback = state.get("feedback")
     parts = [question_block(state["question"]), *found, context.block("feedback", feedback) if feedback else ""]
-    return {"messages": prompt(RESEARCHER, *parts, boundary=context.boundary)}
+    return {"messages": prompt(instructions, *parts, boundary=context.boundary)}
 
 
 async def _research(

@@ -46,12 +46,12 @@ class Judgement(BaseModel):
     reason: str = Field(description="one sentence that names the part in question")
 
 
-def create_verifier(model: BaseChatModel | None = None) -> CompiledStateGraph[Any, Any, Any, Any]:
+def create_verifier(model: BaseChatModel | None = None, *, judges: bool = True) -> CompiledStateGraph[Any, Any, Any, Any]:
     """An async subgraph VerifierInput -> VerifierOutput; findings are judged at the same time. Raises ModelCallError
     or LimitReached when no judgement succeeds.
 
     Quotes at their offsets, source hashes, numbers, dates and names are checked first, without a model; a finding that fails
-    one of them is `unsupported` and no model is asked.
+    one of them is `unsupported` and no model is asked. Without `judges` no model is asked at all: what passes is `supported`.
     """
 
     async def verify(state: VerifierState, runtime: Runtime[Any]) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def create_verifier(model: BaseChatModel | None = None) -> CompiledStateGraph[An
 
         async def judged(finding: Finding) -> Finding:
             checks = await context.check_finding(finding, state["sources"], library)
-            verdict = _failed(checks) or await _judge(context, finding, checks, model)
+            verdict = _failed(checks) or (await _judge(context, finding, checks, model) if judges else _unjudged(checks))
             tell("verdict", claim=finding.claim, label=verdict.label, reason=verdict.reason)
             found = finding.model_copy(update={"verdict": verdict})
             if verdict.label == "supported":
@@ -82,7 +82,7 @@ def create_verifier(model: BaseChatModel | None = None) -> CompiledStateGraph[An
         }
 
     graph = StateGraph(VerifierState, input_schema=VerifierInput, output_schema=VerifierOutput, context_schema=RunContext)
-    graph.add_node("verify", verify, metadata={"asks": "max_agent_calls", "trace": {"verify": "hidden"}})
+    graph.add_node("verify", verify, metadata={"asks": "max_agent_calls" if judges else 0, "trace": {"verify": "hidden"}})
     graph.add_edge(START, "verify")
     graph.add_edge("verify", END)
     return graph.compile(name="verifier", checkpointer=False)
@@ -102,6 +102,10 @@ def _failed(checks: list[Check]) -> Verdict | None:
     if not failed:
         return None
     return Verdict(label="unsupported", reason="; ".join(check.detail or check.name for check in failed), checks=checks)
+
+
+def _unjudged(checks: list[Check]) -> Verdict:
+    return Verdict(label="supported", reason="the checks that need no model passed; no model has judged it", checks=checks)
 
 
 async def _judge(context: RunContext, finding: Finding, checks: list[Check], model: BaseChatModel | None) -> Verdict:

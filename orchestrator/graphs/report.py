@@ -31,10 +31,11 @@ async def write_report(
     library: Library,
     *,
     offline: bool,
+    notes: Sequence[str] = (),
     sections: Sequence[str] = (),
     appendix: Sequence[str] = (),
 ) -> Report:
-    """Put the report together; `answer` counts in `findings`, the distinct findings of `branches`.
+    """Put the report together; `answer` counts in `findings`, the distinct findings of `branches`. `notes` stand above the answer.
 
     A sentence that rests on no finding, or whose numbers, dates or names are not in its findings, is left out; when none is left
     the findings themselves are the answer. `sections`: Markdown behind the answer, `appendix`: behind the findings.
@@ -47,6 +48,7 @@ async def write_report(
     parts = [
         f"# {plain_markdown(question)}",
         OFFLINE_NOTE if offline else "",
+        *(f"> {note}" for note in notes),
         _partial(branches, failures),
         # What the offline model selects is no text, but a list.
         ("\n".join(f"- {sentence}" for sentence in told) if offline else " ".join(told)) or "No finding is supported by the documents.",
