@@ -6,7 +6,7 @@ title that the question names), what it adds to the words of the question that a
 passage chosen before it. The figures were set on public two- to four-hop questions; halving or doubling any one changes little.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import nlargest
 
@@ -14,7 +14,7 @@ from orchestrator.documents.corpus import Corpus, Entry, Key
 from orchestrator.documents.links import Links
 from orchestrator.documents.words import STOP_WORDS, terms
 
-__all__ = ["Ranking"]
+__all__ = ["Ranking", "fused"]
 
 _QUERY = 4000  # characters that are read of a query
 _WORDS = 64  # of a query
@@ -29,6 +29,8 @@ _B_BODY = 0.5
 _REPEATED = 0.25  # what every earlier passage of the same document costs the next
 _NAMED = 0.6  # share of a title's weight for being named in the question
 _GAIN = 0.75  # share of the weight of newly covered words
+_RANKED = 24  # passages of each ranking that are fused
+_RANK_CONSTANT = 60  # k of reciprocal rank fusion: Cormack, Clarke and Büttcher, SIGIR 2009
 
 
 @dataclass(slots=True)
@@ -134,3 +136,19 @@ class Ranking:
         for target, value in passages.items():
             if target in pool.cover:
                 pool.to_passage[target] = max(pool.to_passage.get(target, 0.0), trust * value)
+
+
+def fused(ranking: Ranking, query: str, limit: int, near: Sequence[Key]) -> list[tuple[int, int, float]]:
+    """(document, ordinal, score) by words and links, and by `near`, passages that are near in meaning: best first.
+
+    Each ranking gives a passage 1 / (k + its place), and the sums are compared: their own scores have no common scale.
+    """
+    by_words = ranking.search(query, max(limit, _RANKED) if near else limit)
+    if not near:
+        return by_words
+    scores: dict[Key, float] = {}
+    for keys in ([(document, ordinal) for document, ordinal, _ in by_words], near[: max(limit, _RANKED)]):
+        for place, key in enumerate(keys, start=1):
+            scores[key] = scores.get(key, 0.0) + 1 / (_RANK_CONSTANT + place)
+    best = sorted(scores, key=lambda key: -scores[key])[:limit]  # stable: of equals the one by words comes first
+    return [(*key, scores[key]) for key in best]

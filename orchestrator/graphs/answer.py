@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, field_validator
 from orchestrator.context import RunContext
 from orchestrator.events import tell
 from orchestrator.graphs.branches import Agent, create_attempt, run_branches
-from orchestrator.graphs.report import distinct_findings, write_report
+from orchestrator.graphs.report import distinct_findings, lapses, write_report
 from orchestrator.graphs.supervisor import SupervisorOutput
 from orchestrator.state import BranchResult, Failure, Task
 
@@ -75,7 +75,7 @@ def create_answer(researcher: Agent, verifier: Agent, checker: Agent) -> StateGr
 
 async def _report(state: AnswerState, context: RunContext) -> dict[str, Any]:
     branches, library = state["branches"], await context.library(state["documents"])
-    findings, failures = distinct_findings(branches), list[Failure]()
+    findings, failures = distinct_findings(branches), lapses(library)
     if not findings and branches[0].status == "ok" and not context.stopping:
         failures.append(Failure(role="answer", status="failed", error="nothing in the documents answers the question"))
     notes = [] if state.get("verify", True) or not findings else [_UNJUDGED]
