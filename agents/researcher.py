@@ -76,13 +76,13 @@ def create_researcher(
 
     The documents are searched for the question itself before the model is first asked, so that no model finds less than that;
     then it may call tools for `max_turns` rounds: the documents' own, fetch_url where `allow_hosts` names hosts, and `tools`.
-    With `max_turns=0` it has no tools, and answers from what the search found, in one call.
+    With `max_turns=0` it has no tools, and answers from what the search found, in one call; in none where that is nothing.
     A call that it repeats is answered by pointing at the first answer, and one that it repeats max_identical_tool_calls times ends
     its tools. Raises ModelCallError, LimitReached and DocumentsError.
     """
 
     async def search(state: ResearcherState, runtime: Runtime[Any]) -> dict[str, Any]:
-        return await _search(state, RunContext.of(runtime), passages, RESEARCHER if max_turns else FINDER)
+        return await _search(state, RunContext.of(runtime), passages, tools=max_turns > 0)
 
     async def research(state: ResearcherState, runtime: Runtime[Any]) -> dict[str, Any]:
         context = RunContext.of(runtime)
@@ -97,25 +97,31 @@ def create_researcher(
     graph = StateGraph(ResearcherState, input_schema=ResearcherInput, output_schema=ResearcherOutput, context_schema=RunContext)
     graph.add_node("search", search, metadata={"asks": 0, "trace": {"search": "hidden"}})
     graph.add_node("research", research, metadata={"asks": 1, "visits": max_turns + 1, "trace": {"research": "hidden"}})
-    graph.add_node("call_tools", call_tools, metadata={"asks": 0, "visits": max_turns, "trace": {"call_tools": "hidden"}})
     graph.add_edge(START, "search")
+    if not max_turns:
+        graph.add_conditional_edges("search", after_search, ["research", END])
+        graph.add_edge("research", END)
+        return graph.compile(name="researcher", checkpointer=False)
+    graph.add_node("call_tools", call_tools, metadata={"asks": 0, "visits": max_turns, "trace": {"call_tools": "hidden"}})
     graph.add_edge("search", "research")
     graph.add_conditional_edges("research", after_research, ["call_tools", END])
     graph.add_edge("call_tools", "research")
     return graph.compile(name="researcher", checkpointer=False)
 
 
-async def _search(state: ResearcherState, context: RunContext, passages: int, instructions: str) -> dict[str, Any]:
+async def _search(state: ResearcherState, context: RunContext, passages: int, *, tools: bool) -> dict[str, Any]:
     library = await context.library(state["documents"])
     tell("branch_step", step="search", detail=state["question"])
     with context.searching(state["question"]) as given:
         given += await library.search(state["question"], passages)
+    if not given and not tools:
+        return {"findings": [], "sources": [], "missing": "no passage of the documents matches the question"}
     found = [
         context.block("passage", passage.text, id=passage.id, source=passage.source.uri, title=passage.source.title) for passage in given
     ]
     feedback = state.get("feedback")
     parts = [question_block(state["question"]), *found, context.block("feedback", feedback) if feedback else ""]
-    return {"messages": prompt(instructions, *parts, boundary=context.boundary)}
+    return {"messages": prompt(RESEARCHER if tools else FINDER, *parts, boundary=context.boundary)}
 
 
 async def _research(
@@ -129,6 +135,11 @@ async def _research(
         return {"messages": [answer.message]}
     findings, sources = await _resolve(answer.value, state.get("task_id") or "", library)
     return {"messages": [answer.message], "findings": findings, "sources": sources, "missing": answer.value.missing}
+
+
+def after_search(state: ResearcherState) -> str:
+    """Where nothing was found and there is no tool to look further, there is nothing to ask a model."""
+    return END if "missing" in state else "research"
 
 
 def after_research(state: ResearcherState) -> str:

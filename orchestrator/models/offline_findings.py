@@ -13,6 +13,7 @@ __all__ = ["findings"]
 
 _DOCUMENTS = 5
 _EACH = 2
+_RELATED = 0.25  # of the question's words, in the passage that has most of them; of answerable public questions none has less than 0.29
 _SHORTEST, _FEWEST_WORDS, _LONGEST = 12, 3, 300
 # What counts beside the share of the question that a sentence covers; set on public multi-hop questions.
 _HOLDS = 0.25  # it holds a date, number or name that may be asked for
@@ -35,13 +36,24 @@ class _Candidate:
 
 
 def findings(prompt: Prompt) -> dict[str, Any]:
-    """The arguments of `Findings`: two sentences of each of the first five documents, the best of each first."""
+    """The arguments of `Findings`: two sentences of each of the first five documents, the best of each first.
+
+    None where no passage has a quarter of the question's words: what is found then is about something else.
+    """
+    if not _related(prompt):
+        return {"findings": [], "missing": "no passage of the documents matches the question"}
     asked = ask_of(prompt.question, [passage.text for passage in prompt.passages])
     documents = _documents(prompt.passages)
     ranked = [_best(passages, asked, documents) for passages in documents.values()]
     chosen = [rows[place] for place in range(_EACH) for rows in ranked if len(rows) > place]
     found = [{"claim": row.text, "citations": [{"passage": row.passage, "quote": row.text}]} for row in chosen]
     return {"findings": found, "missing": "" if found else "no passage of the documents matches the question"}
+
+
+def _related(prompt: Prompt) -> bool:
+    wanted = set(content(prompt.question))
+    shares = [len(wanted & {*content(passage.title), *content(passage.text)}) for passage in prompt.passages]
+    return not wanted or max(shares, default=0) >= _RELATED * len(wanted)
 
 
 def _documents(passages: Sequence[Block]) -> dict[str, list[Block]]:
