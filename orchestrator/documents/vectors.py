@@ -6,7 +6,7 @@ A vector is the bytes of float32 numbers of length 1, so that a product of two i
 import contextlib
 import hashlib
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.documents.corpus import Key
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["Vectors"]
 
 _WAIT = 30.0  # seconds for another process that writes
-_TABLE = "CREATE TABLE IF NOT EXISTS vectors(model TEXT NOT NULL, sha256 BLOB NOT NULL, vector BLOB NOT NULL, UNIQUE(model, sha256))"
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS vectors(model TEXT NOT NULL, sha256 BLOB NOT NULL, vector BLOB NOT NULL, UNIQUE(model, sha256))",
+    "CREATE INDEX IF NOT EXISTS vectors_by_sha256 ON vectors(sha256)",
+)
 
 
 class Vectors:
@@ -41,7 +44,7 @@ class Vectors:
                 self._passages.setdefault(digest, []).append(key)
         self._vectors: dict[bytes, bytes] = {}
         self._matrix: tuple[list[Key], numpy.ndarray[Any, Any]] | None = None
-        self._read()
+        self._in_file(self._read)
 
     @property
     def missing(self) -> list[bytes]:
@@ -58,15 +61,13 @@ class Vectors:
         """Take in vectors by the digests of their texts, and write them down; where that fails they serve this library alone."""
         self._vectors.update(vectors)
         self._matrix = None
-        with self._writing() as connection:
-            values = [(self._model, digest, vector) for digest, vector in vectors.items()]
-            connection.executemany("INSERT OR REPLACE INTO vectors(model, sha256, vector) VALUES(?, ?, ?)", values)
+        rows = [(self._model, digest, vector) for digest, vector in vectors.items()]
+        self._in_file(lambda file: file.executemany("INSERT OR REPLACE INTO vectors(model, sha256, vector) VALUES(?, ?, ?)", rows))
 
     def forget(self) -> None:
         """Drop every vector of this model, which makes others by now."""
         self._vectors, self._matrix = {}, None
-        with self._writing() as connection:
-            connection.execute("DELETE FROM vectors WHERE model = ?", (self._model,))
+        self._in_file(lambda file: file.execute("DELETE FROM vectors WHERE model = ?", (self._model,)))
 
     def fits(self, vector: bytes) -> bool:
         """Whether it can be compared with those of the passages: they have one length."""
@@ -88,25 +89,22 @@ class Vectors:
     def _told(self, key: Key, heading: str, text: str) -> str:
         return "\n".join(part for part in (self._titles[key[0]], heading, text) if part)
 
-    def _read(self) -> None:
-        """What is kept of this model, without that of texts that no document has any more."""
-        with self._writing() as connection:
-            rows = connection.execute("SELECT sha256, vector FROM vectors WHERE model = ?", (self._model,))
-            self._vectors = {digest: vector for digest, vector in rows if digest in self._passages}
-            known = connection.execute("SELECT DISTINCT sha256 FROM vectors").fetchall()
-            gone = [row for row in known if row[0] not in self._passages]
-            connection.executemany("DELETE FROM vectors WHERE sha256 = ?", gone)
+    def _read(self, file: sqlite3.Connection) -> None:
+        """What is kept of this model; texts that no document has any more lose theirs."""
+        rows = file.execute("SELECT sha256, vector FROM vectors WHERE model = ?", (self._model,))
+        self._vectors = {digest: vector for digest, vector in rows if digest in self._passages}
+        known = file.execute("SELECT DISTINCT sha256 FROM vectors").fetchall()
+        file.executemany("DELETE FROM vectors WHERE sha256 = ?", [row for row in known if row[0] not in self._passages])
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
+    def _in_file(self, work: Callable[[sqlite3.Connection], object]) -> None:
         """One transaction. Vectors are a cache: what cannot be kept is made again by the next run, which is said."""
-        with contextlib.closing(sqlite3.connect(self._store.path or ":memory:", timeout=_WAIT, isolation_level=None)) as connection:
-            try:
-                connection.execute("PRAGMA synchronous = NORMAL")
-                connection.execute("BEGIN IMMEDIATE")
-                connection.execute(_TABLE)
-                connection.execute("CREATE INDEX IF NOT EXISTS vectors_by_sha256 ON vectors(sha256)")
-                yield connection
-                connection.execute("COMMIT")
-            except sqlite3.Error as error:
-                self.note = f"the vectors of these documents are not kept between runs: {one_line(error)}"
+        try:
+            with contextlib.closing(sqlite3.connect(self._store.path or ":memory:", timeout=_WAIT, isolation_level=None)) as file:
+                file.execute("PRAGMA synchronous = NORMAL")
+                file.execute("BEGIN IMMEDIATE")
+                for statement in _TABLE:
+                    file.execute(statement)
+                work(file)
+                file.execute("COMMIT")
+        except sqlite3.Error as error:
+            self.note = f"the vectors of these documents are not kept between runs: {one_line(error)}"

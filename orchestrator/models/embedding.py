@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.messages import AIMessage, HumanMessage
@@ -115,14 +115,9 @@ class _Embedding(Sender):
             tell("model_finished", role=ROLE, model=self._call.model, input_tokens=tokens, output_tokens=0, seconds=seconds, error=error)
 
     async def _made_of(self, texts: list[str]) -> _Vectors:
-        from openai import Timeout
-
-        timeout = Timeout(self._controls.call_timeout, connect=self._controls.connect_timeout)
-        asked = partial(self._embeddings.client.embeddings.with_raw_response.create, model=self._call.model, input=texts)
-        # Numbers, and not base64, which not every server knows. They are read in a thread: a batch has a hundred thousand.
-        response = await asked(encoding_format="float", timeout=timeout)
+        body = await self._body(texts)
         try:
-            vectors, tokens = await asyncio.to_thread(_read, response.content, len(texts))
+            vectors, tokens = await asyncio.to_thread(_read, body, len(texts))  # a hundred thousand numbers, for a batch
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             wrong = self._call.shown(str(error)) or type(error).__name__
             remedy = f"check the model and the base URL: {self._call.host} must answer as /v1/embeddings does"
@@ -130,6 +125,19 @@ class _Embedding(Sender):
         counted = f"{len(vectors)} vectors of {len(vectors[0]) // 4} numbers"
         usage = UsageMetadata(input_tokens=tokens, output_tokens=0, total_tokens=tokens) if tokens else None
         return _Vectors(content=counted, response_metadata={"finish_reason": "stop"}, usage_metadata=usage, vectors=vectors)
+
+    async def _body(self, texts: list[str]) -> bytes:
+        from openai import APIConnectionError, Timeout
+
+        timeout = Timeout(self._controls.call_timeout, connect=self._controls.connect_timeout)
+        create = self._embeddings.client.embeddings.with_raw_response.create
+        try:  # numbers, and not base64, which not every server knows
+            response = await create(model=self._call.model, input=texts, encoding_format="float", timeout=timeout)
+        except APIConnectionError as error:
+            broken = error.__cause__ or error
+        else:
+            return response.content
+        raise broken  # what the HTTP library said, and not inside the handler: it would be its own context
 
 
 def _read(body: bytes, count: int) -> tuple[list[bytes], int]:
