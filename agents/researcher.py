@@ -17,7 +17,7 @@ from orchestrator.context import RunContext
 from orchestrator.events import tell
 from orchestrator.state import Citation, Finding, Source, cite
 
-__all__ = ["Findings", "ResearcherInput", "ResearcherOutput", "create_researcher"]
+__all__ = ["AnswerFindings", "Findings", "ResearcherInput", "ResearcherOutput", "create_researcher"]
 
 
 class ResearcherInput(TypedDict):
@@ -65,6 +65,10 @@ class Findings(BaseModel):
     missing: str = Field(default="", description="what could not be found, or empty")
 
 
+class AnswerFindings(Findings):
+    """What the passages prove, as the whole answer to the question."""
+
+
 def create_researcher(
     model: BaseChatModel | None = None,
     *,
@@ -89,7 +93,7 @@ def create_researcher(
         turns = sum(isinstance(message, AIMessage) for message in state["messages"])
         may_call = turns < min(max_turns, context.controls.max_agent_calls - 1)  # the last call that it has is for the answer
         may_call = may_call and not context.goes_round(state["messages"])
-        return await _research(state, context, tools, may_call, model)
+        return await _research(state, context, tools if may_call else None, Findings if max_turns else AnswerFindings, model)
 
     async def call_tools(state: ResearcherState, runtime: Runtime[Any]) -> dict[str, Any]:
         return await _call_tools(state, RunContext.of(runtime), tools)
@@ -125,12 +129,13 @@ async def _search(state: ResearcherState, context: RunContext, passages: int, *,
 
 
 async def _research(
-    state: ResearcherState, context: RunContext, own: Sequence[BaseTool], may_call: bool, model: BaseChatModel | None
+    state: ResearcherState, context: RunContext, own: Sequence[BaseTool] | None, schema: type[Findings], model: BaseChatModel | None
 ) -> dict[str, Any]:
+    """One answer of the model; `own` are the tools that it may call beside the documents', None: it may call none."""
     library = await context.library(state["documents"])
-    offered = [*context.tools(library, state.get("allow_hosts") or ()), *own] if may_call else []
+    offered = [] if own is None else [*context.tools(library, state.get("allow_hosts") or ()), *own]
     tell("branch_step", step="research")
-    answer = await context.ask("researcher", state["messages"], Findings, tools=offered, model=model)
+    answer = await context.ask("researcher", state["messages"], schema, tools=offered, model=model)
     if answer.value is None:
         return {"messages": [answer.message]}
     findings, sources = await _resolve(answer.value, state.get("task_id") or "", library)

@@ -380,7 +380,7 @@ class _Sum:
         else:
             yield "nothing is asked again after a failure"
         if self.controls.embeddings:
-            yield "calls for vectors are not counted: one a search, and once one for 32 new passages"
+            yield "vectors are not counted: a call a search, and one for 32 new passages"
         if self.walk.untold:
             untold = ", ".join(dict.fromkeys(self.walk.untold))
             yield f"{self.controls.max_agent_calls:,} calls a visit where a node does not say (--max-agent-calls): {untold}"

@@ -64,9 +64,12 @@ class Similar:
         return found
 
     async def _found(self, query: str) -> list[tuple[str, int]]:
+        if self._library.passages > _MOST:
+            what = f"the documents have {self._library.passages:,} passages, and vectors are compared for {_MOST:,} at most"
+            raise CallFailedError(what, remedy="name fewer documents, or search by words alone")
         model = await asyncio.to_thread(resolve_embeddings, self._spec)  # making a client reads certificates
+        (vector,) = await embed(model, [query], self._terms, current_branch())  # first: an endpoint that fails is asked no more
         await self._complete(model)
-        (vector,) = await embed(model, [query], self._terms, current_branch())
         found = await self._library.nearest(model.key, vector, _NEAREST)
         if found is None:  # another model has the name by now
             self._terms.warn(f"{model.key} gives vectors of another length than it did: all are made again")
@@ -87,11 +90,8 @@ class Similar:
             if self._ready:
                 return
             missing = await self._library.unembedded(model.key)
-            if self._library.passages > _MOST:
-                what = f"the documents have {self._library.passages:,} passages, and vectors are compared for {_MOST:,} at most"
-                raise CallFailedError(what, remedy="name fewer documents, or search by words alone")
             if missing:
-                tell("log", level="info", message=f"{len(missing):,} passages go to {model.key} for their vectors, this once")
+                tell("branch_step", step="embed", detail=f"{len(missing):,} passages go to {model.key} for their vectors")
                 await self._made(model, missing)
             self._ready = True
 

@@ -52,7 +52,7 @@ def quoting(*quotes: str, claims: dict[str, str] | None = None) -> Responder:
 async def test_an_answer_with_citations_takes_one_call_and_a_judgement_for_each_sentence(documents: str) -> None:
     lamp = "The lamp of Arkona burns 400 litres of oil a year."
     result, asked = await ask("When was the lighthouse of Arkona built, and what does its lamp burn?", documents, quoting(SENTENCE, lamp))
-    assert (result.status, asked) == ("complete", ["Findings", "Judgement", "Judgement"])
+    assert (result.status, asked) == ("complete", ["AnswerFindings", "Judgement", "Judgement"])
     assert result.output is not None
     assert result.output["report"].splitlines()[:7] == [
         "# When was the lighthouse of Arkona built, and what does its lamp burn?",
@@ -70,7 +70,7 @@ async def test_an_answer_with_citations_takes_one_call_and_a_judgement_for_each_
 
 async def test_without_verify_no_model_judges_and_the_report_says_so(documents: str) -> None:
     result, asked = await ask("When was the lighthouse built?", documents, quoting(SENTENCE), verify=False)
-    assert (result.status, asked) == ("complete", ["Findings"])
+    assert (result.status, asked) == ("complete", ["AnswerFindings"])
     assert result.output is not None
     assert "> Checked without a model: each quote is in its source" in result.output["report"]
 
@@ -86,7 +86,7 @@ async def test_without_verify_no_model_judges_and_the_report_says_so(documents: 
 async def test_a_sentence_that_its_quote_does_not_hold_is_no_answer(documents: str, claim: str, quote: str, why: str) -> None:
     reply = quoting(quote, claims={quote: claim}) if quote == SENTENCE else agents_script(findings=_made_up(claim, quote))
     result, asked = await ask("When was the lighthouse of Arkona built?", documents, reply, verify=False)
-    assert (result.status, asked) == ("partial", ["Findings"])
+    assert (result.status, asked) == ("partial", ["AnswerFindings"])
     assert result.output is not None
     assert result.output["findings"] == []
     assert why in " ".join(result.output["gaps"]) + json.dumps(result.branches, default=str)
@@ -104,7 +104,7 @@ def _made_up(claim: str, quote: str) -> Any:
 async def test_what_the_documents_do_not_say_is_a_gap(documents: str) -> None:
     nothing = {"findings": [], "missing": "The documents do not say who built it."}
     result, asked = await ask("Who built the lighthouse?", documents, agents_script(findings=nothing))
-    assert (result.status, asked) == ("partial", ["Findings"])
+    assert (result.status, asked) == ("partial", ["AnswerFindings"])
     assert result.output is not None
     assert result.output["gaps"] == ["Who built the lighthouse? (The documents do not say who built it.)"]
     assert "No finding is supported by the documents." in result.output["report"]
@@ -119,7 +119,7 @@ async def test_where_no_passage_matches_no_model_is_asked(documents: str) -> Non
 
 async def test_a_model_that_fails_is_a_failed_run_and_never_an_empty_answer(documents: str) -> None:
     result, asked = await ask("When was the lighthouse built?", documents, agents_script(findings=Reply(fault="refusal")))
-    assert (result.status, asked) == ("failed", ["Findings"])
+    assert (result.status, asked) == ("failed", ["AnswerFindings"])
     assert [branch["status"] for branch in result.branches] == ["refused"]
 
 
@@ -132,7 +132,7 @@ async def test_a_verifier_that_fails_supports_nothing(documents: str) -> None:
 
 async def test_a_budget_that_is_used_up_is_a_limit(documents: str) -> None:
     result, asked = await ask("When was the lighthouse built?", documents, quoting(SENTENCE), controls={"budget": {"max_calls": 1}})
-    assert (result.status, asked) == ("limited", ["Findings"])
+    assert (result.status, asked) == ("limited", ["AnswerFindings"])
 
 
 async def test_offline_an_answer_is_found_and_a_question_about_something_else_is_not_answered(documents: str) -> None:

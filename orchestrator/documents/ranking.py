@@ -9,6 +9,7 @@ passage chosen before it. The figures were set on public two- to four-hop questi
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import nlargest
+from itertools import cycle
 
 from orchestrator.documents.corpus import Corpus, Entry, Key
 from orchestrator.documents.links import Links
@@ -29,8 +30,6 @@ _B_BODY = 0.5
 _REPEATED = 0.25  # what every earlier passage of the same document costs the next
 _NAMED = 0.6  # share of a title's weight for being named in the question
 _GAIN = 0.75  # share of the weight of newly covered words
-_RANKED = 24  # passages of each ranking that are fused
-_RANK_CONSTANT = 60  # k of reciprocal rank fusion: Cormack, Clarke and Büttcher, SIGIR 2009
 
 
 @dataclass(slots=True)
@@ -139,16 +138,22 @@ class Ranking:
 
 
 def fused(ranking: Ranking, query: str, limit: int, near: Sequence[Key]) -> list[tuple[int, int, float]]:
-    """(document, ordinal, score) by words and links, and by `near`, passages that are near in meaning: best first.
+    """(document, ordinal, score) by words and links, and at every third place one of `near`, passages that are near in meaning.
 
-    Each ranking gives a passage 1 / (k + its place), and the sums are compared: their own scores have no common scale.
+    Reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009) was tried: with k = 60 it takes words that lead to a second
+    document for one opinion of two, and found 80 % of the documents of two-document questions where words and links alone find all.
+    Every third place costs nothing there, and what no word leads to still comes third at the latest.
     """
-    by_words = ranking.search(query, max(limit, _RANKED) if near else limit)
+    by_words = ranking.search(query, limit)
     if not near:
         return by_words
-    scores: dict[Key, float] = {}
-    for keys in ([(document, ordinal) for document, ordinal, _ in by_words], near[: max(limit, _RANKED)]):
-        for place, key in enumerate(keys, start=1):
-            scores[key] = scores.get(key, 0.0) + 1 / (_RANK_CONSTANT + place)
-    best = sorted(scores, key=lambda key: -scores[key])[:limit]  # stable: of equals the one by words comes first
-    return [(*key, scores[key]) for key in best]
+    of_words, of_meaning = iter([(document, ordinal) for document, ordinal, _ in by_words]), iter(near)
+    turns = cycle((of_words, of_words, of_meaning))
+    chosen: dict[Key, float] = {}
+    idle = 0  # turns since something was chosen: after three of them both are at their end
+    while len(chosen) < limit and idle < 3:
+        found = next((key for key in next(turns) if key not in chosen), None)
+        idle += 1
+        if found is not None:
+            chosen[found], idle = 1 / (1 + len(chosen)), 0
+    return [(*key, score) for key, score in chosen.items()]
