@@ -20,12 +20,16 @@ __all__ = ["Judgement", "VerifierInput", "VerifierOutput", "create_verifier"]
 
 
 class VerifierInput(TypedDict):
-    """Findings, the sources as they were when they were read, and the documents (paths, folders, globs) that hold them."""
+    """Findings, the sources as they were when they were read, and the documents (paths, folders, globs) that hold them.
+
+    `judges`: whether a model judges what passes the checks; it does unless this is false.
+    """
 
     findings: list[Finding]
     sources: list[Source]
     documents: list[str]
     question: NotRequired[str]
+    judges: NotRequired[bool]
 
 
 class VerifierOutput(TypedDict):
@@ -46,12 +50,13 @@ class Judgement(BaseModel):
     reason: str = Field(description="one sentence that names the part in question")
 
 
-def create_verifier(model: BaseChatModel | None = None, *, judges: bool = True) -> CompiledStateGraph[Any, Any, Any, Any]:
+def create_verifier(model: BaseChatModel | None = None) -> CompiledStateGraph[Any, Any, Any, Any]:
     """An async subgraph VerifierInput -> VerifierOutput; findings are judged at the same time. Raises ModelCallError
     or LimitReached when no judgement succeeds.
 
     Quotes at their offsets, source hashes, numbers, dates and names are checked first, without a model; a finding that fails
-    one of them is `unsupported` and no model is asked. Without `judges` no model is asked at all: what passes is `supported`.
+    one of them is `unsupported` and no model is asked. Where the input says `judges: false` no model is asked at all: what passes is
+    `supported`.
     """
 
     async def verify(state: VerifierState, runtime: Runtime[Any]) -> dict[str, Any]:
@@ -61,7 +66,7 @@ def create_verifier(model: BaseChatModel | None = None, *, judges: bool = True) 
 
         async def judged(finding: Finding) -> Finding:
             checks = await context.check_finding(finding, state["sources"], library)
-            verdict = _failed(checks) or (await _judge(context, finding, checks, model) if judges else _unjudged(checks))
+            verdict = _failed(checks) or (await _judge(context, finding, checks, model) if state.get("judges", True) else _unjudged(checks))
             tell("verdict", claim=finding.claim, label=verdict.label, reason=verdict.reason)
             found = finding.model_copy(update={"verdict": verdict})
             if verdict.label == "supported":
@@ -82,7 +87,7 @@ def create_verifier(model: BaseChatModel | None = None, *, judges: bool = True) 
         }
 
     graph = StateGraph(VerifierState, input_schema=VerifierInput, output_schema=VerifierOutput, context_schema=RunContext)
-    graph.add_node("verify", verify, metadata={"asks": "max_agent_calls" if judges else 0, "trace": {"verify": "hidden"}})
+    graph.add_node("verify", verify, metadata={"asks": "max_agent_calls", "trace": {"verify": "hidden"}})
     graph.add_edge(START, "verify")
     graph.add_edge("verify", END)
     return graph.compile(name="verifier", checkpointer=False)

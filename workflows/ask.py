@@ -4,5 +4,5 @@ from agents import create_researcher, create_verifier
 from orchestrator import Workflow
 from orchestrator.graphs.answer import create_answer
 
-workflow = Workflow(create_answer(create_researcher(max_turns=0), create_verifier(), create_verifier(judges=False)), name="ask")
+workflow = Workflow(create_answer(create_researcher(max_turns=0), create_verifier()), name="ask")
 graph = workflow.compile()

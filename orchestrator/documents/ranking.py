@@ -140,9 +140,8 @@ class Ranking:
 def fused(ranking: Ranking, query: str, limit: int, near: Sequence[Key]) -> list[tuple[int, int, float]]:
     """(document, ordinal, score) by words and links, and at every third place one of `near`, passages that are near in meaning.
 
-    Reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009) was tried: with k = 60 it takes words that lead to a second
-    document for one opinion of two, and found 80 % of the documents of two-document questions where words and links alone find all.
-    Every third place costs nothing there, and what no word leads to still comes third at the latest.
+    Reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009; k = 60) found less: it counts what leads to a second document as
+    one opinion of two. docs/documents.md has the figures. What no word leads to comes third at the latest.
     """
     by_words = ranking.search(query, limit)
     if not near:

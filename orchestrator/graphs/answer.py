@@ -44,21 +44,21 @@ class AnswerState(SupervisorOutput):
     asked: list[str]
 
 
-def create_answer(researcher: Agent, verifier: Agent, checker: Agent) -> StateGraph[Any, Any, Any, Any]:
-    """A graph AnswerInput -> SupervisorOutput, ready to compile; the three are agents as the supervisor takes them.
+def create_answer(researcher: Agent, verifier: Agent) -> StateGraph[Any, Any, Any, Any]:
+    """A graph AnswerInput -> SupervisorOutput, ready to compile; both are agents as the supervisor takes them.
 
-    The researcher answers once, from what it finds; there is no plan, no second round and no repair. Its findings are judged by
-    `verifier`, or by `checker` where the input has `verify` off. Those that are supported are the answer, in their order.
+    The researcher answers once, from what it finds; there is no plan, no second round and no repair. The verifier is told by `judges`
+    in its input whether a model is to judge, as `verify` has it. The findings that are supported are the answer, in their order.
     """
-    judged, checked = create_attempt(researcher, verifier), create_attempt(researcher, checker)
+    attempt = create_attempt(researcher, verifier)
 
     async def answer(state: AnswerState, runtime: Runtime[RunContext]) -> dict[str, Any]:
         context, task = RunContext.of(runtime), Task(id="t1", question=state["question"])
         documents = state.get("documents") or AnswerInput.model_fields["documents"].default
         await context.library(documents)  # before the first model call: documents that cannot be read cost nothing
         context.join.begin([task.id])
-        given: Any = {"tasks": [task], "documents": documents, "allow_hosts": []}
-        results, kinds = await run_branches(judged if state.get("verify", True) else checked, given, context, max_repairs=0)
+        given: Any = {"tasks": [task], "documents": documents, "allow_hosts": [], "judges": state.get("verify", True)}
+        results, kinds = await run_branches(attempt, given, context, max_repairs=0)
         return {"documents": documents, "branches": results, "asked": sorted(kinds)}
 
     async def report(state: AnswerState, runtime: Runtime[RunContext]) -> dict[str, Any]:
