@@ -11,7 +11,18 @@ from orchestrator.joining import is_lost
 from orchestrator.state import BranchResult, Citation, Failure, Finding, Report, Sentence
 from orchestrator.text import counted, one_line
 
-__all__ = ["OFFLINE_NOTE", "cited", "colophon", "distinct_findings", "holds", "lapses", "listed", "markdown_table", "plain_markdown", "write_report"]
+__all__ = [
+    "OFFLINE_NOTE",
+    "cited",
+    "colophon",
+    "distinct_findings",
+    "holds",
+    "lapses",
+    "listed",
+    "markdown_table",
+    "plain_markdown",
+    "write_report",
+]
 
 _ANSWER_CHARACTERS = 1_200
 _MARKUP = re.compile(r"[\[\]<]|\\(?=[!-/:-@\[-`{-~])")  # links, images, our own markers, HTML, and what would unescape them
