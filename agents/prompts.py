@@ -11,6 +11,7 @@ from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 __all__ = [
     "ANSWERER",
     "COMPARER",
+    "FINDER",
     "IN_A_MANNER",
     "IN_CONVERSATION",
     "JUDGE",
@@ -67,6 +68,13 @@ around a passage. Then answer with findings. Each finding is one claim in a full
 copied character for character from a passage, whole sentences or clauses, with the id of that passage. Numbers, dates and
 names in the claim must stand in its quotes. Give no finding that the passages do not prove; say in `missing` what you could
 not find, or leave it empty."""
+
+FINDER = """You answer one question from passages of documents, and only from them. There is nothing else to search.
+Answer with findings that read as one answer when they are put one after the other: the first one answers the question, each
+further one adds what the question asks for, and nothing is said twice. Each finding is one claim in a full sentence, with the
+quotes that prove it: copied character for character from a passage, whole sentences or clauses, with the id of that passage.
+Numbers, dates and names in the claim must stand in its quotes. Give no finding that the passages do not prove, and none where
+they only touch on the subject; say in `missing` which part of the question they leave open, or leave it empty."""
 
 VERIFIER = """You check one claim against the quotes that are cited for it.
 Judge by the quotes alone, not by what you know. Answer `supported` only when the quotes state or directly entail every part

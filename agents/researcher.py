@@ -12,12 +12,12 @@ from langgraph.runtime import Runtime
 from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
-from agents.prompts import RESEARCHER, prompt, question_block
+from agents.prompts import FINDER, RESEARCHER, prompt, question_block
 from orchestrator.context import RunContext
 from orchestrator.events import tell
 from orchestrator.state import Citation, Finding, Source, cite
 
-__all__ = ["Findings", "ResearcherInput", "ResearcherOutput", "create_researcher"]
+__all__ = ["AnswerFindings", "Findings", "ResearcherInput", "ResearcherOutput", "create_researcher"]
 
 
 class ResearcherInput(TypedDict):
@@ -65,6 +65,10 @@ class Findings(BaseModel):
     missing: str = Field(default="", description="what could not be found, or empty")
 
 
+class AnswerFindings(Findings):
+    """What the passages prove, as the whole answer to the question."""
+
+
 def create_researcher(
     model: BaseChatModel | None = None,
     *,
@@ -76,19 +80,20 @@ def create_researcher(
 
     The documents are searched for the question itself before the model is first asked, so that no model finds less than that;
     then it may call tools for `max_turns` rounds: the documents' own, fetch_url where `allow_hosts` names hosts, and `tools`.
+    With `max_turns=0` it has no tools, and answers from what the search found, in one call; in none where that is nothing.
     A call that it repeats is answered by pointing at the first answer, and one that it repeats max_identical_tool_calls times ends
     its tools. Raises ModelCallError, LimitReached and DocumentsError.
     """
 
     async def search(state: ResearcherState, runtime: Runtime[Any]) -> dict[str, Any]:
-        return await _search(state, RunContext.of(runtime), passages)
+        return await _search(state, RunContext.of(runtime), passages, tools=max_turns > 0)
 
     async def research(state: ResearcherState, runtime: Runtime[Any]) -> dict[str, Any]:
         context = RunContext.of(runtime)
         turns = sum(isinstance(message, AIMessage) for message in state["messages"])
         may_call = turns < min(max_turns, context.controls.max_agent_calls - 1)  # the last call that it has is for the answer
         may_call = may_call and not context.goes_round(state["messages"])
-        return await _research(state, context, tools, may_call, model)
+        return await _research(state, context, tools if may_call else None, Findings if max_turns else AnswerFindings, model)
 
     async def call_tools(state: ResearcherState, runtime: Runtime[Any]) -> dict[str, Any]:
         return await _call_tools(state, RunContext.of(runtime), tools)
@@ -96,38 +101,50 @@ def create_researcher(
     graph = StateGraph(ResearcherState, input_schema=ResearcherInput, output_schema=ResearcherOutput, context_schema=RunContext)
     graph.add_node("search", search, metadata={"asks": 0, "trace": {"search": "hidden"}})
     graph.add_node("research", research, metadata={"asks": 1, "visits": max_turns + 1, "trace": {"research": "hidden"}})
-    graph.add_node("call_tools", call_tools, metadata={"asks": 0, "visits": max_turns, "trace": {"call_tools": "hidden"}})
     graph.add_edge(START, "search")
+    if not max_turns:
+        graph.add_conditional_edges("search", after_search, ["research", END])
+        graph.add_edge("research", END)
+        return graph.compile(name="researcher", checkpointer=False)
+    graph.add_node("call_tools", call_tools, metadata={"asks": 0, "visits": max_turns, "trace": {"call_tools": "hidden"}})
     graph.add_edge("search", "research")
     graph.add_conditional_edges("research", after_research, ["call_tools", END])
     graph.add_edge("call_tools", "research")
     return graph.compile(name="researcher", checkpointer=False)
 
 
-async def _search(state: ResearcherState, context: RunContext, passages: int) -> dict[str, Any]:
+async def _search(state: ResearcherState, context: RunContext, passages: int, *, tools: bool) -> dict[str, Any]:
     library = await context.library(state["documents"])
     tell("branch_step", step="search", detail=state["question"])
     with context.searching(state["question"]) as given:
         given += await library.search(state["question"], passages)
+    if not given and not tools:
+        return {"findings": [], "sources": [], "missing": "no passage of the documents matches the question"}
     found = [
         context.block("passage", passage.text, id=passage.id, source=passage.source.uri, title=passage.source.title) for passage in given
     ]
     feedback = state.get("feedback")
     parts = [question_block(state["question"]), *found, context.block("feedback", feedback) if feedback else ""]
-    return {"messages": prompt(RESEARCHER, *parts, boundary=context.boundary)}
+    return {"messages": prompt(RESEARCHER if tools else FINDER, *parts, boundary=context.boundary)}
 
 
 async def _research(
-    state: ResearcherState, context: RunContext, own: Sequence[BaseTool], may_call: bool, model: BaseChatModel | None
+    state: ResearcherState, context: RunContext, own: Sequence[BaseTool] | None, schema: type[Findings], model: BaseChatModel | None
 ) -> dict[str, Any]:
+    """One answer of the model; `own` are the tools that it may call beside the documents', None: it may call none."""
     library = await context.library(state["documents"])
-    offered = [*context.tools(library, state.get("allow_hosts") or ()), *own] if may_call else []
+    offered = [] if own is None else [*context.tools(library, state.get("allow_hosts") or ()), *own]
     tell("branch_step", step="research")
-    answer = await context.ask("researcher", state["messages"], Findings, tools=offered, model=model)
+    answer = await context.ask("researcher", state["messages"], schema, tools=offered, model=model)
     if answer.value is None:
         return {"messages": [answer.message]}
     findings, sources = await _resolve(answer.value, state.get("task_id") or "", library)
     return {"messages": [answer.message], "findings": findings, "sources": sources, "missing": answer.value.missing}
+
+
+def after_search(state: ResearcherState) -> str:
+    """Where nothing was found and there is no tool to look further, there is nothing to ask a model."""
+    return END if "missing" in state else "research"
 
 
 def after_research(state: ResearcherState) -> str:

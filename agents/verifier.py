@@ -20,12 +20,16 @@ __all__ = ["Judgement", "VerifierInput", "VerifierOutput", "create_verifier"]
 
 
 class VerifierInput(TypedDict):
-    """Findings, the sources as they were when they were read, and the documents (paths, folders, globs) that hold them."""
+    """Findings, the sources as they were when they were read, and the documents (paths, folders, globs) that hold them.
+
+    `judges`: whether a model judges what passes the checks; it does unless this is false.
+    """
 
     findings: list[Finding]
     sources: list[Source]
     documents: list[str]
     question: NotRequired[str]
+    judges: NotRequired[bool]
 
 
 class VerifierOutput(TypedDict):
@@ -51,7 +55,8 @@ def create_verifier(model: BaseChatModel | None = None) -> CompiledStateGraph[An
     or LimitReached when no judgement succeeds.
 
     Quotes at their offsets, source hashes, numbers, dates and names are checked first, without a model; a finding that fails
-    one of them is `unsupported` and no model is asked.
+    one of them is `unsupported` and no model is asked. Where the input says `judges: false` no model is asked at all: what passes is
+    `supported`.
     """
 
     async def verify(state: VerifierState, runtime: Runtime[Any]) -> dict[str, Any]:
@@ -61,7 +66,7 @@ def create_verifier(model: BaseChatModel | None = None) -> CompiledStateGraph[An
 
         async def judged(finding: Finding) -> Finding:
             checks = await context.check_finding(finding, state["sources"], library)
-            verdict = _failed(checks) or await _judge(context, finding, checks, model)
+            verdict = _failed(checks) or (await _judge(context, finding, checks, model) if state.get("judges", True) else _unjudged(checks))
             tell("verdict", claim=finding.claim, label=verdict.label, reason=verdict.reason)
             found = finding.model_copy(update={"verdict": verdict})
             if verdict.label == "supported":
@@ -102,6 +107,10 @@ def _failed(checks: list[Check]) -> Verdict | None:
     if not failed:
         return None
     return Verdict(label="unsupported", reason="; ".join(check.detail or check.name for check in failed), checks=checks)
+
+
+def _unjudged(checks: list[Check]) -> Verdict:
+    return Verdict(label="supported", reason="the checks that need no model passed; no model has judged it", checks=checks)
 
 
 async def _judge(context: RunContext, finding: Finding, checks: list[Check], model: BaseChatModel | None) -> Verdict:

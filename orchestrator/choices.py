@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from orchestrator.checks import views
 from orchestrator.controls import Controls
 from orchestrator.errors import InputError
-from orchestrator.models import choose_model, resolve_model, warnings_for
+from orchestrator.models import check_embeddings, choose_model, resolve_model, warnings_for
 from orchestrator.models.call import model_name
 from orchestrator.usage import check_budgets
 from orchestrator.workflow import Workflow
@@ -104,6 +104,8 @@ def check_roles(controls: Controls, workflow: Workflow) -> None:
 def check_controls(controls: Controls, models: Choice, workflow: Workflow) -> None:
     """Raises InputError: roles that controls name must exist, one that races needs a second model, and a price must be known."""
     check_roles(controls, workflow)
+    if controls.embeddings is not None:
+        check_embeddings(controls.embeddings)
     several = {role for role, asked in models.by_role.items() if not isinstance(asked, BaseChatModel)}
     for role in controls.race:
         if not (several if role == "*" else {role if role in models.by_role else ""} & several):

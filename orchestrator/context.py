@@ -37,6 +37,7 @@ from orchestrator.models.call import model_name
 from orchestrator.models.narrowing import narrowed
 from orchestrator.models.recorded import request_of
 from orchestrator.repeats import goes_round, latest_calls, refused_calls
+from orchestrator.similar import Similar
 from orchestrator.state import Check, Finding, Source
 from orchestrator.terms import DENIED, Terms
 from orchestrator.text import data_block
@@ -389,6 +390,8 @@ class RunContext:
             library = await _open(documents)
         while self.terms.journal is not None and (page := await self.terms.journal.recall(_page(documents))):
             library.add(**page.response)
+        if self.controls.embeddings is not None:
+            library.near = (await Similar.over(library, documents, self.controls.embeddings, self.terms)).near
         return library
 
     async def _keep_page(self, library: Library, page: Mapping[str, str]) -> None:

@@ -88,6 +88,7 @@ class Controls(BaseModel):
     hedge: tuple[str, ...] = Field(default=(), description="roles of which a slow request is made a second time")
     finish_reason: Literal["required", "optional"] = Field(default="required", description="whether an answer without one counts as cut")
     ask: Literal["never", "auto", "always"] = Field(default="never", description="whether the planner may ask you what a question means")
+    embeddings: str | None = Field(default=None, min_length=1, max_length=200, description="model of vectors that searches use, too")
     approve: tuple[Literal["plan", "tools"], ...] = Field(default=(), description="what waits for your yes: the plan, calls of tools")
     budget: Budget = Field(default=Budget(), description="of the whole run")
     branch_budget: Budget = Field(default=Budget(), description="of each branch")

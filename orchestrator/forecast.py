@@ -379,6 +379,8 @@ class _Sum:
             yield f"{counted(retries, 'retry', 'retries')} at most; what an endpoint rejects (400, 429) is not counted"
         else:
             yield "nothing is asked again after a failure"
+        if self.controls.embeddings:
+            yield "vectors are not counted: a call a search, and one for 32 new passages"
         if self.walk.untold:
             untold = ", ".join(dict.fromkeys(self.walk.untold))
             yield f"{self.controls.max_agent_calls:,} calls a visit where a node does not say (--max-agent-calls): {untold}"

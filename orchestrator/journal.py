@@ -158,6 +158,11 @@ class Journal:
             raise self._lost
         return self._written(self._entry(request, "ok", response, usage, seconds))
 
+    def note(self, request: Request, *, usage: JournalUsage, seconds: float) -> None:
+        """Keep what a call has used whose answer is kept elsewhere, or came to nothing; written soon, as by `abandon`."""
+        if self._lost is None:
+            self._unwaited.add(self._written(self._entry(request, "ok", None, usage, seconds)))
+
     async def share(self, rows: Sequence[int]) -> None:
         """Keep that the code around was given the answers of `rows`, which other code had asked for; durable when it returns."""
         if rows:

@@ -241,7 +241,7 @@ def _kind(info: "FieldInfo") -> tuple[str, str]:
     kinds = {item for item in get_args(info.annotation) or (info.annotation,) if item is not types.NoneType}
     if kinds <= {int, float}:
         return ("a whole number" if kinds == {int} else "a number"), "a number in this range"
-    return "a policy", "one of these, such as first:3@30"
+    return ("a model", "a model") if kinds == {str} else ("a policy", "one of these, such as first:3@30")
 
 
 def _range(info: "FieldInfo") -> str:
@@ -253,6 +253,8 @@ def _range(info: "FieldInfo") -> str:
         return " or ".join(get_args(info.annotation))
     if kind == "any of":
         return f"any of {', '.join(_choices(info))} with commas between them, or none"
+    if kind == "a model":
+        return "openai:NAME, such as openai:text-embedding-3-small, or none"
     if kind == "a policy":
         return "collect, fail-fast, at-least:K or first:K, with @SECONDS behind it for a deadline"
     limits = {name: getattr(item, name) for item in info.metadata for name in ("ge", "gt", "le") if hasattr(item, name)}
@@ -265,5 +267,6 @@ def _metavar(info: "FieldInfo") -> str:
         "names of roles": "ROLE[,ROLE]",
         "one of": "|".join(_choices(info)),
         "any of": "|".join(_choices(info)),
+        "a model": "SPEC",
         "a policy": "POLICY",
     }.get(_kind(info)[0], "N")

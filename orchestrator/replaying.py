@@ -147,6 +147,9 @@ class _Tape(Journal):
     async def record(self, request: Request, response: Any, *, usage: JournalUsage = NO_USAGE, seconds: float = 0.0) -> None:
         return None
 
+    def note(self, request: Request, *, usage: JournalUsage, seconds: float) -> None:
+        return None
+
     async def share(self, rows: Sequence[int]) -> None:
         return None
 

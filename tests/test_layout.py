@@ -24,7 +24,7 @@ GROUPS = (
     ("journal",),
     ("terms", "fetch", "joining", "flights", "interrupts", "repeats"),
     ("models", "tools"),
-    ("calling", "speech"),
+    ("calling", "similar", "speech"),
     ("calls",),
     ("door",),
     ("context",),

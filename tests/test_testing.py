@@ -23,6 +23,7 @@ from orchestrator.testing import (
     Reply,
     agents_script,
     answer_for,
+    embeddings_of,
     fault,
     faulty,
     mixed,
@@ -125,7 +126,7 @@ def test_models_are_listed_and_other_paths_are_not_there() -> None:
     with model_server() as server:
         with urllib.request.urlopen(server.base_url + "/models", timeout=10) as answer:  # noqa: S310
             assert json.loads(answer.read())["data"][0]["id"] == "test-model"
-        assert post(server, {}, "/embeddings")[0] == 404
+        assert post(server, {}, "/images")[0] == 404
     assert server.requests == []
 
 
@@ -486,3 +487,13 @@ def test_a_counted_tool_call_is_cut_as_text_is() -> None:
     assert completion["choices"][0]["finish_reason"] == "length"
     assert completion["choices"][0]["message"]["tool_calls"][0]["function"] == {"name": "look", "arguments": '{"at": "yyyyyyyy'}
     assert completion["usage"]["completion_tokens"] == 5
+
+
+def test_vectors_count_words_and_their_requests_are_kept_apart() -> None:
+    with model_server([], embeddings=faulty("500", embeddings_of)) as server:
+        assert post(server, {"input": "a"}, "/embeddings")[0] == 500
+        body = json.loads(post(server, {"input": ["The car", "the CAR", "a boat"], "model": "m"}, "/embeddings")[2])
+    one, same, other = (row["embedding"] for row in body["data"])
+    assert (one == same, sum(a * b for a, b in zip(one, other, strict=True))) == (True, 0.0)
+    assert (body["model"], body["usage"]) == ("m", {"prompt_tokens": 6, "total_tokens": 6})
+    assert (len(server.requests), [len(request.body["input"]) for request in server.embedding_requests]) == (0, [1, 3])

@@ -6,7 +6,7 @@ import contextvars
 import os
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,9 @@ from orchestrator.documents.files import Unreadable, read_bytes, sha256
 from orchestrator.documents.indexing import Indexed, open_index
 from orchestrator.documents.parsing import Parser
 from orchestrator.documents.passages import split
-from orchestrator.documents.ranking import Ranking
+from orchestrator.documents.ranking import Ranking, fused
 from orchestrator.documents.store import Store
+from orchestrator.documents.vectors import Vectors
 from orchestrator.state import Source
 
 __all__ = ["Library", "Passage", "open_library"]
@@ -44,11 +45,13 @@ class Library:
     """A set of documents as it was when it was opened, and the pages that were added since; safe to use from several tasks.
 
     `read` counts the files whose text is here, `opened` those that had to be opened for it; `notes` says what went otherwise than usual.
+    `near` finds passages by what a query means, best first, as (uri, ordinal); without it words alone count. `lapse`: why it finds none.
     """
 
     def __init__(self, indexed: Indexed, executor: ThreadPoolExecutor) -> None:
         self._executor = executor  # of one thread: the only one that uses the store
         self._store = indexed.store
+        self._place = indexed.store.path
         self._unclosed = weakref.finalize(self, _close, self._store, executor)  # for a library that nobody closes
         self._unclosed.atexit = False
         self._files = indexed.paths
@@ -69,10 +72,52 @@ class Library:
         self.skipped = indexed.skipped
         self.notes = [*indexed.notes, *indexed.remarks]
         self.passages = self._corpus.passages
+        self.near: Callable[[str], Awaitable[Sequence[tuple[str, int]]]] | None = None
+        self.lapse = ""
+        self._vectors: dict[str, Vectors] = {}  # by model
 
     async def search(self, query: str, limit: int = 8) -> list[Passage]:
         """The best passages for a question or words, best first; the best of each document come before second ones of any."""
-        return await self._run(lambda: self._search(query, limit))
+        near = await self.near(query) if self.near is not None and query.strip() else ()
+        return await self._run(lambda: self._search(query, limit, near))
+
+    @property
+    def place(self) -> str:
+        """The file of the index, "" where it is in memory alone."""
+        return self._place
+
+    async def unembedded(self, model: str) -> list[bytes]:
+        """The digests of the texts that have no vector of this model yet."""
+        return await self._run(lambda: self._vectors_of(model).missing)
+
+    async def texts(self, model: str, digests: Sequence[bytes]) -> list[str]:
+        """What is to be embedded of these digests."""
+        return await self._run(lambda: self._vectors_of(model).texts(digests))
+
+    async def keep_vectors(self, model: str, vectors: Mapping[bytes, bytes]) -> str:
+        """Take in vectors by digest, and write them beside the index; says why where they are not kept for the next run."""
+
+        def keep() -> str:
+            known = self._vectors_of(model)
+            known.keep(vectors)
+            return known.note
+
+        return await self._run(keep)
+
+    async def forget_vectors(self, model: str) -> None:
+        """Drop the vectors of this model."""
+        await self._run(lambda: self._vectors_of(model).forget())
+
+    async def nearest(self, model: str, vector: bytes, limit: int) -> list[tuple[str, int]] | None:
+        """(uri, ordinal) of the passages that are most like `vector`, best first; None where it is of another length than theirs."""
+
+        def found() -> list[tuple[str, int]] | None:
+            known = self._vectors_of(model)
+            if not known.fits(vector):
+                return None
+            return [(self._sources[document].uri, ordinal) for document, ordinal in known.nearest(vector, limit)]
+
+        return await self._run(found)
 
     async def passage(self, passage_id: str) -> Passage | None:
         """The passage of this id, None when there is none."""
@@ -131,10 +176,17 @@ class Library:
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
-    def _search(self, query: str, limit: int) -> list[Passage]:
+    def _vectors_of(self, model: str) -> Vectors:
+        if model not in self._vectors:
+            titles = {document: source.title for document, source in self._sources.items() if document >= 0}
+            self._vectors[model] = Vectors(self._store, titles, model)
+        return self._vectors[model]
+
+    def _search(self, query: str, limit: int, near: Sequence[tuple[str, int]]) -> list[Passage]:
         found = []
         self._corpus.add_pages(dict(self._pages))
-        for document, ordinal, score in self._ranking.search(query, limit):
+        keys = [(self._by_uri[uri], ordinal) for uri, ordinal in near if uri in self._by_uri]
+        for document, ordinal, score in fused(self._ranking, query, limit, keys):
             if (passage := self._at(document, ordinal, score)) is not None:
                 found.append(passage)
         return found

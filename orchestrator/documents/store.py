@@ -164,6 +164,16 @@ class Store:
         """Closes the connection; what was written stays."""
         self._connection.close()
 
+    @property
+    def path(self) -> str:
+        """The file of the index, "" where it is in memory alone."""
+        return str(self.query("PRAGMA database_list")[0][2])
+
+    def passages(self) -> Iterator[tuple[tuple[int, int], str, str]]:
+        """The (document, ordinal), the heading above and the text of every passage."""
+        for row, heading, text in self._connection.execute("SELECT id, heading, text FROM passages ORDER BY id"):
+            yield divmod(row, _ORDINALS), heading, text
+
     def query(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """The rows of a statement that reads."""
         return self._connection.execute(statement, values).fetchall()

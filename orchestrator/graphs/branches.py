@@ -35,16 +35,18 @@ class BranchInput(TypedDict):
     tasks: list[Task]
     documents: list[str]
     allow_hosts: list[str]
+    judges: NotRequired[bool]
 
 
 class AttemptInput(TypedDict):
-    """What one attempt of a branch is given; `feedback` is what the verifier said of the one before."""
+    """What one attempt of a branch is given; `feedback` is what the verifier said of the one before, `judges` whether it asks a model."""
 
     task_id: str
     question: str
     documents: list[str]
     allow_hosts: list[str]
     feedback: NotRequired[str]
+    judges: NotRequired[bool]
 
 
 class AttemptOutput(TypedDict, total=False):
@@ -173,7 +175,14 @@ async def run_branches(attempt: Agent, sent: BranchInput, context: RunContext, m
 async def run_branch(attempt: Agent, task: Task, sent: BranchInput, context: RunContext, max_repairs: int) -> BranchResult:
     """Run a branch to its result; whatever it raises becomes data."""
     began = time.monotonic()
-    given = {"question": task.question, "task_id": task.id, "documents": sent["documents"], "allow_hosts": sent["allow_hosts"]}
+    given: dict[str, Any] = {
+        "question": task.question,
+        "task_id": task.id,
+        "documents": sent["documents"],
+        "allow_hosts": sent["allow_hosts"],
+    }
+    if "judges" in sent:
+        given["judges"] = sent["judges"]
     branch = _Branch(task, given)
     try:
         async with context.join.branch(task.id, context.controls.branch_timeout), context.within(RESEARCH_SHARE):

@@ -11,7 +11,18 @@ from orchestrator.joining import is_lost
 from orchestrator.state import BranchResult, Citation, Failure, Finding, Report, Sentence
 from orchestrator.text import counted, one_line
 
-__all__ = ["OFFLINE_NOTE", "cited", "colophon", "distinct_findings", "holds", "listed", "markdown_table", "plain_markdown", "write_report"]
+__all__ = [
+    "OFFLINE_NOTE",
+    "cited",
+    "colophon",
+    "distinct_findings",
+    "holds",
+    "lapses",
+    "listed",
+    "markdown_table",
+    "plain_markdown",
+    "write_report",
+]
 
 _ANSWER_CHARACTERS = 1_200
 _MARKUP = re.compile(r"[\[\]<]|\\(?=[!-/:-@\[-`{-~])")  # links, images, our own markers, HTML, and what would unescape them
@@ -31,10 +42,11 @@ async def write_report(
     library: Library,
     *,
     offline: bool,
+    notes: Sequence[str] = (),
     sections: Sequence[str] = (),
     appendix: Sequence[str] = (),
 ) -> Report:
-    """Put the report together; `answer` counts in `findings`, the distinct findings of `branches`.
+    """Put the report together; `answer` counts in `findings`, the distinct findings of `branches`. `notes` stand above the answer.
 
     A sentence that rests on no finding, or whose numbers, dates or names are not in its findings, is left out; when none is left
     the findings themselves are the answer. `sections`: Markdown behind the answer, `appendix`: behind the findings.
@@ -43,10 +55,11 @@ async def write_report(
     sentences = [sentence for sentence in answer if holds(sentence, findings)] or _from_findings(findings)
     told = cited(sentences, findings)
     gaps = [f"{result.task.question} ({result.error or result.gap})" for result in branches if not result.findings or result.status != "ok"]
-    gaps += [f"the {failure.role}: {failure.error}" for failure in failures if failure.role != "join"]
+    gaps += [f"the {failure.role}: {failure.error}" for failure in failures if failure.role not in ("join", "answer")]
     parts = [
         f"# {plain_markdown(question)}",
         OFFLINE_NOTE if offline else "",
+        *(f"> {note}" for note in notes),
         _partial(branches, failures),
         # What the offline model selects is no text, but a list.
         ("\n".join(f"- {sentence}" for sentence in told) if offline else " ".join(told)) or "No finding is supported by the documents.",
@@ -71,6 +84,11 @@ def distinct_findings(branches: Sequence[BranchResult]) -> list[Finding]:
         for finding in result.findings:
             distinct.setdefault((finding.claim, tuple(finding.citations)), finding)
     return list(distinct.values())
+
+
+def lapses(library: Library) -> list[Failure]:
+    """That searches went on by words alone, where they did: what was found may be less than what is there."""
+    return [Failure(role="embeddings", status="failed", error=library.lapse)] if library.lapse else []
 
 
 def _numbers(findings: Sequence[Finding]) -> dict[Citation, int]:
@@ -130,7 +148,7 @@ def _partial(branches: Sequence[BranchResult], failures: Sequence[Failure]) -> s
     lost = [result for result in branches if is_lost(result)]
     ended = [result for result in branches if result.status != "ok" and not is_lost(result)]
     said = [f"{len(lost)} of {len(branches)} questions could not be researched"] if lost else []
-    said += [f"the {failure.role} failed" for failure in failures if failure.role not in ("supervisor", "join")]
+    said += [f"the {failure.role} failed" for failure in failures if failure.role not in ("supervisor", "answer", "join")]
     failed = [plain_markdown(failure.error) for failure in failures if failure.role == "join"]
     parts = [f"Failed: {'; '.join(failed)}." if failed else "", f"Partial: {' and '.join(said)}." if said and not failed else ""]
     parts += [f"{len(ended)} of {len(branches)} questions were left when the round was over." if ended else ""]

@@ -20,7 +20,7 @@ from orchestrator.events import tell
 from orchestrator.graphs.branches import RESEARCH_SHARE, Agent, BranchInput, call_agent, create_attempt, run_branches, status_of
 from orchestrator.graphs.conversation import conversation_of, keep_facts, known_facts, turn, turns
 from orchestrator.graphs.questions import new_tasks
-from orchestrator.graphs.report import distinct_findings, write_report
+from orchestrator.graphs.report import distinct_findings, lapses, write_report
 from orchestrator.spans import HIDDEN
 from orchestrator.state import BranchResult, Failure, Finding, Sentence, Source, Task
 from orchestrator.urls import parse_allowed
@@ -318,6 +318,7 @@ async def _write(writer: Agent, state: SupervisorState, context: RunContext, own
     elif any(result.status == "ok" for result in branches) and not context.stopping:
         failures.append(Failure(role="supervisor", status="failed", error="no finding is supported by the documents"))
     library = await context.library(state["documents"])
+    failures += lapses(library)
     all_failures = [*state.get("failures", []), *failures]
     offline = kinds.union(state.get("asked", [])) == {"offline"}
     more_parts = {"sections": answered.get("sections", ()), "appendix": state.get("appendix", ())}

@@ -37,8 +37,12 @@ class Call:
         packages = (base.__module__.partition(".")[0] for base in type(model).__mro__)
         package = next(name for name in packages if name != "orchestrator" or not openai_like).removeprefix("langchain_")
         host, key = _host(model), _key(model)
-        endpoint = f"{host or package} {hashlib.sha256(key.encode(errors='replace')).hexdigest()[:8]}"
-        return cls(role, model_name(model), package, host, openai_like, endpoint, (key,) if key else ())
+        return cls(role, model_name(model), package, host, openai_like, _endpoint(host or package, key), (key,) if key else ())
+
+    @classmethod
+    def at(cls, host: str, key: str, *, model: str, role: str) -> "Call":
+        """A call of an OpenAI-compatible host that is made without a chat model; it shares the limits of those that are made with one."""
+        return cls(role, model, "openai", host, True, _endpoint(host, key), (key,) if key else ())
 
     @property
     def where(self) -> str:
@@ -71,6 +75,10 @@ def model_name(model: BaseChatModel) -> str:
     """What its provider calls it, which prices go by; the name of its class where it does not say."""
     names = (getattr(model, key, None) for key in ("model_name", "model", "model_id"))
     return next((name for name in names if isinstance(name, str) and name), type(model).__name__)
+
+
+def _endpoint(host: str, key: str) -> str:
+    return f"{host} {hashlib.sha256(key.encode(errors='replace')).hexdigest()[:8]}"
 
 
 def _host(model: BaseChatModel) -> str:

@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from orchestrator.errors import ModelSpecError
 from orchestrator.models.offline_compare import comparison
 from orchestrator.models.offline_draft import draft
-from orchestrator.models.offline_findings import findings
+from orchestrator.models.offline_findings import answer_findings, findings
 from orchestrator.models.offline_judge import judgement
 from orchestrator.models.offline_plan import clarification, plan
 from orchestrator.models.offline_prompt import Prompt, read_prompt
@@ -39,6 +39,7 @@ _ANSWERS: Mapping[str, Callable[[Prompt], dict[str, Any]]] = {
     "ConversationPlanOrQuestion": plan,
     "Clarification": clarification,
     "Findings": findings,
+    "AnswerFindings": answer_findings,
     "Judgement": judgement,
     "Draft": draft,
     "Comparison": comparison,

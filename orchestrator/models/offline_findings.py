@@ -9,10 +9,13 @@ from orchestrator.models.offline_prompt import Block, Prompt
 from orchestrator.models.offline_question import Asked, ask_of
 from orchestrator.models.offline_words import content, sentences
 
-__all__ = ["findings"]
+__all__ = ["answer_findings", "findings"]
 
 _DOCUMENTS = 5
 _EACH = 2
+_RELATED = 0.25  # of the question's words, in the passage that has most of them; of answerable public questions none has less than 0.29
+# Of one question that is asked directly: beside a sentence that has nearly all of its words, one with less than half is noise.
+_WHOLE, _HALF = 0.9, 0.5
 _SHORTEST, _FEWEST_WORDS, _LONGEST = 12, 3, 300
 # What counts beside the share of the question that a sentence covers; set on public multi-hop questions.
 _HOLDS = 0.25  # it holds a date, number or name that may be asked for
@@ -32,16 +35,43 @@ class _Candidate:
     passage: str
     text: str
     score: float
+    covers: float
 
 
 def findings(prompt: Prompt) -> dict[str, Any]:
-    """The arguments of `Findings`: two sentences of each of the first five documents, the best of each first."""
+    """The arguments of `Findings`: two sentences of each of the first five documents, the best of each first.
+
+    None where no passage has a quarter of the question's words: what is found then is about something else.
+    """
+    return _found(_chosen(prompt))
+
+
+def answer_findings(prompt: Prompt) -> dict[str, Any]:
+    """The arguments of `AnswerFindings`: of those findings, where one covers the question, the ones that cover half of it."""
+    chosen = _chosen(prompt)
+    if max((row.covers for row in chosen), default=0.0) >= _WHOLE:
+        chosen = [row for row in chosen if row.covers >= _HALF]
+    return _found(chosen)
+
+
+def _chosen(prompt: Prompt) -> list[_Candidate]:
+    if not _related(prompt):
+        return []
     asked = ask_of(prompt.question, [passage.text for passage in prompt.passages])
     documents = _documents(prompt.passages)
     ranked = [_best(passages, asked, documents) for passages in documents.values()]
-    chosen = [rows[place] for place in range(_EACH) for rows in ranked if len(rows) > place]
+    return [rows[place] for place in range(_EACH) for rows in ranked if len(rows) > place]
+
+
+def _found(chosen: Sequence[_Candidate]) -> dict[str, Any]:
     found = [{"claim": row.text, "citations": [{"passage": row.passage, "quote": row.text}]} for row in chosen]
     return {"findings": found, "missing": "" if found else "no passage of the documents matches the question"}
+
+
+def _related(prompt: Prompt) -> bool:
+    wanted = set(content(prompt.question))
+    shares = [len(wanted & {*content(passage.title), *content(passage.text)}) for passage in prompt.passages]
+    return not wanted or max(shares, default=0) >= _RELATED * len(wanted)
 
 
 def _documents(passages: Sequence[Block]) -> dict[str, list[Block]]:
@@ -60,9 +90,10 @@ def _best(passages: Sequence[Block], asked: Asked, documents: dict[str, list[Blo
     for passage in passages:
         for place, text in enumerate(text for text in _quotes(passage.text) if text != passage.title):
             linked = any(len(title) > 3 and title in text for title in others)
-            score = asked.covers(text, titled) + _HOLDS * asked.holds_answer(text) + _FIRST * (place == 0) + _LINKED * linked
+            covers = asked.covers(text, titled)
+            score = covers + _HOLDS * asked.holds_answer(text) + _FIRST * (place == 0) + _LINKED * linked
             score -= _UNENDED * (_ENDED.search(text) is None) + _LISTED * (_ROW.search(text) is not None)
-            found.setdefault(text, _Candidate(passage.id, text, score))
+            found.setdefault(text, _Candidate(passage.id, text, score, covers))
     return sorted(found.values(), key=lambda row: -row.score)[:_EACH]
 
 

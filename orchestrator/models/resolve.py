@@ -15,7 +15,19 @@ from orchestrator.text import nearest, one_line
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
 
-__all__ = ["CLIENT_TIMEOUT", "ModelChoice", "choose_model", "model_names", "openai_endpoint", "resolve_model", "warnings_for"]
+    from orchestrator.models.embedding import EmbeddingModel
+
+__all__ = [
+    "CLIENT_TIMEOUT",
+    "ModelChoice",
+    "check_embeddings",
+    "choose_model",
+    "model_names",
+    "openai_endpoint",
+    "resolve_embeddings",
+    "resolve_model",
+    "warnings_for",
+]
 
 _OPENAI_URL = "https://api.openai.com/v1"
 _DEFAULT_OPENAI = "openai:gpt-5-mini"
@@ -71,6 +83,27 @@ def resolve_model(spec: str) -> "BaseChatModel":
         # Without a base URL the client would read the environment itself, and take a variable that is empty for an address.
         return _openai(name, base.geturl() if base else _OPENAI_URL, _openai_key(os.environ, base))
     return _any_provider(provider, name, spec)
+
+
+def check_embeddings(spec: str) -> None:
+    """Raise ModelSpecError where `resolve_embeddings` would, or where the library is missing that compares vectors."""
+    from importlib.util import find_spec
+
+    provider, name = _parts(spec)
+    if provider != "openai":
+        what = f"{spec!r} is no model for embeddings: they come from OpenAI-compatible endpoints"
+        remedy = "give openai:NAME, such as openai:text-embedding-3-small, and OPENAI_BASE_URL for a server of your own"
+        raise ModelSpecError(what, remedy=remedy)
+    _openai_key(os.environ, _base_url(os.environ))
+    if find_spec("numpy") is None:
+        raise ModelSpecError(f"embeddings ({name}) need numpy, which is not installed", remedy='pip install "orchestrator[embeddings]"')
+
+
+def resolve_embeddings(spec: str) -> "EmbeddingModel":
+    """The embedding model that `spec` names, at the endpoint that chat models are asked at; made once a process. Raises ModelSpecError."""
+    check_embeddings(spec)
+    base = _base_url(os.environ)
+    return _embeddings(_parts(spec)[1], base.geturl() if base else _OPENAI_URL, _openai_key(os.environ, base))
 
 
 def openai_endpoint(spec: str, environ: Mapping[str, str]) -> tuple[str, str] | None:
@@ -197,6 +230,19 @@ def _openai(name: str, base_url: str, key: str) -> "BaseChatModel":
         http_client=LazyClient(timeout=CLIENT_TIMEOUT),
         http_async_client=LoopClient(timeout=CLIENT_TIMEOUT),
     )
+
+
+@lru_cache(maxsize=32)
+def _embeddings(name: str, base_url: str, key: str) -> "EmbeddingModel":
+    import openai
+
+    from orchestrator.models.call import Call
+    from orchestrator.models.connection import LoopClient
+    from orchestrator.models.embedding import ROLE, EmbeddingModel
+
+    host = urlsplit(base_url).netloc.rpartition("@")[2]
+    client = openai.AsyncOpenAI(base_url=base_url, api_key=key, max_retries=0, http_client=LoopClient(timeout=CLIENT_TIMEOUT))
+    return EmbeddingModel(Call.at(host, key, model=name, role=ROLE), client)
 
 
 def _any_provider(provider: str, name: str, spec: str) -> "BaseChatModel":

@@ -19,7 +19,7 @@ _HEADS = "SELECT seq, kind, scope, role, model, digest, state, began, seconds, e
 _SUMS = (
     "SELECT role, model, scope, CAST(SUM(model_calls) AS BIGINT), CAST(SUM(estimated_calls) AS BIGINT),"
     " CAST(SUM(input_tokens) AS BIGINT), CAST(SUM(output_tokens) AS BIGINT)"
-    " FROM journal WHERE run = ? AND kind = 'model' GROUP BY role, model, scope ORDER BY role, model, scope"
+    " FROM journal WHERE run = ? AND (kind = 'model' OR model_calls > 0) GROUP BY role, model, scope ORDER BY role, model, scope"
 )
 _COPY = (
     f"INSERT INTO journal({_COLUMNS}) SELECT ?, seq, kind, scope, role, model, digest, state, request, response,"  # noqa: S608 - our own names

@@ -8,6 +8,7 @@ with model_server(agents_script()) as server:
 from orchestrator.testing.answers import agents_script
 from orchestrator.testing.audio import tone
 from orchestrator.testing.cassettes import replay_cassette, save_cassette
+from orchestrator.testing.embeddings import embeddings_of
 from orchestrator.testing.faults import FAULTS, fault, faulty, mixed, rate_limited
 from orchestrator.testing.replies import Fault, Overlong, Reply, Request, Responder, answer_for
 from orchestrator.testing.server import ModelServer, model_server
@@ -22,6 +23,7 @@ __all__ = [
     "Responder",
     "agents_script",
     "answer_for",
+    "embeddings_of",
     "fault",
     "faulty",
     "mixed",

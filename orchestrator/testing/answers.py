@@ -36,6 +36,7 @@ def agents_script(
         "ConversationPlan": plan or _plan,
         "ConversationPlanOrQuestion": plan or _plan,
         "Findings": findings or _findings,
+        "AnswerFindings": findings or _findings,
         "Judgement": judgement or {"label": "supported", "reason": "The quote states the claim."},
         "Draft": draft or _draft,
         "Summary": summary or _summary,

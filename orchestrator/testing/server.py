@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from orchestrator.models.connection import LazyClient, LoopClient
 from orchestrator.testing.audio import Hears, Says, audio_reply, form_of, tone
+from orchestrator.testing.embeddings import embeddings_of
 from orchestrator.testing.replies import Reply, Request, Responder, TokenUsage, as_reply
 from orchestrator.testing.wire import send
 
@@ -29,21 +30,23 @@ def model_server(
     *,
     usage: TokenUsage = (12, 8),
     capacity: int | None = None,
+    embeddings: Responder = embeddings_of,
     hears: Hears = "What is it?",
     says: Says = tone,
 ) -> "ModelServer":
     """A server for `with` or `async with`; `reply` answers each request, or is a script of replies taken one after the other.
 
-    `usage` is that of answers that are no Reply; with more than `capacity` requests in flight the next one gets a 503. `hears`: the
-    transcript of every recording, or a function of the WAV file's bytes. `says`: the sound of every text, or a function of the text.
+    `usage` is that of answers that are no Reply; with more than `capacity` requests in flight the next one gets a 503. `embeddings`
+    answers the requests for vectors. `hears`: the transcript of every recording, or a function of the WAV file's bytes. `says`: the
+    sound of every text, or a function of the text.
     """
-    return ModelServer(reply, usage=usage, capacity=capacity, hears=hears, says=says)
+    return ModelServer(reply, usage=usage, capacity=capacity, embeddings=embeddings, hears=hears, says=says)
 
 
 class ModelServer:
-    """`base_url` answers POST /chat/completions, /audio/transcriptions and /audio/speech, and GET /models.
+    """`base_url` answers POST /chat/completions, /embeddings, /audio/transcriptions and /audio/speech, and GET /models.
 
-    `requests` has what came, `in_flight_peak` the most at once.
+    `requests` has what came, `embedding_requests` apart from it what asked for vectors; `in_flight_peak` is the most at once.
     """
 
     def __init__(
@@ -52,13 +55,16 @@ class ModelServer:
         *,
         usage: TokenUsage = (12, 8),
         capacity: int | None = None,
+        embeddings: Responder = embeddings_of,
         hears: Hears = "What is it?",
         says: Says = tone,
     ) -> None:
         self.requests: list[Request] = []
+        self.embedding_requests: list[Request] = []
         self.in_flight = 0
         self.in_flight_peak = 0
         self._reply = reply if callable(reply) else _in_order(reply)
+        self._embeddings = embeddings
         self._usage = usage
         self._capacity = capacity
         self._hears, self._says = hears, says
@@ -80,7 +86,7 @@ class ModelServer:
     @property
     def abandoned(self) -> int:
         """Requests whose client went away before the answer was whole."""
-        return sum(request.abandoned for request in self.requests)
+        return sum(request.abandoned for request in (*self.requests, *self.embedding_requests))
 
     def chat_model(self, **options: Any) -> "ChatOpenAI":
         """A ChatOpenAI that asks this server as `--model openai:NAME` would, without retries; `options` are its own."""
@@ -197,15 +203,16 @@ class ModelServer:
     async def _reply_to(self, request: Request) -> Reply:
         if request.path.endswith("/models"):
             return Reply(body={"object": "list", "data": [{"id": "test-model", "object": "model", "created": 0, "owned_by": "test"}]})
-        if not request.path.endswith(("/chat/completions", "/audio/transcriptions", "/audio/speech")):
+        vectors = request.path.endswith("/embeddings")
+        if not vectors and not request.path.endswith(("/chat/completions", "/audio/transcriptions", "/audio/speech")):
             return Reply.error(404, f"there is nothing at {request.path}")
-        self.requests.append(request)
+        (self.embedding_requests if vectors else self.requests).append(request)
         if self._capacity is not None and self.in_flight > self._capacity:
             return Reply.error(503, "at capacity")
         try:
             if (audio := await audio_reply(request, self._hears, self._says)) is not None:
                 return audio
-            answer = self._reply(request.body)
+            answer = (self._embeddings if vectors else self._reply)(request.body)
             return as_reply(await answer if inspect.isawaitable(answer) else answer, self._usage)
         except Exception as error:  # noqa: BLE001 - raised again where the server is left; a test that sees an HTTP 400 would not know why
             self._problem = self._problem or error
