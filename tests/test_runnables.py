@@ -36,6 +36,7 @@ def spoken(documents: Path) -> dict[str, Any]:
 
 # An input of each workflow, given a folder of documents; its keys are the graph's own. A new workflow gets a line here.
 EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "ask": lambda documents: {"question": "What limits the depth of a resume?", "documents": [str(documents)]},
     "assistant": lambda documents: {"messages": [{"role": "user", "content": "What is the time?"}], "tools": ["clock"]},
     "chat": lambda documents: {"messages": [{"role": "user", "content": "What limits a resume?"}], "documents": [str(documents)]},
     "compare": lambda documents: {"queries": ["Who?", "What?"], "limit": 2},
