@@ -7,9 +7,11 @@ QUESTION ?= Which checks does the verifier make before it asks a model?
 
 install: $(READY)
 
+# The pip that comes with Python 3.11 cannot install what asks for extras of a package whose hash is given.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.3"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
@@ -40,7 +42,7 @@ bench: $(READY)
 
 # The lock holds hashes and no addresses; uv only writes it, nothing else needs it.
 lock:
-	uv pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --group dev --all-extras pyproject.toml --custom-compile-command "make lock" --output-file requirements.lock
+	uv pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --no-strip-extras --group dev --all-extras pyproject.toml --custom-compile-command "make lock" --output-file requirements.lock
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -5,7 +5,7 @@ import contextlib
 import threading
 from collections import deque
 from contextvars import ContextVar
-from typing import Self
+from typing import Literal, Self
 
 from orchestrator.clocks import waiting
 from orchestrator.events import Event
@@ -17,8 +17,8 @@ UNREAD = 1_000
 
 _DROPPED = {"token", "custom"}
 
-unheard: ContextVar[bool] = ContextVar("unheard", default=False)
-"""Whether whoever reads the events of a run here wants its result alone."""
+unheard: ContextVar[Literal["", "tokens", "events"]] = ContextVar("unheard", default="")
+"""What whoever follows a run here does not read: the tokens of answers, or any event but its result. What nobody reads is not made."""
 
 
 class Delivery:
@@ -34,14 +34,15 @@ class Delivery:
         self._kept = 0  # how many of them are state events
         self._lost = 0  # token and custom events that were dropped since the last one that was taken in
         self._ended = False
-        self.heard = not unheard.get()
+        self._heard = unheard.get() != "events"
+        self.tokens_heard = unheard.get() == ""
         self._something = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
 
     def put(self, event: Event) -> None:
         """Take an event in, or drop it where nobody would read it, or not in time."""
-        if not self.heard:
+        if not self._heard:
             return
         if threading.get_ident() == self._thread:
             self._put(event)

@@ -141,7 +141,7 @@ class Attempt:
     async def drive(self, delivery: Delivery) -> Result:
         """Drive the graph to its end, telling every event; bad input is raised, every other failure is a result."""
         terms = self.context.terms
-        terms.room, terms.driven, terms.heard = delivery.room, True, delivery.heard
+        terms.room, terms.driven, terms.heard = delivery.room, True, delivery.tokens_heard
         if _NEVER_BEGUN not in warnings.filters:
             warnings.filterwarnings("ignore", _NEVER_BEGUN[1].pattern, RuntimeWarning)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from orchestrator.delivery import unheard
 from orchestrator.errors import InputError, LostRunError, OrchestratorError, StorageError
 from orchestrator.events import Event
 from orchestrator.output import deliver, deliver_json, describe_error, is_terminal, say, write_event
@@ -172,6 +173,7 @@ async def _drive(run: Followed, view: "RunView", signals: Signals) -> Mapping[st
         from orchestrator.dialog import Dialog
 
         dialog = Dialog(sys.stdin.fileno(), sys.stderr)  # the terminal itself: a live view takes the place of sys.stderr
+    unheard.set("" if run.transcript is not None or run.options.events else "tokens")
     events = run.events(stop, None if dialog is None else dialog.ask)
     with watching() if run.options.debug else contextlib.nullcontext():
         try:

@@ -215,7 +215,7 @@ async def give_back(storage: Storage, found: RunRecord, fence: Fence) -> None:
 async def folded(events: AsyncGenerator[Event, None]) -> Result:
     """The result that a run's events end with."""
     last = None
-    token = unheard.set(True)
+    token = unheard.set("events")
     try:
         async with contextlib.aclosing(events):
             async for event in events:

@@ -118,7 +118,7 @@ class Terms:
     tracer: Tracer = field(default_factory=Tracer)
     permit: "Callable[[BaseTool, Mapping[str, Any]], bool] | None" = None  # whether a person lets a foreign tool call be made
     room: Callable[[], Awaitable[None]] | None = None  # waits until whoever reads the run's events has caught up
-    heard: bool = True  # whether anybody reads the run's events
+    heard: bool = True  # whether anybody reads the tokens of answers
     driven: bool = False  # whether a run of ours drives the graph: nobody else reads its stream
     asked: dict[tuple[int, str], Any] = field(init=False, default_factory=dict, repr=False)  # models by role, as exchanges know them
     party: Party = field(init=False)

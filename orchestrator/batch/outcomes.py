@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from orchestrator.delivery import unheard
 from orchestrator.errors import OrchestratorError, StorageError, StorageTypeError
 from orchestrator.events import Event
 from orchestrator.outcome import Result
@@ -15,6 +16,7 @@ __all__ = ["put_back", "result_of"]
 async def result_of(events: AsyncGenerator[Event, None]) -> dict[str, Any]:
     """The result, as JSON, that a run's events end with; raises the StorageError that ended the run, for which it is not to blame."""
     last, broken = None, None
+    unheard.set("tokens")
     async with contextlib.aclosing(events):
         async for event in events:
             last = event
