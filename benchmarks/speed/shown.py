@@ -12,6 +12,7 @@ All = Mapping[tuple[str, int], Sequence[Mapping[str, float]]]
 _ROOT = Path(__file__).parent.parent.parent
 _NAMES = {"wire": "the wire: asyncio + aiohttp", "langgraph": "LangGraph + ChatOpenAI + SQLite", "orchestrator": "orchestrator"}
 _COLORS = {"wire": "#9aa0a6", "langgraph": "#c2703d", "orchestrator": "#2f6f9f"}
+_LEFT = 360  # pixels for the names
 _COLUMNS = {"CPU ms a call": 2, "wall / ideal": 2, "KB a branch": 0, "peak MB": 0, "runs/s": 2}
 
 
@@ -54,12 +55,12 @@ def _plot(medians: Figures) -> str:
         top, cost = 40 + 34 * place, figures["CPU ms a call"]
         width = max(2.0, 420 * cost / most)
         color = _COLORS[peer.partition(" ")[0]]
-        parts.append(f'<text x="292" y="{top + 16}" text-anchor="end">{_name(peer)}, N = {branches:,}</text>')
-        parts.append(f'<rect x="300" y="{top}" width="{width:.0f}" height="22" fill="{color}"/>')
-        parts.append(f'<text x="{308 + width:.0f}" y="{top + 16}">{cost:.2f}</text>')
-    title = '<text x="300" y="24" font-weight="bold">CPU milliseconds a model call</text>'
+        parts.append(f'<text x="{_LEFT - 8}" y="{top + 16}" text-anchor="end">{_name(peer)}, N = {branches:,}</text>')
+        parts.append(f'<rect x="{_LEFT}" y="{top}" width="{width:.0f}" height="22" fill="{color}"/>')
+        parts.append(f'<text x="{_LEFT + 8 + width:.0f}" y="{top + 16}">{cost:.2f}</text>')
+    title = f'<text x="{_LEFT}" y="24" font-weight="bold">CPU milliseconds a model call</text>'
     style = 'font-family="sans-serif" font-size="13" fill="#333"'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="790" height="{height}" viewBox="0 0 790 {height}" {style}>'
-        f'<rect width="790" height="{height}" fill="#fff"/>{title}{"".join(parts)}</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_LEFT + 490}" height="{height}" viewBox="0 0 {_LEFT + 490} {height}" {style}>'
+        f'<rect width="{_LEFT + 490}" height="{height}" fill="#fff"/>{title}{"".join(parts)}</svg>\n'
     )
