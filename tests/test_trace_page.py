@@ -136,6 +136,7 @@ async def test_hostile_texts_are_only_texts(opened: Opened, small: Trace) -> Non
     trace |= {"error": HOSTILE, "thread": HOSTILE, "status": HOSTILE}
     page = await opened(trace, height=1800)
     await page.fill("#filter", "javascript:")
+    await expect(page.locator("#matches")).to_contain_text(" of ")  # what is drawn anew while it is clicked gets no click
     await page.press("#filter", "Enter")
     call = one(trace, kind="model", branch=f"t3 {HOSTILE}", state="ok")
     await row(page, call).click()
