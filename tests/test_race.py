@@ -229,7 +229,7 @@ def doubling(after: float, by: int = 2, error: Exception | None = None) -> Any:
 
 
 async def test_agents_of_ones_own_race_as_they_are() -> None:
-    agents = {"wrong": doubling(0.0, by=3), "broken": doubling(0.0, error=KeyError("x")), "right": doubling(0.1), "slow": doubling(30)}
+    agents = {"wrong": doubling(0.0, by=3), "broken": doubling(0.0, error=KeyError("x")), "right": doubling(2), "slow": doubling(30)}
     graph = create_race(agents, valid=lambda came: came["answer"] == str(2 * came["number"]) or f"{came['answer']} is not the double")
     result = await run(Workflow(graph, name="own"), {"number": 21}, model="offline")
     assert told(result) == [("wrong", "invalid"), ("broken", "failed"), ("right", "won"), ("slow", "cancelled")]
@@ -244,7 +244,7 @@ async def test_a_racer_that_takes_longer_than_branch_timeout_is_out() -> None:
 
 
 async def test_what_a_racer_says_cannot_break_the_table() -> None:
-    agents = {"a_[b]": doubling(0.0, error=ValueError("x\n# y <b>[1] | \x1b[2J")), "c": doubling(0.1)}
+    agents = {"a_[b]": doubling(0.0, error=ValueError("x\n# y <b>[1] | \x1b[2J")), "c": doubling(1)}
     result = await run(Workflow(create_race(agents), name="own"), {"number": 1}, model="offline")
     report = result.output["report"]
     assert "| a_\\[b\\] | failed |" in report
