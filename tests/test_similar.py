@@ -93,7 +93,11 @@ async def test_research_searches_the_same_way(garage: Path, at: Any) -> None:
 
 
 async def test_runs_that_begin_together_have_the_vectors_made_once(garage: Path, at: Any) -> None:
-    async with model_server(agents_script(), embeddings=knows_cars) as server:
+    async def slowly(body: dict[str, Any]) -> Any:
+        await asyncio.sleep(1.5)  # so long that all four have begun before the first has its vectors
+        return knows_cars(body)
+
+    async with model_server(agents_script(), embeddings=slowly) as server:
         results = await asyncio.gather(*(ask(at(server), garage) for _ in range(4)))
     assert [claims(result)[0] for result in results] == [REPAIRED] * 4
     assert texts(server) == [32, 32, 16, 1, 1, 1, 1]
