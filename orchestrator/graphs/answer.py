@@ -10,7 +10,7 @@ from orchestrator.context import RunContext
 from orchestrator.events import tell
 from orchestrator.graphs.branches import Agent, create_attempt, run_branches
 from orchestrator.graphs.report import distinct_findings, lapses, write_report
-from orchestrator.graphs.supervisor import SupervisorOutput
+from orchestrator.graphs.supervisor import SupervisorOutput, not_blank
 from orchestrator.state import BranchResult, Failure, Task
 
 __all__ = ["AnswerInput", "AnswerState", "create_answer"]
@@ -25,12 +25,7 @@ class AnswerInput(BaseModel):
     documents: list[str] = Field(default=["docs"], description="files, folders and globs to search")
     verify: bool = Field(default=True, description="have a model judge whether the quotes support each sentence")
 
-    @field_validator("question")
-    @classmethod
-    def _not_blank(cls, question: str) -> str:
-        if not question.strip():
-            raise ValueError("the question is blank")
-        return question.strip()
+    _not_blank = field_validator("question")(not_blank)
 
 
 class AnswerState(SupervisorOutput):

@@ -25,7 +25,14 @@ from orchestrator.spans import HIDDEN
 from orchestrator.state import BranchResult, Failure, Finding, Sentence, Source, Task
 from orchestrator.urls import parse_allowed
 
-__all__ = ["AFRESH", "SupervisorInput", "SupervisorOutput", "SupervisorState", "add_research", "create_supervisor"]
+__all__ = ["AFRESH", "SupervisorInput", "SupervisorOutput", "SupervisorState", "add_research", "create_supervisor", "not_blank"]
+
+
+def not_blank(question: str) -> str:
+    """A question without the space around it; raises ValueError where nothing is left."""
+    if not question.strip():
+        raise ValueError("the question is blank")
+    return question.strip()
 
 
 class SupervisorInput(BaseModel):
@@ -45,12 +52,7 @@ class SupervisorInput(BaseModel):
                 raise ValueError(error.what) from None
         return allow_hosts
 
-    @field_validator("question")
-    @classmethod
-    def _not_blank(cls, question: str) -> str:
-        if not question.strip():
-            raise ValueError("the question is blank")
-        return question.strip()
+    _not_blank = field_validator("question")(not_blank)
 
 
 class SupervisorOutput(TypedDict):
