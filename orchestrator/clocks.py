@@ -1,8 +1,8 @@
 """Clocks that stand still while work waits for its turn: waiting is the engine's doing, not the work's."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from contextvars import Context, ContextVar, copy_context
 from types import TracebackType
 from typing import Self
@@ -74,19 +74,19 @@ class Joint:
         context.run(_current.set, self)
         return context
 
-    @contextmanager
-    def awaited(self) -> Iterator[None]:
-        """Who is inside waits for the work."""
+    def join(self) -> "list[Clock | Joint]":
+        """Who calls this waits for the work, until `leave` is called with what this returns."""
         clocks = _around()
         self._chains.append(clocks)
         if self._waits:
             _hold(clocks)
-        try:
-            yield
-        finally:
-            self._chains.remove(clocks)
-            if self._waits:
-                _release(clocks)
+        return clocks
+
+    def leave(self, clocks: "list[Clock | Joint]") -> None:
+        """The end of a wait that `join` began."""
+        self._chains = [chain for chain in self._chains if chain is not clocks]
+        if self._waits:
+            _release(clocks)
 
     def _stop(self) -> None:
         for clocks in self._chains:
@@ -100,15 +100,20 @@ class Joint:
 _current: ContextVar[Clock | Joint | None] = ContextVar("clock", default=None)
 
 
-@contextmanager
-def waiting() -> Iterator[None]:
+class _Wait(AbstractContextManager[None]):
+    __slots__ = ("_clocks",)
+
+    def __enter__(self) -> None:
+        self._clocks = _around()
+        _hold(self._clocks)
+
+    def __exit__(self, *_: object) -> None:
+        _release(self._clocks)
+
+
+def waiting() -> AbstractContextManager[None]:
     """The clocks around stand still as long as anything inside them waits."""
-    clocks = _around()
-    _hold(clocks)
-    try:
-        yield
-    finally:
-        _release(clocks)
+    return _Wait()
 
 
 def _around() -> list[Clock | Joint]:

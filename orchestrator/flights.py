@@ -40,13 +40,14 @@ class Flights:
                 joint = Joint()
                 flight = self._flying[key] = _Flight(asyncio.create_task(make(), context=joint.context()), joint)
             flight.waiters += 1
+            clocks = flight.joint.join()
             try:
-                with flight.joint.awaited():
-                    return await asyncio.shield(flight.task), shared
+                return await asyncio.shield(flight.task), shared
             except own:
                 if not shared:
                     raise
             finally:
+                flight.joint.leave(clocks)
                 flight.waiters -= 1
                 if (flight.waiters == 0 or flight.task.done()) and self._flying.get(key) is flight:
                     del self._flying[key]

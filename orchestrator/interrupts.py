@@ -10,7 +10,7 @@ from langchain_core.runnables.config import var_child_runnable_config
 from langgraph._internal._constants import CONF, CONFIG_KEY_SCRATCHPAD, CONFIG_KEY_SEND
 from langgraph.errors import GraphInterrupt
 
-__all__ = ["answering", "asked_at_once"]
+__all__ = ["answering", "asked_at_once", "with_answers"]
 
 
 def asked_at_once(pauses: Iterable[GraphInterrupt]) -> GraphInterrupt:
@@ -30,14 +30,17 @@ def answering(answers: Sequence[Any]) -> Iterator[None]:
     if config is None or scratchpad is None:
         yield
         return
-    # What is kept of an answer is ours to keep: nothing is written to the task, and no answer to something else is taken.
-    own = replace(scratchpad, interrupt_counter=itertools.count().__next__, get_null_resume=_nothing, resume=list(answers))
-    inside: Any = {**config, CONF: {**known, CONFIG_KEY_SCRATCHPAD: own, CONFIG_KEY_SEND: _nothing}}
+    inside: Any = {**config, CONF: {**known, CONFIG_KEY_SCRATCHPAD: with_answers(scratchpad, answers), CONFIG_KEY_SEND: _nothing}}
     token = var_child_runnable_config.set(inside)
     try:
         yield
     finally:
         var_child_runnable_config.reset(token)
+
+
+def with_answers(scratchpad: Any, answers: Sequence[Any]) -> Any:
+    """LangGraph's scratchpad of a task whose `interrupt()` is given these answers, and no answer to something else."""
+    return replace(scratchpad, interrupt_counter=itertools.count().__next__, get_null_resume=_nothing, resume=list(answers))
 
 
 def _nothing(*_: Any) -> None:

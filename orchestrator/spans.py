@@ -3,9 +3,10 @@
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any, Literal, Protocol
 from uuid import UUID
 
@@ -150,29 +151,14 @@ class Tracer:
         for sink in self.sinks:
             sink.sent(span)
 
-    @contextmanager
     def span(
         self, kind: SpanKind, name: str, *, parent: Span | None = None, given: Any = None, holds: bool = True, **known: Any
-    ) -> Iterator[Span]:
+    ) -> AbstractContextManager[Span]:
         """A span around what is inside, under `parent` or the one around this code; what is raised is its error.
 
         Unless it `holds` what is begun inside, as whoever reads a stream is no part of it, that stands beside it.
         """
-        span = self.begin(kind, name, parent=parent or self.here(), given=given, **known)
-        token = _inside.set((self, span)) if holds else None
-        try:
-            yield span
-        except Exception as error:
-            paused = type(error).__name__ == "GraphInterrupt"  # a person is asked
-            self.end(span, "waiting" if paused else "failed", None if paused else said(error))
-            raise
-        except BaseException:
-            self.end(span, "cancelled")
-            raise
-        finally:
-            if token is not None:
-                _inside.reset(token)
-        self.end(span)
+        return _Held(self, self.begin(kind, name, parent=parent or self.here(), given=given, **known), holds)
 
     def is_inside(self) -> bool:
         """Whether this code runs in a span that it was begun around, and not only in a node of LangGraph's."""
@@ -294,6 +280,28 @@ class Tracer:
     def close(self, state: SpanState, error: str | None = None, came: Any = None) -> None:
         """The attempt is over."""
         self.end(self.root, state, error, came)
+
+
+class _Held(AbstractContextManager[Span]):
+    """A span until the end of a block."""
+
+    __slots__ = ("_span", "_token", "_tracer")
+
+    def __init__(self, tracer: Tracer, span: Span, holds: bool) -> None:
+        self._tracer, self._span = tracer, span
+        self._token = _inside.set((tracer, span)) if holds else None
+
+    def __enter__(self) -> Span:
+        return self._span
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._token is not None:
+            _inside.reset(self._token)
+        if isinstance(error, Exception):
+            paused = type(error).__name__ == "GraphInterrupt"  # a person is asked
+            self._tracer.end(self._span, "waiting" if paused else "failed", None if paused else said(error))
+        else:
+            self._tracer.end(self._span, "ok" if error is None else "cancelled")
 
 
 _inside: ContextVar[tuple[Tracer, Span] | None] = ContextVar("inside", default=None)  # a run in a tool of another one has its own

@@ -8,15 +8,15 @@ import asyncio
 import itertools
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import var_child_runnable_config
-from langgraph._internal._constants import CONF, CONFIG_KEY_READ, CONFIG_KEY_SEND, TASKS
+from langgraph._internal._constants import CONF, CONFIG_KEY_READ, CONFIG_KEY_SCRATCHPAD, CONFIG_KEY_SEND, RESUME, TASKS
 from langgraph._internal._typing import MISSING
 from langgraph.channels.base import BaseChannel
 from langgraph.channels.binop import BinaryOperatorAggregate
@@ -32,7 +32,7 @@ from langgraph.pregel._write import PASSTHROUGH, ChannelWrite, ChannelWriteEntry
 from orchestrator.asking import Question, node_question, question_of
 from orchestrator.events import current_branch
 from orchestrator.flights import ended
-from orchestrator.interrupts import answering, asked_at_once
+from orchestrator.interrupts import asked_at_once, with_answers
 from orchestrator.spans import HIDDEN, Span, Tracer, shown_as
 
 __all__ = ["Inner", "inner_of"]
@@ -68,6 +68,8 @@ class Inner:
         self._nodes: dict[str, PregelNode] = graph.nodes
         self._channels: Any = graph.channels
         self._inner = {name: found for name, node in graph.nodes.items() if (found := inner_of(node.bound)) is not None}
+        # Nodes of which nothing but such a graph, which has its own, reads or writes the state as it runs.
+        self._bare = {name for name in self._inner if all(type(writer) is ChannelWrite for writer in graph.nodes[name].flat_writers)}
         self._triggered = graph.trigger_to_nodes
         start = graph.nodes[START].flat_writers
         # What a graph is given is written at once where no router looks at it.
@@ -89,7 +91,8 @@ class Inner:
             tasks = self._due(channels, changed)
             if not tasks:
                 return read_channels(channels, self._graph.output_channels)
-            outcomes = await _together([self._made(task, step, around) for task in tasks])
+            made = [self._made(task, step, around) for task in tasks]
+            outcomes = [await made[0]] if len(made) == 1 else await _together(made)
             read = {trigger for task in tasks if not task.sent for trigger in self._nodes[task.node].triggers}
             writes = outcomes[0] if len(outcomes) == 1 else [*itertools.chain(*outcomes)]
             changed = _apply(channels, writes, read, self._passing)
@@ -130,11 +133,13 @@ class Inner:
             **(node.metadata or {}),
         }
 
-        def read(select: str | list[str], fresh: bool = False) -> Any:
-            return read_channels(_with(channels, writes) if fresh else channels, select)
+        inside: Any = {**config, "metadata": metadata}
+        if task.node not in self._bare:
 
-        known = {**config.get(CONF, {}), CONFIG_KEY_SEND: writes.extend, CONFIG_KEY_READ: read}
-        inside: Any = {**config, "metadata": metadata, CONF: known}
+            def read(select: str | list[str], fresh: bool = False) -> Any:
+                return read_channels(_with(channels, writes) if fresh else channels, select)
+
+            inside[CONF] = {**config.get(CONF, {}), CONFIG_KEY_SEND: writes.extend, CONFIG_KEY_READ: read}
         given = task.given if node.mapper is None or task.sent else node.mapper(task.given)
         token = var_child_runnable_config.set(inside)
         tracer.nodes[number] = None
@@ -144,7 +149,8 @@ class Inner:
             elif (kind := shown_as(metadata, task.node))[0] == HIDDEN:
                 output = await self._output(task.node, given, inside, around)
             else:
-                with self._span(kind, task, number, tracer) as span:
+                with self._span(kind, task, tracer) as span:
+                    tracer.nodes[number] = span
                     output = await self._output(task.node, given, inside, around)
                     span.came = output if tracer.takes_content or span.kind == "node" else None
             for writer in node.flat_writers:
@@ -155,21 +161,18 @@ class Inner:
         finally:
             var_child_runnable_config.reset(token)
             del tracer.nodes[number]
-        for name in {name for name, _ in writes} - channels.keys():
+        for name in {name for name, _ in writes} - channels.keys() - {RESUME}:
             _log.warning(f"Task {task.node} with path {task.place} wrote to unknown channel {name}, ignoring it.")
         return writes
 
-    @contextmanager
-    def _span(self, kind: Sequence[str], task: _Task, number: str, tracer: Tracer) -> Iterator[Span]:
+    def _span(self, kind: Sequence[str], task: _Task, tracer: Tracer) -> AbstractContextManager[Span]:
         """The span of a node that is a step of the run's trace."""
         name = next((word for word in kind[1:] if word != "round"), task.node)
         here = tracer.here()
         known: dict[str, Any] = {"branch": current_branch() or here.branch}
         if kind[0] == "agent":
             known |= {"role": name, "attempt": tracer.count(here, name)}
-        with tracer.span(kind[0], name, parent=here, given=task.given, **known) as span:  # type: ignore[arg-type]
-            tracer.nodes[number] = span
-            yield span
+        return tracer.span(kind[0], name, parent=here, given=task.given, **known)  # type: ignore[arg-type]
 
     async def _output(self, name: str, given: Any, config: RunnableConfig, around: "_Around") -> Any:
         """What a node gives; what a graph inside asks of the graph around it (`Command.PARENT`) counts as given by its node."""
@@ -179,17 +182,18 @@ class Inner:
                 return await inner.run(given, around.tracer, around.consult)
             if around.consult is None:
                 return await _alone(bound.ainvoke(given, config))
-            return await self._asking(name, partial(bound.ainvoke, given, config), around.consult)
+            return await self._asking(name, partial(bound.ainvoke, given, config), config[CONF], around.consult)
         except ParentCommand as up:
             return replace(up.args[0], graph=None)
 
-    async def _asking(self, name: str, work: Callable[[], Coroutine[Any, Any, Any]], consult: "Consult") -> Any:
-        """What a node gives that may ask by `interrupt()`; with each answer it begins again from its top."""
+    async def _asking(self, name: str, work: Callable[[], Coroutine[Any, Any, Any]], known: dict[str, Any], consult: "Consult") -> Any:
+        """What a node gives that may ask by `interrupt()`; with each answer it begins again from its top. `known`: its own configurable."""
         answers: list[Any] = []
         while True:
+            # What is kept of an answer is ours to keep: the node writes it to nobody.
+            known[CONFIG_KEY_SCRATCHPAD] = with_answers(known[CONFIG_KEY_SCRATCHPAD], answers)
             try:
-                with answering(answers):
-                    return await _alone(work())
+                return await _alone(work())
             except GraphInterrupt as pause:
                 asked = pause.args[0][0]
                 if not question_of(asked.id, asked.value).native:
@@ -300,8 +304,6 @@ async def _together(made: Sequence[Coroutine[Any, Any, list[Write]]]) -> list[li
     """The outcome of each, in order. The first failure ends the others, as in a step of LangGraph's; where one asks a person they end
     in their own time, and all that is asked is asked at once.
     """
-    if len(made) == 1:
-        return [await made[0]]
     tasks = [asyncio.ensure_future(one) for one in made]
     try:
         left = set(tasks)

@@ -4,8 +4,8 @@ import asyncio
 import ssl
 import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from functools import cache, cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ import openai
 from orchestrator.models.seen import keep_head
 from orchestrator.models.streaming import MAX_EVENT_BYTES, check_size
 
-__all__ = ["LazyClient", "LoopClient", "close_connections", "pool"]
+__all__ = ["LazyClient", "LoopClient", "Pool", "close_connections", "pool"]
 
 _Client = openai.DefaultAsyncHttpxClient
 _Keeper = AsyncGenerator[_Client, None]
@@ -81,8 +81,11 @@ class _Response(httpx2.Response):
                 yield part
 
 
-class _Pool:
-    """One loop's connections of all models that take the short way (`models/lean.py`); how many may be open is for admission to say."""
+class Pool:
+    """One loop's connections of all models that take the short way (`models/lean.py`); how many may be open is for admission to say.
+
+    `in_use`: how many requests are under way.
+    """
 
     def __init__(self) -> None:
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT_ALIVE, ssl=_certificates())
@@ -100,22 +103,17 @@ class _Pool:
             await self.session.close()
 
 
-_pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
+_pools: dict[asyncio.AbstractEventLoop, Pool] = {}
 
 
-@asynccontextmanager
-async def pool() -> AsyncIterator[aiohttp.ClientSession]:
-    """The session of the running loop, in use until the end of the block; it is closed with the loop, or by `close_connections`."""
+async def pool() -> Pool:
+    """The connections of the running loop: closed with the loop, or by `close_connections` where nothing is `in_use`."""
     loop = asyncio.get_running_loop()
     found = _pools.get(loop)
     if found is None:
-        found = _pools[loop] = _Pool()
+        found = _pools[loop] = Pool()
         await anext(found.keeper)
-    found.in_use += 1
-    try:
-        yield found.session
-    finally:
-        found.in_use -= 1
+    return found
 
 
 async def close_connections() -> None:

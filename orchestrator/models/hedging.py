@@ -10,6 +10,7 @@ request saves 0.34 at best, whenever it is made, and 0.41 would be needed.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 from orchestrator.flights import ended, winner
@@ -68,7 +69,11 @@ class Watch:
         self._timer: asyncio.TimerHandle | None = None
         self._sent: float | None = None
         self.seconds: float | None = None
-        self.late: asyncio.Future[None] = self._loop.create_future()
+
+    @cached_property
+    def late(self) -> "asyncio.Future[None]":
+        """Done when it is late."""
+        return self._loop.create_future()
 
     def sent(self) -> None:
         """It goes out; once more, if the endpoint had no room for it before."""

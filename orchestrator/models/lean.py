@@ -9,8 +9,9 @@ import io
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing
 from functools import lru_cache
+from types import TracebackType
 from typing import Any, NoReturn, cast
 from urllib.request import getproxies
 
@@ -26,7 +27,7 @@ from langchain_openai.chat_models.base import _handle_openai_api_error, _handle_
 from openai.lib._parsing._completions import type_to_response_format_param
 from pydantic import BaseModel, PrivateAttr
 
-from orchestrator.models.connection import LazyClient, LoopClient, pool
+from orchestrator.models.connection import LazyClient, LoopClient, Pool, pool
 from orchestrator.models.seen import keep_head
 from orchestrator.models.streaming import MAX_EVENT_BYTES, check_size, size_of, whole
 
@@ -218,31 +219,61 @@ class LeanChatOpenAI(ChatOpenAI):
                 call.setdefault("index", None)  # as the SDK's models have it
         return cast("dict[str, Any]", event)
 
-    @asynccontextmanager
-    async def _request(self, messages: list[BaseMessage], options: dict[str, Any]) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer to a request, whose body is still to be read. Raises what ChatOpenAI raises."""
+    def _request(self, messages: list[BaseMessage], options: dict[str, Any]) -> "_Request":
+        """A request; `options` are changed."""
         timeout = _clocks(options.pop("timeout", self.request_timeout))
         options.pop("stream_usage", None)
         if "response_format" in options:
             options["response_format"] = _format(options["response_format"])
         payload = self._get_request_payload(messages, **options)
         payload |= payload.pop("extra_body", None) or {}
-        if self._target is None:
-            self._target = await asyncio.to_thread(_target, self.root_async_client)  # the SDK looks up what system this is
-        url, headers = self._target
+        return _Request(self, _body_of(payload), timeout)
+
+
+class _Request(AbstractAsyncContextManager[aiohttp.ClientResponse]):
+    """A request until its answer was read, which begins as the block is entered. Raises what ChatOpenAI raises."""
+
+    __slots__ = ("_body", "_model", "_pool", "_response", "_timeout", "_url")
+
+    def __init__(self, model: LeanChatOpenAI, body: bytes | io.BytesIO, timeout: aiohttp.ClientTimeout) -> None:
+        self._model, self._body, self._timeout = model, body, timeout
+        self._pool: Pool | None = None
+        self._response: aiohttp.ClientResponse | None = None
+        self._url = ""
+
+    async def __aenter__(self) -> aiohttp.ClientResponse:
         try:
-            async with pool() as session, session.post(url, data=_body_of(payload), headers=headers, timeout=timeout) as response:
-                if not 200 <= response.status < 300:
-                    raise self.root_async_client._make_status_error_from_response(_sdk_response(url, response, await _body(response)))
-                yield response
-        except openai.BadRequestError as error:
+            return await self._begun()
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
+
+    async def _begun(self) -> aiohttp.ClientResponse:
+        model = self._model
+        if model._target is None:
+            model._target = await asyncio.to_thread(_target, model.root_async_client)  # the SDK looks up what system this is
+        self._url, headers = model._target
+        self._pool = await pool()
+        self._pool.in_use += 1
+        self._response = response = await self._pool.session.post(self._url, data=self._body, headers=headers, timeout=self._timeout)
+        await response.__aenter__()
+        if not 200 <= response.status < 300:
+            raise model.root_async_client._make_status_error_from_response(_sdk_response(self._url, response, await _body(response)))
+        return response
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._pool is not None:
+            self._pool.in_use -= 1
+        if self._response is not None:
+            await self._response.__aexit__(kind, error, trace)
+        if isinstance(error, openai.BadRequestError):
             _handle_openai_bad_request(error)
-        except openai.APIError as error:
+        elif isinstance(error, openai.APIError):
             _handle_openai_api_error(error)
-        except aiohttp.ServerTimeoutError as error:
-            _raise_as(openai.APITimeoutError(_sdk_request(url)), error)
-        except (aiohttp.ClientError, OSError) as error:
-            _raise_as(openai.APIConnectionError(request=_sdk_request(url)), error)
+        elif isinstance(error, aiohttp.ServerTimeoutError):
+            _raise_as(openai.APITimeoutError(_sdk_request(self._url)), error)
+        elif isinstance(error, aiohttp.ClientError | OSError):
+            _raise_as(openai.APIConnectionError(request=_sdk_request(self._url)), error)
 
 
 def _fixed(model: LeanChatOpenAI) -> str | None:
@@ -372,7 +403,7 @@ def _body_of(payload: dict[str, Any]) -> bytes | io.BytesIO:
 
 def _dumps(payload: dict[str, Any]) -> bytes:
     try:
-        return orjson.dumps(payload)
+        return memoryview(orjson.dumps(payload)).tobytes()  # a copy: orjson's own bytes keep 8 KB, for as long as the server thinks
     except TypeError:  # half characters and integers over 64 bits
         return json.dumps(payload).encode()
 

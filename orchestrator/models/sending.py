@@ -160,7 +160,9 @@ class Sender:
         while True:
             attempt += 1
             try:
-                return await self._first_good(query)
+                if self._hedge is None:
+                    return await self._admitted(query, Watch(None))
+                return await hedged(self._hedge, lambda watch: self._admitted(query, watch))
             except ModelCallError as caught:
                 error = caught
             pause = self._pause(error, attempt, loop.time() - began)
@@ -193,16 +195,13 @@ class Sender:
         # What hangs ends when its limit says so: another wait must fit into the call's own limit, or into a deadline of the run.
         return spent + seconds <= self._controls.call_timeout or (self._terms.ends is not None and seconds < left)
 
-    async def _first_good(self, query: Query) -> AIMessage:
-        if self._hedge is None:
-            return await self._admitted(query, Watch(None))
-        return await hedged(self._hedge, lambda watch: self._admitted(query, watch))
-
     async def _admitted(self, query: Query, watch: Watch | None) -> AIMessage:
         """The answer to one request; one that the endpoint had no room for is made again in its turn."""
         ticket: Ticket | None = None
         while True:
             with self._traced(query) as span:
+                if query.request is not None:
+                    query.request.spans.append(span)
                 reservation, ticket = await self._enter(query, ticket)
                 try:
                     return await self._made(query, reservation, ticket, watch, span)
@@ -218,23 +217,17 @@ class Sender:
             if not again:
                 raise refused
 
-    @contextmanager
-    def _traced(self, query: Query) -> Iterator[Span]:
+    def _traced(self, query: Query) -> AbstractContextManager[Span]:
         """The span of one request, from its wait for a turn to its end."""
-        call = self._call
-        with self._terms.tracer.span(
-            "model",
-            f"{call.role} model",
-            given=query.messages,
-            role=call.role,
-            model=call.model,
-            provider=call.provider,
-            branch=current_branch(),
-            attempt=self._requests + 1,
-        ) as span:
-            if query.request is not None:
-                query.request.spans.append(span)
-            yield span
+        call, number = self._call, self._requests + 1
+        known: dict[str, Any] = {
+            "role": call.role,
+            "model": call.model,
+            "provider": call.provider,
+            "branch": current_branch(),
+            "attempt": number,
+        }
+        return self._terms.tracer.span("model", f"{call.role} model", given=query.messages, **known)
 
     async def _enter(self, query: Query, again: Ticket | None) -> tuple[Reservation, Ticket]:
         """Room in the budgets, and a turn at the endpoint."""
