@@ -99,7 +99,7 @@ async def attempt_events(
         try:
             async for event in delivery:
                 yield event
-            yield Event("result", (await driving).model_dump())
+            yield Event("result", (await driving).told())
         finally:
             driving.cancel()
             await _over(driving)
@@ -185,9 +185,8 @@ def _unkept(result: Result | None, error: BaseException) -> Result | None:
 
 
 async def _finish(storage: Storage, fence: Fence, attempt: Attempt, result: Result) -> None:
-    questions = [question.model_dump(mode="json") for question in result.questions]
-    await storage.runs.beat(fence, **attempt.progress(), usage=result.usage)
-    await storage.runs.finish(fence, result.status, error=result.error, result=result.model_dump(mode="json"), questions=questions)
+    told, progress = result.told(), attempt.progress()
+    await storage.runs.finish(fence, result.status, error=result.error, result=told, questions=told.get("questions", []), **progress)
 
 
 async def _break_off(
@@ -201,9 +200,8 @@ async def _break_off(
     elif isinstance(error, InputError) and record.result is not None:
         await give_back(storage, record, fence)
     else:
-        await storage.runs.beat(fence, **attempt.progress())
         ended = ("failed", said(error)) if isinstance(error, Exception) else ("cancelled", "whoever started it went away")
-        await storage.runs.finish(fence, ended[0], error=ended[1])
+        await storage.runs.finish(fence, ended[0], error=ended[1], **attempt.progress())
 
 
 async def give_back(storage: Storage, found: RunRecord, fence: Fence) -> None:

@@ -58,6 +58,12 @@ class Result(BaseModel):
             fields.pop("questions", None)
         return fields
 
+    def told(self) -> dict[str, Any]:
+        """What `model_dump(mode="json")` gives, without a copy of what is plain data already: for who only reads it."""
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        questions = [question.model_dump(mode="json") for question in fields.pop("questions")]
+        return {**fields, "questions": questions} if questions else fields
+
     @property
     def exit_code(self) -> int:
         """The exit code of the command line for this status."""

@@ -137,16 +137,30 @@ class RunsTable:
         update = "UPDATE runs SET generation = ?, models = ?, controls = ?, fingerprint = ?, updated = ? WHERE run_id = ? AND owner = ?"
         await self.database.run(Statement(update, values), fence=fence)
 
-    async def finish(self, fence: Fence, status: str, *, error: str | None = None, result: Any = None, questions: Any = None) -> None:
-        """Stores what the run came to; it may be claimed from then on. A result's `usage` is the run's.
+    async def finish(
+        self,
+        fence: Fence,
+        status: str,
+        *,
+        error: str | None = None,
+        result: Any = None,
+        questions: Any = None,
+        planned: int | None = None,
+        done: int | None = None,
+    ) -> None:
+        """Stores what the run came to; it may be claimed from then on. A result's `usage` is the run's; `planned`, `done`: as in `beat`.
 
         Raises LostRunError where another process has taken it.
         """
         packed = [self._packed(result), self._packed(questions)]
         usage = result.get("usage") if isinstance(result, Mapping) else None
         used = None if usage is None else _dumped(usage)
-        values = (status, _clean(error), *(part and part.blob for part in packed), used, time.time(), *fence)
-        sets = "status = ?, error = ?, result = ?, questions = ?, usage = coalesce(?, usage), crashes = 0, updated = ?"
+        now = time.time()
+        values = (status, _clean(error), *(part and part.blob for part in packed), used, planned, done, now, now, *fence)
+        sets = (
+            "status = ?, error = ?, result = ?, questions = ?, usage = coalesce(?, usage), planned = coalesce(?, planned), "
+            "done = coalesce(?, done), crashes = 0, heartbeat = ?, updated = ?"
+        )
         update = f"UPDATE runs SET {sets} WHERE run_id = ? AND owner = ?"  # noqa: S608 - of ours
         try:
             await self.database.run(*_texts(fence.run_id, *packed), Statement(update, values), fence=fence)
