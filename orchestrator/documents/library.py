@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import contextvars
 import os
+import threading
 import weakref
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ __all__ = ["Library", "Passage", "open_library"]
 
 T = TypeVar("T")
 
+_MOST_THREADS = 16  # for the libraries that are open in a process; beyond it they share
 _LEAVING = 5.0  # seconds that a cancelled call waits for its thread, which ends after the file that it is at
 
 
@@ -49,7 +51,7 @@ class Library:
     """
 
     def __init__(self, indexed: Indexed, executor: ThreadPoolExecutor) -> None:
-        self._executor = executor  # of one thread: the only one that uses the store
+        self._executor = executor  # of one thread: the only one that uses the store, which other libraries may share
         self._store = indexed.store
         self._place = indexed.store.path
         self._unclosed = weakref.finalize(self, _close, self._store, executor)  # for a library that nobody closes
@@ -171,7 +173,7 @@ class Library:
         """Closes the index; the library cannot be used afterwards. Twice is once."""
         if self._unclosed.detach():
             await asyncio.get_running_loop().run_in_executor(self._executor, self._store.close)
-            self._executor.shutdown(wait=False)
+            _threads.give_back(self._executor)
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
@@ -282,7 +284,36 @@ def _numbers(passage_id: str) -> tuple[int, int] | None:
 
 def _close(store: Store, executor: ThreadPoolExecutor) -> None:
     store.close()  # nobody uses it: work that is under way holds its library
-    executor.shutdown(wait=False)
+    _threads.give_back(executor)
+
+
+class _Threads:
+    """The threads of the open libraries, each with how many of them use it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # a library may be collected as another one is opened
+        self._users: dict[ThreadPoolExecutor, int] = {}
+
+    def take(self) -> ThreadPoolExecutor:
+        """A thread for one more library: its own, as long as there are not too many."""
+        with self._lock:
+            if len(self._users) < _MOST_THREADS:
+                executor = ThreadPoolExecutor(1, thread_name_prefix="documents")
+            else:
+                executor = min(self._users, key=self._users.__getitem__)
+            self._users[executor] = self._users.get(executor, 0) + 1
+            return executor
+
+    def give_back(self, executor: ThreadPoolExecutor) -> None:
+        """A library needs its thread no more; it ends with the last one."""
+        with self._lock:
+            self._users[executor] -= 1
+            if not self._users[executor]:
+                del self._users[executor]
+                executor.shutdown(wait=False)
+
+
+_threads = _Threads()
 
 
 async def open_library(paths: Sequence[str], *, home: Path | None = None) -> Library:
@@ -290,7 +321,7 @@ async def open_library(paths: Sequence[str], *, home: Path | None = None) -> Lib
 
     The index is kept in `home`, by default ORCHESTRATOR_HOME or the user's data folder.
     """
-    executor = ThreadPoolExecutor(1, thread_name_prefix="documents")
+    executor = _threads.take()
     parser = Parser()
 
     def work() -> Library:
@@ -302,7 +333,7 @@ async def open_library(paths: Sequence[str], *, home: Path | None = None) -> Lib
         return await asyncio.shield(indexing)
     except BaseException:
         parser.cancel()
-        executor.shutdown(wait=False)
+        _threads.give_back(executor)
         await asyncio.wait({indexing}, timeout=_LEAVING)
         indexing.cancelled() or indexing.exception()  # seen: nobody waits for it any more
         raise

@@ -98,7 +98,7 @@ class Checkpoints(BaseCheckpointSaver[int]):
         packed = {name: self._packed(thread, values[name], f"in the state's key {name!r}") for name in new_versions if name in values}
         told = get_checkpoint_metadata(config, metadata)
         head = self._codec.pack_plain({name: item for name, item in checkpoint.items() if name not in ("channel_values", "id")})
-        notes = self._codec.pack(told)
+        notes = self._codec.pack_plain(told)
         run = told.get("run_id")
         statements = [*self._values(thread, ns, new_versions, packed)]
         statements.append(

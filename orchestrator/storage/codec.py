@@ -47,6 +47,7 @@ _ALONE, _REFERRING, _STRING = 1, 2, 3
 _SEALED, _DEFLATED, _ZSTANDARD = 16, 32, 64  # deflated were values of earlier versions
 _WORTH_COMPRESSING = 512  # bytes: under that little is gained
 _WALKED = frozenset((str, dict, list, tuple, bytes, bytearray))
+_SIMPLE = frozenset((str, int, float, bool, type(None)))  # what holds nothing else
 _REMEMBERED = 4096  # values that a writer has packed
 _ASKED_AT_ONCE = 500  # hashes in one query
 
@@ -88,17 +89,20 @@ class Codec:
         """`pack` for lists and dicts of strings and numbers alone: what has no bulky parts, or keeps them, need not be walked through."""
         try:
             body = ormsgpack.packb(value, option=_OPTION)
-        except TypeError:  # `pack` says what is wrong
-            return self.pack(value, known, whole=whole)
+        except TypeError:  # which says what is wrong
+            return self._walked(value, known, whole=whole)
         if (whole or len(body) < BULKY) and not self.holds_secret(body):
             return Packed(self._seal(_ALONE, body), {})
-        return self.pack(value, known, whole=whole)
+        return self._walked(value, known, whole=whole)
 
     def pack(self, value: Any, known: "Known | None" = None, *, whole: bool = False) -> Packed:
         """`value` as it is stored, without the texts that are `known`; `whole`: with its bulky parts in it, so that it has no texts.
 
         Raises StorageTypeError for what could not be read back.
         """
+        return (self.pack_plain if type(value) in _SIMPLE else self._walked)(value, known, whole=whole)
+
+    def _walked(self, value: Any, known: "Known | None", *, whole: bool) -> Packed:
         known = known or Known()
         if len(known.packed) > _REMEMBERED:
             known.packed.clear()
