@@ -328,12 +328,13 @@ async def open_library(paths: Sequence[str], *, home: Path | None = None) -> Lib
         with contextlib.closing(parser):
             return Library(open_index(paths, home, parser), executor)
 
-    indexing = asyncio.get_running_loop().run_in_executor(executor, contextvars.copy_context().run, work)
+    working = executor.submit(contextvars.copy_context().run, work)
+    working.add_done_callback(lambda done: _threads.give_back(executor) if done.cancelled() or done.exception() else None)
+    indexing = asyncio.wrap_future(working)
     try:
         return await asyncio.shield(indexing)
     except BaseException:
         parser.cancel()
-        _threads.give_back(executor)
         await asyncio.wait({indexing}, timeout=_LEAVING)
         indexing.cancelled() or indexing.exception()  # seen: nobody waits for it any more
         raise
