@@ -138,6 +138,13 @@ def test_a_reply_that_fails_is_raised_where_the_server_is_left() -> None:
         assert post(server, HELLO)[0] == 400
 
 
+async def test_a_reply_that_ends_an_iteration_fails_like_any_other() -> None:
+    server = await model_server(lambda _: next(iter(()))).__aenter__()
+    assert (await asyncio.to_thread(post, server, HELLO))[0] == 400
+    with pytest.raises(RuntimeError, match=r"a reply raised StopIteration\(\)"):
+        await server.__aexit__(None, None, None)
+
+
 def test_a_script_that_is_too_short_says_so() -> None:
     with pytest.raises(LookupError, match="more requests than replies"), model_server(["one"]) as server:
         assert [post(server, HELLO)[0] for _ in range(2)] == [200, 400]

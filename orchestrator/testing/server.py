@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
+from orchestrator.errors import said
 from orchestrator.models.connection import LazyClient, LoopClient
 from orchestrator.testing.audio import Hears, Says, audio_reply, form_of, tone
 from orchestrator.testing.embeddings import embeddings_of
@@ -215,8 +216,10 @@ class ModelServer:
             answer = (self._embeddings if vectors else self._reply)(request.body)
             return as_reply(await answer if inspect.isawaitable(answer) else answer, self._usage)
         except Exception as error:  # noqa: BLE001 - raised again where the server is left; a test that sees an HTTP 400 would not know why
-            self._problem = self._problem or error
-            return Reply.error(400, f"the test's reply failed: {error}")
+            # A StopIteration is for the generator that it ends: no future takes one, and whoever leaves the server would wait for ever.
+            problem = RuntimeError(f"a reply raised {error!r}") if isinstance(error, StopIteration) else error
+            self._problem = self._problem or problem
+            return Reply.error(400, f"the test's reply failed: {said(problem)}")
 
 
 class _Reader(asyncio.StreamReader):
