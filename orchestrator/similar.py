@@ -86,7 +86,7 @@ class Similar:
         if self._ready:
             return
         turns = _turns.setdefault(asyncio.get_running_loop(), {})
-        async with turns.setdefault((self._library.place or str(id(self._library)), model.key), asyncio.Lock()):
+        async with turns.setdefault((self._library.place or "\0".join(self._documents), model.key), asyncio.Lock()):
             if self._ready:
                 return
             missing = await self._library.unembedded(model.key)

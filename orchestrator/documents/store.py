@@ -23,6 +23,7 @@ __all__ = ["FileRow", "Store", "default_home", "index_path", "open_store", "prun
 
 VERSION = 3  # of the tables and of all that fills them: raise it when a file would be read differently
 _WAIT = 30.0  # seconds for another process that writes
+_AGAIN = 0.005  # seconds until a file that is just being made is looked at again
 _ORDINALS = 1 << 20  # passages of one document: a row of the index is both numbers in one
 _LAST = (1 << 63) - 1
 _SPAN = "id >= ? AND id < ?"  # the passages of one document
@@ -94,12 +95,26 @@ def _file(path: Path) -> sqlite3.Connection:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600))
     connection = _connect(str(path))
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
+        _keep_a_log(connection)
         _check(connection)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _keep_a_log(connection: sqlite3.Connection) -> None:
+    """Has readers not wait for a writer. SQLite does not wait here for another connection that does the same to a new file."""
+    until = time.monotonic() + _WAIT
+    kept = False
+    while not kept:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            kept = True
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(_AGAIN)
 
 
 def _check(connection: sqlite3.Connection) -> None:

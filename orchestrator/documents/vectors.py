@@ -6,8 +6,10 @@ A vector is the bytes of float32 numbers of length 1, so that a product of two i
 import contextlib
 import hashlib
 import sqlite3
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakSet
 
 from orchestrator.documents.corpus import Key
 from orchestrator.documents.store import Store
@@ -29,8 +31,11 @@ class Vectors:
     """Those of a library's passages by one model; for one thread at a time. `titles`: of the documents that count, by id.
 
     They are written over a connection of their own: the index's own one reads it as it was when the library was opened.
-    `note` says why they are not kept for the next run, where they are not.
+    `note` says why they are not kept for the next run, where they are not. What libraries of this process have they need not keep to share.
     """
+
+    _all: ClassVar[WeakSet["Vectors"]] = WeakSet()
+    _joining: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, store: Store, titles: Mapping[int, str], model: str) -> None:
         self.note = ""
@@ -44,12 +49,22 @@ class Vectors:
                 self._passages.setdefault(digest, []).append(key)
         self._vectors: dict[bytes, bytes] = {}
         self._matrix: tuple[list[Key], numpy.ndarray[Any, Any]] | None = None
+        self._afresh = False  # those of others are of no use
         self._in_file(self._read)
+        with self._joining:
+            self._all.add(self)
 
     @property
     def missing(self) -> list[bytes]:
-        """The digests of the texts that have no vector yet."""
-        return [digest for digest in self._passages if digest not in self._vectors]
+        """The digests of the texts that have no vector yet, in this library or in another one of this process."""
+        missing = [digest for digest in self._passages if digest not in self._vectors]
+        if missing and not self._afresh:
+            with self._joining:
+                others = [other for other in self._all if other is not self and other._model == self._model]
+            for vectors in [other._vectors for other in others]:
+                self._take({digest: vector for digest in missing if (vector := vectors.get(digest)) is not None})
+            missing = [digest for digest in missing if digest not in self._vectors]
+        return missing
 
     def texts(self, digests: Sequence[bytes]) -> list[str]:
         """What is embedded of these: a passage under the title of its document and the heading above it."""
@@ -59,14 +74,17 @@ class Vectors:
 
     def keep(self, vectors: Mapping[bytes, bytes]) -> None:
         """Take in vectors by the digests of their texts, and write them down; where that fails they serve this library alone."""
-        self._vectors.update(vectors)
-        self._matrix = None
+        self._take(vectors)
         rows = [(self._model, digest, vector) for digest, vector in vectors.items()]
         self._in_file(lambda file: file.executemany("INSERT OR REPLACE INTO vectors(model, sha256, vector) VALUES(?, ?, ?)", rows))
 
+    def _take(self, vectors: Mapping[bytes, bytes]) -> None:
+        self._vectors.update(vectors)
+        self._matrix = None
+
     def forget(self) -> None:
         """Drop every vector of this model, which makes others by now."""
-        self._vectors, self._matrix = {}, None
+        self._vectors, self._matrix, self._afresh = {}, None, True
         self._in_file(lambda file: file.execute("DELETE FROM vectors WHERE model = ?", (self._model,)))
 
     def fits(self, vector: bytes) -> bool:
