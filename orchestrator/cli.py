@@ -378,7 +378,7 @@ def _forecast(request: _Request) -> int:
     by_role: dict[str, str | list[str]] = dict(model) if isinstance(model, dict) else {"": model} if model else {}
     by_role[""] = by_role.get("") or list(choose_model(None, os.environ).specs)
     read_documents(workflow.input_model, prepared.values)
-    told = forecast(workflow, request.controls, by_role)
+    told = forecast(workflow, request.controls, by_role, prepared.values)
     if request.options.json:
         write_json(told.to_json())
     else:

@@ -1,10 +1,12 @@
 """The forecast: what a run may cost at most, told from its graph and its limits before anything is spent.
 
-A node says what it costs in LangGraph's own node metadata, each a number or the name of a control:
-`asks`: how many `RunContext.ask` a visit makes at most; a number of them follow one another, those that a control counts go side by side;
-`visits`: how often one run of its graph comes to the node at most; `runs`: how often a visit runs the graphs inside it;
-`input_tokens`: what one prompt holds at most. A node that says nothing, has no graph inside and whose source may reach a model may ask as
-often as the loop guard lets it.
+A node says what it costs in LangGraph's own node metadata, each a number, the name of a control, or a function of the run's input (by
+field; what is not given is not in it) and its controls that gives one of the two:
+`asks`: how many `RunContext.ask` a visit makes at most; they follow one another, those that a control counts go side by side; `chain`: how
+many of them follow one another, where it is not all; `visits`: how often one run of its graph comes to the node at most; `runs`: how
+often a visit runs the graphs inside it, for all of them or by their names; `input_tokens`: what one prompt holds at most; `noun`: what a
+branch of it is called.
+A node that says nothing, has no graph inside and whose source may reach a model may ask as often as the loop guard lets it.
 """
 
 import builtins
@@ -94,12 +96,12 @@ class Forecast:
         yield from (f"  {assumption}" for assumption in self.assumptions)
 
 
-def forecast(workflow: "Workflow", controls: Controls, models: Models) -> Forecast:
-    """What a run of `workflow` costs at most; `models` are names by role, `""` every other's.
+def forecast(workflow: "Workflow", controls: Controls, models: Models, given: Mapping[str, Any] | None = None) -> Forecast:
+    """What a run of `workflow` costs at most; `models` are names by role, `""` every other's, and `given` is its input by field.
 
     A role with several models may ask each of them. Raises InputError for node metadata that cannot be read.
     """
-    walk = _Walk(controls, models)
+    walk = _Walk(controls, models, given or {})
     chain = walk.graph(GraphView(workflow.graph), _Place())
     return _Sum(controls, models, walk).forecast(chain)
 
@@ -127,6 +129,7 @@ class _Ask:
     branches: int
     requests: int
     input_tokens: int
+    noun: str
 
     @property
     def in_all(self) -> int:
@@ -139,9 +142,11 @@ class _Walk:
 
     controls: Controls
     models: Models
+    given: Mapping[str, Any]
     asks: list[_Ask] = field(default_factory=list)
     usual: int = 0
     untold: list[str] = field(default_factory=list)
+    counted: set[str] = field(default_factory=set)  # fan-outs whose size the input tells
 
     def graph(self, view: GraphView, place: _Place) -> int:
         """The longest chain of requests in one run of a graph; its asks are collected."""
@@ -151,11 +156,12 @@ class _Walk:
 
     def _node(self, view: GraphView, shape: "_Shape", node: str, place: _Place) -> tuple[int, int | None]:
         """The chain of one visit, and how many visits follow one another: None where only the steps of the graph bound them."""
-        told = _Told(view, node, self.controls, place.name)
+        told = _Told(view, node, self.controls, place.name, self.given)
         name, visits, fanned = place.name or node, told.number("visits"), node in shape.fanned
+        self.counted.update([node] if fanned and told.counts("visits") else [])
         laps = self.controls.max_branches + _STEPS if node in shape.circling else 1
-        fans = (*place.fans, (node, visits or self.controls.max_branches * laps)) if fanned else place.fans
-        times = 1 if fanned else visits or laps
+        fans = (*place.fans, (node, self.controls.max_branches * laps if visits is None else visits)) if fanned else place.fans
+        times = 1 if fanned else laps if visits is None else visits
         function = view.functions.get(node)
         branch = place.branch or (function is not None and names(function, {"in_branch"}))
         graphs = [graph for graph in view.subgraphs.get(node, ()) if id(graph.builder) not in place.within]
@@ -166,13 +172,14 @@ class _Walk:
         if asks is None and not graphs and not _harmless(function):
             chain = self._untold(told, name, fans, place.times, times)
         elif asks:
-            often = place.times * min(times, visits or self.controls.max_agent_calls)
+            often = place.times * min(times, self.controls.max_agent_calls if visits is None else visits)
             chain = self._told(told, _Place(fans, often, name, branch=branch), asks)
-        runs = 1 if (told_runs := told.number("runs")) is None else told_runs
+        told.number("runs")  # also where there is no graph inside: what is said wrongly is named
         for graph in graphs:
+            runs = 1 if (told_runs := told.number("runs", graph.name)) is None else told_runs
             inner = _Place(fans, place.times * times * runs, graph.name or node, (*place.within, id(view.builder)), branch)
             chain += runs * self.graph(GraphView(graph), inner)
-        return chain, None if fanned or (not visits and node in shape.circling) else visits or 1
+        return chain, visits if visits is not None and not fanned else None if fanned or node in shape.circling else 1
 
     def _told(self, told: "_Told", place: _Place, asks: int) -> int:
         """A node that tells what it asks; the chain of one visit. Asks that the loop guard counts it bounds with their repairs."""
@@ -180,8 +187,9 @@ class _Walk:
         visit = asks * _REQUESTS * self._models(role)
         requests = (visit if told.follows else min(visit, most)) * place.times
         self._ask(told, role, place.fans, min(requests, most) if place.branch else requests)
-        follow = asks if told.follows else 1
-        self.usual += follow * _usual(place.fans, self.controls)
+        chain = told.number("chain")
+        follow = (asks if chain is None else min(asks, chain)) if told.follows else 1
+        self.usual += (follow if chain is None else 1) * self.usually(place.fans)
         return follow * _REQUESTS * (1 if {role, "*"} & {*self.controls.race} else self._models(role))
 
     def _untold(self, told: "_Told", role: str, fans: tuple[tuple[str, int], ...], outer: int, visits: int) -> int:
@@ -193,7 +201,11 @@ class _Walk:
 
     def _ask(self, told: "_Told", role: str, fans: tuple[tuple[str, int], ...], requests: int) -> None:
         tokens = told.number("input_tokens") or _PROMPT_TOKENS
-        self.asks.append(_Ask(role, fans, prod(size for _, size in fans), requests, tokens))
+        self.asks.append(_Ask(role, fans, prod(size for _, size in fans), requests, tokens, told.noun))
+
+    def usually(self, fans: Sequence[tuple[str, int]]) -> int:
+        """How many branches there usually are: a few, or as many as the input says."""
+        return prod(size if node in self.counted else min(_USUAL_BRANCHES, size) for node, size in fans)
 
     def _models(self, role: str) -> int:
         """How many requests one question makes of its role's models: every model may be asked, a slow request a second time."""
@@ -208,15 +220,30 @@ class _Told:
     node: str
     controls: Controls
     where: str
+    given: Mapping[str, Any]
 
     @property
     def follows(self) -> bool:
         """Whether its asks follow one another."""
-        return isinstance((self.view.builder.nodes[self.node].metadata or {}).get("asks"), int)
+        return isinstance(self._value("asks"), int)
 
-    def number(self, key: str) -> int | None:
-        """A number of the metadata, by itself or as the name of a control; None where it says nothing."""
+    @property
+    def noun(self) -> str:
+        """What one of its branches is."""
+        return str((self.view.builder.nodes[self.node].metadata or {}).get("noun") or "branch")
+
+    def counts(self, key: str) -> bool:
+        """Whether a number comes of the run's input."""
+        return callable((self.view.builder.nodes[self.node].metadata or {}).get(key)) and isinstance(self._value(key), int)
+
+    def _value(self, key: str, of: str = "") -> Any:
         value = (self.view.builder.nodes[self.node].metadata or {}).get(key)
+        value = value.get(of) if isinstance(value, Mapping) else value
+        return value(self.given, self.controls) if callable(value) else value
+
+    def number(self, key: str, of: str = "") -> int | None:
+        """A number of the metadata, by itself or as the name of a control; None where it says nothing. `of`: the graph inside."""
+        value = self._value(key, of)
         found = getattr(self.controls, value, None) if isinstance(value, str) and value in Controls.model_fields else value
         if found is None or (isinstance(found, int) and not isinstance(found, bool) and found >= 0):
             return found
@@ -308,7 +335,7 @@ class _Sum:
             seconds=deadline or seconds,
             seconds_by="--deadline" if deadline else "--call-timeout",
             usual_calls=None if self.walk.untold else self.walk.usual,
-            usual_branches=min(_USUAL_BRANCHES, *fans.values()) if fans else 0,
+            usual_branches=min(self.walk.usually([fan]) for fan in fans.items()) if fans else 0,
             by_role=by_role,
             assumptions=list(self._assumptions(retries, bool(fans))),
         )
@@ -368,7 +395,9 @@ class _Sum:
         if costly.branches == 1:
             return "--max-agent-calls lowers it" if costly.requests >= self.controls.max_agent_calls else "--max-calls lowers it"
         inside = _least(sum(a.requests for a in self.walk.asks if a.fans == costly.fans), self.controls.branch_budget.max_calls)
-        return f"{costly.branches:,} branches x {inside:,}; --max-branches lowers it"
+        lowers = "" if {name for name, _ in costly.fans} <= self.walk.counted else "; --max-branches lowers it"
+        several = counted(costly.branches, costly.noun, "branches" if costly.noun == "branch" else None)
+        return f"{several} x {inside:,}{lowers}"
 
     def _assumptions(self, retries: int, fans: bool) -> Iterator[str]:
         prompts = {ask.input_tokens for ask in self.walk.asks}
@@ -384,7 +413,7 @@ class _Sum:
         if self.walk.untold:
             untold = ", ".join(dict.fromkeys(self.walk.untold))
             yield f"{self.controls.max_agent_calls:,} calls a visit where a node does not say (--max-agent-calls): {untold}"
-        if fans:
+        if fans and not {name for ask in self.walk.asks for name, _ in ask.fans} <= self.walk.counted:
             yield f"a fan-out starts at most {counted(self.controls.max_branches, 'branch', 'branches')} (--max-branches)"
 
 
@@ -435,10 +464,6 @@ def _price(model: str | None, input_tokens: int, output_tokens: int) -> float | 
         return None
     cost = price(model, input_tokens, output_tokens)
     return price(model.partition(":")[2], input_tokens, output_tokens) if cost is None and ":" in model else cost
-
-
-def _usual(fans: Sequence[tuple[str, int]], controls: Controls) -> int:
-    return prod(min(_USUAL_BRANCHES, size) for _, size in fans)
 
 
 def _models_of(models: Models, role: str) -> list[str | None]:

@@ -13,6 +13,7 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.globals import set_llm_cache
 
 from orchestrator import Budget, Result, Workflow, resume, run
+from orchestrator.cli import main
 from orchestrator.errors import InputError
 from orchestrator.graphs.comparison import Way, create_comparison, timed
 from orchestrator.plotting import Panel, plot_panels
@@ -266,3 +267,9 @@ async def test_the_clock_of_a_call_starts_when_it_has_its_place() -> None:
     assert isinstance(way, Way)
     assert [call.answer for call in way.calls] == ["0", "1", "2", "3", "4", "5"]
     assert sorted(call.began for call in way.calls)[2] >= 0.01
+
+
+@pytest.mark.parametrize(("given", "calls"), [(["--count", "20"], 3 * 61), (["--queries", "a", "b"], 3 * 7), ([], 3 * 31)])
+def test_a_dry_run_counts_the_queries(given: list[str], calls: int, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", *given, "--model", "offline", "--dry-run"]) == 0
+    assert capfd.readouterr().out.splitlines()[0].startswith(f"at most {calls} model calls")

@@ -243,6 +243,37 @@ def test_metadata_that_cannot_be_read_is_named(key: str, value: Any) -> None:
         of(told(**{key: value}))
 
 
+def test_the_input_tells_how_often_a_node_asks() -> None:
+    graph = fanned(asking, asks=1, visits=lambda given, controls: min(len(given["items"]), controls.max_branches), noun="item")
+
+    def given(count: int, **controls: Any) -> Forecast:
+        items = {"items": ["an item"] * count}
+        return forecast(Workflow(graph, name="own"), Controls().merged(controls), OFFLINE, items)
+
+    assert (given(37).calls, given(37).by, given(37).usual_calls, given(37).usual_branches) == (111, "37 items x 3", 37, 37)
+    assert (given(37, max_branches=8).calls, given(0).calls) == (24, 0)
+    unknown = fanned(asking, asks=1, visits=lambda given, controls: len(given["items"]) if given else "max_branches")
+    assert (of(unknown, max_branches=9).calls, of(unknown).usual_branches) == (27, 5)
+    wide = told(asks=lambda given, controls: 9, chain=2)
+    assert (of(wide).calls, of(wide).chain, of(wide).usual_calls) == (27, 6, 1)
+
+
+def test_the_input_tells_which_of_the_graphs_inside_runs() -> None:
+    graph = StateGraph(State)
+    runs = {"quick": lambda given, controls: 0 if given.get("items") else 1, "long": lambda given, controls: 2 if given.get("items") else 0}
+    quick, long = told(1).compile(name="quick"), told(5).compile(name="long")
+
+    async def either(state: State) -> dict[str, Any]:
+        return dict(await (long if state["items"] else quick).ainvoke(state))
+
+    graph.add_node("either", either, metadata={"runs": runs})
+    graph.add_edge(START, "either")
+    graph.add_edge("either", END)
+    workflow = Workflow(graph, name="own")
+    assert forecast(workflow, Controls(), OFFLINE, {}).calls == 3
+    assert forecast(workflow, Controls(), OFFLINE, {"items": ["one"]}).calls == 30
+
+
 def test_people_get_at_most_twelve_lines_of_eighty_columns() -> None:
     found = forecast(load_workflow("research", folder=ROOT), Controls(), {"": ["x" * 100, "y" * 100]})
     assert len(found.lines()) <= 12

@@ -1,6 +1,7 @@
 """Map-reduce over real HTTP: order, limits, failures as data, levels that fit, and what is done again."""
 
 import asyncio
+import itertools
 import re
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -12,9 +13,11 @@ from langchain_core.messages import HumanMessage
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
-from orchestrator import Workflow, run, stream
+from orchestrator import Controls, Workflow, run, stream
 from orchestrator.context import RunContext
 from orchestrator.errors import GraphError, InputError
+from orchestrator.forecast import forecast
+from orchestrator.graphs.fitting import tokens_in
 from orchestrator.graphs.map_reduce import Given, Part, create_map_reduce
 from orchestrator.resuming import resume
 from orchestrator.testing import Reply, model_server
@@ -241,6 +244,38 @@ async def test_a_stopped_run_keeps_what_it_has_and_asks_nothing_more() -> None:
 
 async def _set(stop: asyncio.Event) -> None:
     stop.set()
+
+
+@pytest.mark.parametrize("padding", [0, 2_000], ids=["short", "in pieces"])
+async def test_no_run_makes_more_calls_than_its_items_allow(padding: int) -> None:
+    """Also where a model writes so much that only two results go together."""
+
+    def endless(body: dict[str, Any]) -> Reply:
+        return Reply(value={"words": f"{next(number)} {'word ' * 5_000}"})  # no two alike: those in flight would be one call
+
+    number = itertools.count()
+
+    def sizes(given: Given) -> tuple[list[int], int]:
+        return [tokens_in(text) for text in given["texts"]], 600
+
+    given = {**numbered(7, padding), "tokens": 600}
+    graph = create_map_reduce(
+        Texts,
+        Sum,
+        items="texts",
+        map=each,
+        reduce=together,
+        told=told,
+        room=room,
+        sizes=lambda given: ([*map(tokens_in, given["texts"])], 600),
+    )
+    workflow = Workflow(graph, name="sums")
+    bound = await asyncio.to_thread(forecast, workflow, Controls(), {"": "test-model"}, given)  # prices come from a file
+    assert bound.usual_calls == 7 + 1
+    async with model_server(endless) as server:
+        result = await run(workflow, given, model=server.chat_model())
+    assert result.status == "complete"
+    assert len(server.requests) <= bound.calls <= 5 * len(server.requests)
 
 
 async def test_what_an_item_is_and_what_became_of_it_is_told() -> None:

@@ -11,7 +11,7 @@ from agents.summarizer import Sentiment, Summary, told
 from orchestrator import Controls, Workflow
 from orchestrator.context import RunContext
 from orchestrator.graphs.branches import call_agent
-from orchestrator.graphs.fitting import prompt_room, tokens_in
+from orchestrator.graphs.fitting import file_sizes, prompt_room, tokens_in
 from orchestrator.graphs.map_reduce import Given, Part, Reduced, create_map_reduce
 from orchestrator.graphs.overview import write_overview
 
@@ -112,6 +112,7 @@ builder = create_map_reduce(
     noun="document",
     output=Overview,
     write=write,
+    sizes=file_sizes,
 )
 workflow = Workflow(builder, controls=Controls(max_branches=20_000, max_agent_calls=200))
 graph = workflow.compile()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from orchestrator.documents.headings import MARKDOWN, front_title, headings
 from orchestrator.text import one_line
 
-__all__ = ["Extracted", "NotText", "decode", "extract_text", "kind_of", "name_as_title", "tidy"]
+__all__ = ["Extracted", "NotText", "decode", "extract_text", "is_plain", "kind_of", "name_as_title", "tidy"]
 
 PROSE = frozenset({".txt", ".text", ".log", ".md", ".markdown", ".mdx", ".rst", ".org", ".adoc", ".tex"})
 MARKUP = frozenset({".html", ".htm", ".xhtml"})
@@ -50,6 +50,11 @@ def kind_of(path: str) -> str | None:
     if ending in PROSE or ending in MARKUP or ending in _CODE or ending in _TABLES or ending in _DATA or ending in (".pdf", ".docx"):
         return ending
     return ".txt" if name in _NAMED and not ending else None
+
+
+def is_plain(kind: str) -> bool:
+    """Whether a file of this kind holds its text as it is read, or with marks that are left out."""
+    return kind in PROSE or kind in MARKUP or kind in _CODE
 
 
 def name_as_title(path: str) -> str:

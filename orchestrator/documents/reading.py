@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 
 from orchestrator.documents.files import Listed, Unreadable, list_files, read_bytes
+from orchestrator.documents.formats import is_plain
 from orchestrator.documents.indexing import nothing_read
 from orchestrator.documents.parsing import Abandoned, Parser
 from orchestrator.errors import OrchestratorError
 
-__all__ = ["Reader", "open_reader"]
+__all__ = ["Reader", "open_reader", "text_sizes"]
 
 _SLOW = (".pdf", ".docx")  # read by processes of their own, and not in the way of texts
 _PARSERS = min(4, os.cpu_count() or 1)
@@ -70,3 +71,21 @@ async def open_reader(paths: Sequence[str]) -> Reader:
         await reader.aclose()
         raise nothing_read(paths, reader.skipped)
     return reader
+
+
+def text_sizes(paths: Sequence[str]) -> list[int | None]:
+    """UTF-8 bytes that the text of each file has at most, in order; None where only its parser could tell. Raises DocumentsError."""
+    return [_text_size(file) for file in list_files(paths).files]
+
+
+def _text_size(file: Listed) -> int | None:
+    if not is_plain(file.kind):
+        return None
+    try:
+        content = read_bytes(file.path)[0]
+    except Unreadable:
+        return 0
+    try:
+        return len(content.decode().encode())
+    except UnicodeDecodeError:
+        return 3 * len(content)

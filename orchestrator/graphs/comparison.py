@@ -4,7 +4,7 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -117,8 +117,7 @@ def create_comparison(ask: Ask, built_in: Callable[[int], Sequence[str]]) -> Sta
     """
 
     async def prepare(state: _State, runtime: Runtime[RunContext]) -> dict[str, Any]:
-        given = ComparisonInput.model_construct(**state)  # it was validated where it came in; defaults are not in the state
-        asked = [*(await asyncio.to_thread(_lines, given.file) if given.file else []), *given.queries] or [*built_in(given.count)]
+        asked = await asyncio.to_thread(_queries, state, built_in)
         if len(asked) > MOST:
             raise InputError(f"{len(asked):,} queries are more than {MOST:,}", remedy="leave some out")
         await ask(asked[0], _mark(), runtime)
@@ -139,13 +138,20 @@ def create_comparison(ask: Ask, built_in: Callable[[int], Sequence[str]]) -> Sta
         "under_a_limit": ("under a limit", lambda state, most: min(most, state.get("limit", limit))),
     }
     graph = StateGraph(_State, input_schema=ComparisonInput, output_schema=ComparisonOutput, context_schema=RunContext)
-    graph.add_node("prepare", prepare, input_schema=_State, metadata={"asks": 1})
+    costs = {"asks": lambda given, controls: len(_queries(given, built_in)) if given else MOST, "input_tokens": _LONGEST // 4}
+    graph.add_node("prepare", prepare, input_schema=_State, metadata={"asks": 1, "input_tokens": _LONGEST // 4})
     for node, (name, most) in ways.items():
-        graph.add_node(node, partial(in_a_way, name, most), input_schema=_State, metadata={"input_tokens": _LONGEST // 4})
+        graph.add_node(node, partial(in_a_way, name, most), input_schema=_State, metadata=costs)
     graph.add_node("report", _report, input_schema=_State, metadata={"asks": 0})
     for before, after in zip([START, "prepare", *ways, "report"], ["prepare", *ways, "report", END], strict=True):
         graph.add_edge(before, after)
     return graph
+
+
+def _queries(state: Mapping[str, Any], built_in: Callable[[int], Sequence[str]]) -> list[str]:
+    """All queries of an input that was validated where it came in; defaults are not in it."""
+    given = ComparisonInput.model_construct(**state)
+    return [*(_lines(given.file) if given.file else []), *given.queries] or [*built_in(given.count)]
 
 
 async def timed(name: str, queries: Sequence[str], ask: Callable[[str], Awaitable[str]], *, at_once: int) -> Way:

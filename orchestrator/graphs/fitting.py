@@ -1,13 +1,27 @@
 """What fits into one prompt: how long a text is, the pieces of one that is too long, and groups of texts that go together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 
 from orchestrator.context import RunContext
+from orchestrator.documents.reading import text_sizes
 from orchestrator.errors import InputError
 
-__all__ = ["LEAST", "cut_to", "grouped", "pieces", "prompt_room", "tokens_in"]
+__all__ = [
+    "LEAST",
+    "UNKNOWN",
+    "cut_to",
+    "file_sizes",
+    "grouped",
+    "most_pieces",
+    "pieces",
+    "prompt_room",
+    "room_within",
+    "tokens_in",
+    "tokens_of",
+]
 
 LEAST = 300
 """Tokens of text that a prompt has to have room for: two short texts with their names."""
@@ -21,7 +35,12 @@ _LOOKED_THROUGH = 3  # a break is looked for in the last third of what fits
 
 def tokens_in(text: str) -> int:
     """Tokens of `text`, estimated."""
-    return -(-(len(text) if text.isascii() else len(text.encode("utf-8", "replace"))) // _BYTES)
+    return tokens_of(len(text) if text.isascii() else len(text.encode("utf-8", "replace")))
+
+
+def tokens_of(size: int) -> int:
+    """Tokens of a text of so many UTF-8 bytes, estimated."""
+    return -(-size // _BYTES)
 
 
 def pieces(text: str, tokens: int) -> Iterator[str]:
@@ -70,11 +89,28 @@ def grouped(sizes: Sequence[int], room: int) -> list[range]:
     return [*groups, range(start, len(sizes))] if sizes else []
 
 
-_UNKNOWN = 8_000  # tokens of a model that says nothing of its context
-_ANSWER, _INSTRUCTIONS = (
-    4_000,
-    600,
-)  # tokens that a prompt leaves for the answer, at most a quarter of all, and for what stands around texts
+UNKNOWN = 8_000
+"""Tokens of a model that says nothing of its context."""
+_ANSWER = 4_000  # tokens that a prompt leaves for the answer, at most a quarter of all
+_INSTRUCTIONS = 600  # and for what stands around texts
+
+
+def most_pieces(size: int, room: int) -> int:
+    """Pieces of a text of `size` tokens at most, each of `room` tokens or, where it ends at a break, of no less than half of that."""
+    return 1 if size <= room else -(-size // max(1, room // 2))
+
+
+def room_within(longest: int, taken: int = 0) -> int:
+    """Tokens of text that a prompt may hold, of a model that reads `longest` at once; `taken` are needed for what else is asked."""
+    return longest - min(longest // 4, _ANSWER) - _INSTRUCTIONS - taken
+
+
+def file_sizes(given: Mapping[str, Any]) -> tuple[list[int | None], int]:
+    """For `--dry-run`: the most tokens of each file of an input with `documents` (None: nobody knows), and the room of a prompt, for the
+    input's `context_tokens` and `focus` where it has them. Raises DocumentsError.
+    """
+    room = room_within(given.get("context_tokens") or UNKNOWN, tokens_in(given.get("focus") or ""))
+    return [size if size is None else tokens_of(size) for size in text_sizes(given["documents"])], room
 
 
 async def prompt_room(context: RunContext, *roles: str, context_tokens: int | None = None, taken: int = 0) -> int:
@@ -82,7 +118,7 @@ async def prompt_room(context: RunContext, *roles: str, context_tokens: int | No
     (`model.profile`), else of 8,000; `taken` are needed for what else is asked. Raises InputError where too few are left.
     """
     longest = context_tokens or min([_length(await context.model(role)) for role in roles])
-    room = longest - min(longest // 4, _ANSWER) - _INSTRUCTIONS - taken
+    room = room_within(longest, taken)
     if room < LEAST:
         what = f"a context of {longest:,} tokens leaves no room for a text"
         raise InputError(what, remedy="use a model with a longer context, or --context-tokens 1200 or more")
@@ -90,4 +126,4 @@ async def prompt_room(context: RunContext, *roles: str, context_tokens: int | No
 
 
 def _length(model: BaseChatModel) -> int:
-    return (model.profile or {}).get("max_input_tokens") or _UNKNOWN
+    return (model.profile or {}).get("max_input_tokens") or UNKNOWN

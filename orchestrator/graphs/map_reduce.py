@@ -15,10 +15,11 @@ from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from orchestrator.context import RunContext, kinds_asked
+from orchestrator.controls import Controls
 from orchestrator.errors import GraphError, InputError, OrchestratorError, StorageError, said
 from orchestrator.events import in_branch, tell
 from orchestrator.graphs.branches import RESEARCH_SHARE, status_of
-from orchestrator.graphs.fitting import LEAST, cut_to, grouped, pieces, prompt_room, tokens_in
+from orchestrator.graphs.fitting import LEAST, UNKNOWN, cut_to, grouped, most_pieces, pieces, prompt_room, room_within, tokens_in
 from orchestrator.graphs.supervisor import extend, merge_branches, union
 from orchestrator.interrupts import asked_at_once
 from orchestrator.joining import NotNeeded, RoundOver
@@ -306,19 +307,18 @@ def create_map_reduce(
     noun: str = "item",
     output: type[Any] = MapReduceOutput,
     write: Callable[[Reduced[T], Given, RunContext], Awaitable[dict[str, Any]]] | None = None,
+    sizes: Callable[[Given], tuple[Sequence[int | None], int]] | None = None,
 ) -> StateGraph[Any, Any, Any, Any]:
     """A graph `given` -> `output`, ready to compile: each item is mapped to a `schema`, and these are put together to one of them.
 
     `items`: the field of the input that holds them, or what names them. `read`: an item's text, asked for when its turn comes; without
     it an item is a text. A text longer than `room` (tokens; by default what `prompt_room` says of the roles `mapper` and `reducer`) is
     mapped in pieces. `told`: a value as it is put into a prompt, by default its JSON. `noun`: what the progress calls an item.
-    `write`: what the graph gives. An item that fails is data, and the others go on. Raises GraphError where the schemas have fields of
-    the graph's own.
+    `write`: what the graph gives. `sizes`: for `--dry-run`, the most tokens of each item, None where nobody knows, and the room of a
+    prompt; by default those of items that are texts, in a context of 8,000 tokens. An item that fails is data.
+    Raises GraphError where the schemas have fields of the graph's own.
     """
-    fields = {*getattr(given, "__annotations__", ()), *getattr(output, "__annotations__", ())}
-    if clash := sorted(fields & _OWN):
-        problems = [f"{name!r} is a key of the graph's own" for name in clash]
-        raise GraphError("the map-reduce cannot be built", problems, remedy="give these fields of the input or output other names")
+    _check_fields(given, output)
     writing = write or _listed
     work = _Work(
         schema=schema,
@@ -344,15 +344,72 @@ def create_map_reduce(
 
     graph = StateGraph(MapReduceState, input_schema=given, output_schema=output, context_schema=RunContext)
     graph.add_node("plan", plan, input_schema=given, metadata={"asks": 0})
-    many = {"asks": "max_agent_calls", "visits": "max_branches", "trace": {"map": "branch round"}}
+    costs = _Costs(sizes or (partial(_texts, items, room_within(UNKNOWN)) if isinstance(items, str) and read is None else None))
+    many = {"asks": costs.of_one, "chain": costs.in_turn, "visits": costs.items, "noun": noun, "trace": {"map": "branch round"}}
     graph.add_node("map", branch, input_schema=MapInput, metadata=many)
-    together = {"asks": "max_branches", "trace": {"reduce": "agent reducer"}}
+    together = {"asks": costs.together, "chain": costs.levels, "trace": {"reduce": "agent reducer"}}
     graph.add_node("reduce", put_together, input_schema=MapReduceState, metadata=together)
     graph.add_edge(START, "plan")
     graph.add_conditional_edges("plan", fan_out, ["map"])
     graph.add_edge("map", "reduce")
     graph.add_edge("reduce", END)
     return graph
+
+
+def _check_fields(*schemas: type[Any]) -> None:
+    fields = {name for schema in schemas for name in getattr(schema, "__annotations__", ())}
+    if clash := sorted(fields & _OWN):
+        problems = [f"{name!r} is a key of the graph's own" for name in clash]
+        raise GraphError("the map-reduce cannot be built", problems, remedy="give these fields of the input or output other names")
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """What the nodes may ask, for the forecast of a run: known as far as the sizes of the items are.
+
+    Whatever models write, at least two results go together: of n there are at most n - 1 calls to put them together, and log2(n) levels.
+    """
+
+    sizes: Callable[[Given], tuple[Sequence[int | None], int]] | None
+
+    def _pieces(self, given: Given, controls: Controls) -> list[int | None] | None:
+        """Of each item that may be started; None for one whose length nobody knows, and in place of all where they are not known."""
+        if self.sizes is None or not given:
+            return None
+        sizes, room = self.sizes(given)
+        return [None if size is None else most_pieces(size, room) for size in sizes[: controls.max_branches]]
+
+    def items(self, given: Given, controls: Controls) -> int | str:
+        known = self._pieces(given, controls)
+        return "max_branches" if known is None else len(known)
+
+    def of_one(self, given: Given, controls: Controls) -> int | str:
+        known = self._pieces(given, controls)
+        if known is None or None in known:
+            return "max_agent_calls"
+        return -(-sum(2 * number - 1 for number in known if number) // max(1, len(known)))  # of all of them, shared out
+
+    def in_turn(self, given: Given, controls: Controls) -> int | None:
+        known = self._pieces(given, controls) or [None]
+        return None if None in known else 1 + max(_levels(number or 1) for number in known)
+
+    def together(self, given: Given, controls: Controls) -> int | str:
+        known = self._pieces(given, controls)
+        return "max_branches" if known is None else max(0, len(known) - 1)
+
+    def levels(self, given: Given, controls: Controls) -> int | None:
+        known = self._pieces(given, controls)
+        return None if known is None else _levels(len(known))
+
+
+def _levels(number: int) -> int:
+    """Levels of results that are put together two by two."""
+    return max(0, number - 1).bit_length()
+
+
+def _texts(items: str, room: int, given: Given) -> tuple[Sequence[int | None], int]:
+    """The sizes of items that are texts in the input."""
+    return [tokens_in(text) for text in given.get(items) or ()], room
 
 
 def fan_out(state: MapReduceState) -> list[Send]:
