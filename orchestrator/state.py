@@ -1,7 +1,7 @@
 """The domain types that agents exchange, and the supervisor's state."""
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -29,8 +29,16 @@ BranchStatus = Literal["ok", "refused", "failed", "timed_out", "limited", "skipp
 VerdictLabel = Literal["supported", "contradicted", "unsupported"]
 
 
+_given: dict[frozenset[str], set[str]] = {}
+
+
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True)
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Values of which the same fields were given share that set: by itself it is up to half of what a small one takes."""
+        given = self.__pydantic_fields_set__
+        object.__setattr__(self, "__pydantic_fields_set__", _given.setdefault(frozenset(given), given))
 
 
 class Task(_Value):

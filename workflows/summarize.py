@@ -26,10 +26,13 @@ class Asked(BaseModel):
     )
 
 
-class Document(Summary):
+class Document(TypedDict):
     """A document and what it says; `pieces`: it was read in so many."""
 
     source: str
+    summary: str
+    sentiment: Sentiment
+    key_points: list[str]
     pieces: int
 
 
@@ -77,8 +80,7 @@ async def several(parts: Sequence[Part], given: Given, context: RunContext) -> S
 async def _asked(parts: Sequence[Part], given: Given, context: RunContext, *, summaries: bool) -> Summary:
     texts = [{"name": part.item if part.of == 1 else f"{part.item}, part {part.number} of {part.of}", "text": part.text} for part in parts]
     found = await call_agent(summarizer, {"texts": texts, "summaries": summaries, "focus": given.get("focus") or ""}, context)
-    summary: Summary = found["summary"]
-    return summary
+    return Summary.model_validate(found["summary"])
 
 
 async def room(given: Given, context: RunContext) -> int:
@@ -95,7 +97,7 @@ async def write(reduced: Reduced[Summary], given: Given, context: RunContext) ->
         "summary": whole and whole.summary,
         "sentiment": whole and whole.sentiment,
         "key_points": whole and whole.key_points,
-        "documents": [Document(source=one.item, pieces=one.pieces, **dict(one.value)) for one in reduced.items if one.value],
+        "documents": [{"source": one.item, **dict(one.value), "pieces": one.pieces} for one in reduced.items if one.value],
         "failed": [Lost(source=one.item, error=one.error or one.status) for one in reduced.items if not one.value],
     }
 

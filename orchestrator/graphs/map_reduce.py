@@ -34,10 +34,13 @@ T = TypeVar("T", bound=BaseModel)
 Given = Mapping[str, Any]
 """The run's input, by the fields of its schema."""
 
+_Kept = tuple[str, int]
+"""A value as JSON, and of how many pieces it was made."""
+
 _NODES = 32  # of branches: so many are kept each by itself, as one node maps several where there are more
 _WRITING_SHARE = 0.95  # of a run's deadline
 _AROUND, _NAME = 40, 80  # tokens around each text of a prompt: its tags, and its name as far as it counts
-_OWN = frozenset(("given", "todo", "tasks", "round", "room", "values", "branches", "failures", "asked"))
+_OWN = frozenset(("given", "todo", "tasks", "round", "room", "values", "pieces", "branches", "failures", "asked"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +92,8 @@ def merge_values(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, An
 
 
 class MapReduceState(TypedDict, total=False):
-    """The graph's own state. `values` holds {value, pieces} of each task that has one, as plain data; `todo` is the items themselves,
-    also those without a task.
+    """The graph's own state. `values` holds each task's value as JSON, which takes the least, and `pieces` of how many it was made where
+    it was more than one; `todo` is the items themselves, also those without a task.
     """
 
     given: dict[str, Any]
@@ -98,7 +101,8 @@ class MapReduceState(TypedDict, total=False):
     tasks: list[Task]
     round: int
     room: int
-    values: Annotated[dict[str, Any], merge_values]
+    values: Annotated[dict[str, str], merge_values]
+    pieces: Annotated[dict[str, int], merge_values]
     branches: Annotated[list[BranchResult], merge_branches]
     failures: Annotated[list[Failure], extend]
     asked: Annotated[list[str], union]
@@ -134,19 +138,26 @@ class _Work(Generic[T]):
         room, most = await self.room(given, context), context.controls.max_branches
         if room < LEAST:
             raise InputError(f"a prompt has room for {room:,} tokens of text", remedy=f"give room for {LEAST} or more")
-        planned = [Task(id=f"t{number}", question=one_line(item, 200)) for number, item in enumerate(todo, start=1)]
+        names = ((item, one_line(item, 200)) for item in todo)  # most are the same, and need not be there twice
+        planned = [Task(id=f"t{number}", question=item if item == name else name) for number, (item, name) in enumerate(names, start=1)]
         tasks, error = planned[:most], f"not started: max_branches is {most}"
         skipped = [BranchResult(task=task, status="skipped", error=error, attempts=0) for task in planned[most:]]
         tell("plan", tasks=[task.model_dump() for task in tasks], round=1, merged=[], noun=self.noun)
         context.join.begin([task.id for task in tasks])
-        afresh = {"values": Overwrite({}), "branches": Overwrite(skipped), "failures": Overwrite([]), "asked": Overwrite([])}
+        afresh = {
+            "values": Overwrite({}),
+            "pieces": Overwrite({}),
+            "branches": Overwrite(skipped),
+            "failures": Overwrite([]),
+            "asked": Overwrite([]),
+        }
         return {"given": given, "todo": todo, "tasks": tasks, "round": 1, "room": room, **afresh}
 
     def name(self, task: Task, item: str) -> str:
         """What an item is called: itself where it names a text, the beginning of it where it is one."""
         return task.question if self.read is None else item
 
-    async def branch(self, task: Task, item: str, sent: MapInput, context: RunContext) -> tuple[BranchResult, dict[str, Any] | None]:
+    async def branch(self, task: Task, item: str, sent: MapInput, context: RunContext) -> tuple[BranchResult, _Kept | None]:
         """Map an item to its value; whatever is raised on the way becomes data, but what ends the run."""
         began = time.monotonic()
         status: BranchStatus = "ok"
@@ -166,11 +177,11 @@ class _Work(Generic[T]):
         result = BranchResult(task=task, status=status, error=error, gap=gap, seconds=seconds, usage=usage)
         context.ledger.branch_ended(task.id)
         context.join.left(result)
-        note = task.question + (f", in {value['pieces']:,} pieces" if value and value["pieces"] > 1 else "")
+        note = task.question + (f", in {value[1]:,} pieces" if value and value[1] > 1 else "")
         tell("branch_finished", status=status, error=error, gap=gap, attempts=1, seconds=seconds, note=note)
         return result, value
 
-    async def _value(self, name: str, item: str, sent: MapInput, context: RunContext) -> dict[str, Any]:
+    async def _value(self, name: str, item: str, sent: MapInput, context: RunContext) -> _Kept:
         """An item's value: of its text, or of the pieces of one that is too long for a prompt, put together."""
         if self.read is not None:
             tell("branch_step", step="read")
@@ -185,7 +196,7 @@ class _Work(Generic[T]):
         values = await _each([partial(self.map, part, sent["given"], context) for part in parts], window)
         named = [Part(part.item, self.told(value), part.number, part.of) for part, value in zip(parts, values, strict=True)]
         value, _ = await self.put_together(list(zip(named, values, strict=True)), sent["given"], sent["room"], context, window)
-        return {"value": value.model_dump(mode="json"), "pieces": len(parts)}
+        return value.model_dump_json(), len(parts)
 
     async def put_together(
         self, found: list[tuple[Part, T]], given: Given, room: int, context: RunContext, window: asyncio.Semaphore
@@ -236,7 +247,7 @@ async def _each(works: Iterable[Callable[[], Awaitable[R]]], window: asyncio.Sem
 async def _mapped(work: _Work[T], sent: MapInput, context: RunContext) -> dict[str, Any]:
     """A branch for each item that a node was sent. Where a person is asked, that is raised once the others have ended."""
 
-    async def run(task: Task, item: str) -> tuple[BranchResult, dict[str, Any] | None] | GraphInterrupt:
+    async def run(task: Task, item: str) -> tuple[BranchResult, _Kept | None] | GraphInterrupt:
         with in_branch(task.id):
             try:
                 with context.terms.tracer.branch(task) as span:
@@ -252,8 +263,9 @@ async def _mapped(work: _Work[T], sent: MapInput, context: RunContext) -> dict[s
     if pauses := [outcome for outcome in outcomes if isinstance(outcome, GraphInterrupt)]:
         raise asked_at_once(pauses)
     done = [outcome for outcome in outcomes if not isinstance(outcome, GraphInterrupt)]
-    values = {result.task.id: value for result, value in done if value is not None}
-    return {"branches": [result for result, _ in done], "values": values, "asked": sorted(kinds)}
+    kept = {result.task.id: value for result, value in done if value is not None}
+    values, several = {task: value for task, (value, _) in kept.items()}, {task: number for task, (_, number) in kept.items() if number > 1}
+    return {"branches": [result for result, _ in done], "values": values, "pieces": several, "asked": sorted(kinds)}
 
 
 async def _reduced(work: _Work[T], state: MapReduceState, context: RunContext) -> Reduced[T]:
@@ -262,9 +274,8 @@ async def _reduced(work: _Work[T], state: MapReduceState, context: RunContext) -
     for result in state["branches"]:
         name = work.name(result.task, state["todo"][int(result.task.id[1:]) - 1])
         known = values.get(result.task.id)
-        value = None if known is None else work.schema.model_validate(known["value"])
-        pieces_read = 1 if known is None else known["pieces"]
-        items.append(Mapped(name, value, result.status, result.error or result.gap, pieces_read))
+        value = None if known is None else work.schema.model_validate_json(known)
+        items.append(Mapped(name, value, result.status, result.error or result.gap, state["pieces"].get(result.task.id, 1)))
         if value is not None:
             found.append((Part(name, work.told(value)), value))
     failures, whole, cut = list[Failure](), None, 0
