@@ -54,7 +54,8 @@ class Forecast:
     """Upper bounds of one run: `calls` are requests to models, `seconds` those of the longest `chain` of calls.
 
     `by` and `seconds_by` say which limits make them what they are. `usual_calls` is one pass in which each node asks once, with
-    `usual_branches` branches; None where the graph does not tell. `cost_usd` is None where a model has no price (`unpriced`).
+    `usual_branches` branches, each a `noun`; None where the graph does not tell. `cost_usd` is None where a model has no price
+    (`unpriced`).
     """
 
     calls: int
@@ -68,6 +69,7 @@ class Forecast:
     seconds_by: str
     usual_calls: int | None
     usual_branches: int
+    noun: str
     by_role: dict[str, int]
     assumptions: list[str]
 
@@ -84,7 +86,7 @@ class Forecast:
         if not self.calls:
             return
         if self.usual_calls is not None:
-            several = f", {counted(self.usual_branches, 'branch', 'branches')}" if self.usual_branches else ""
+            several = f", {_several(self.usual_branches, self.noun)}" if self.usual_branches else ""
             yield f"one pass in which each node asks once{several}: {counted(self.usual_calls, 'call')}"
         yield f"at most {self.input_tokens:,} tokens in, {self.output_tokens:,} out"
         if self.cost_usd is None:
@@ -336,6 +338,7 @@ class _Sum:
             seconds_by="--deadline" if deadline else "--call-timeout",
             usual_calls=None if self.walk.untold else self.walk.usual,
             usual_branches=min(self.walk.usually([fan]) for fan in fans.items()) if fans else 0,
+            noun=next((ask.noun for ask in asks if ask.fans), "branch"),
             by_role=by_role,
             assumptions=list(self._assumptions(retries, bool(fans))),
         )
@@ -396,8 +399,7 @@ class _Sum:
             return "--max-agent-calls lowers it" if costly.requests >= self.controls.max_agent_calls else "--max-calls lowers it"
         inside = _least(sum(a.requests for a in self.walk.asks if a.fans == costly.fans), self.controls.branch_budget.max_calls)
         lowers = "" if {name for name, _ in costly.fans} <= self.walk.counted else "; --max-branches lowers it"
-        several = counted(costly.branches, costly.noun, "branches" if costly.noun == "branch" else None)
-        return f"{several} x {inside:,}{lowers}"
+        return f"{_several(costly.branches, costly.noun)} x {inside:,}{lowers}"
 
     def _assumptions(self, retries: int, fans: bool) -> Iterator[str]:
         prompts = {ask.input_tokens for ask in self.walk.asks}
@@ -456,6 +458,10 @@ def _is_harmless(value: Any, seen: frozenset[CodeType]) -> bool:
 
 def _is_library(module: str | None) -> bool:
     return (module or "").partition(".")[0].lstrip("_") in _LIBRARIES or (module or "").startswith(_GRAPH_TYPES)
+
+
+def _several(number: int, noun: str) -> str:
+    return counted(number, noun, "branches" if noun == "branch" else None)
 
 
 def _price(model: str | None, input_tokens: int, output_tokens: int) -> float | None:

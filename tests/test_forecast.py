@@ -79,6 +79,7 @@ def test_a_node_that_tells_what_it_asks_costs_that_with_two_repairs() -> None:
         "seconds_by": "--call-timeout",
         "usual_calls": 2,
         "usual_branches": 0,
+        "noun": "branch",
         "by_role": {"asking": 6},
         "assumptions": [
             "a prompt holds at most 1,000 tokens",

@@ -1,5 +1,6 @@
 """The workflow that sums up documents, as its users run it."""
 
+import asyncio
 import json
 from contextlib import aclosing
 from pathlib import Path
@@ -162,8 +163,26 @@ def test_a_dry_run_counts_the_documents_and_their_pieces(tmp_path: Path, capfd: 
     assert main(["summarize", str(folder), "--model", "offline", "--dry-run"]) == 0
     assert capfd.readouterr().out.splitlines()[:2] == [
         "at most 27 model calls: 5 documents x 3",
-        "one pass in which each node asks once, 5 branches: 6 calls",
+        "one pass in which each node asks once, 5 documents: 6 calls",
     ]
     (folder / "0004.md").write_text("A word and another. " * 2_000, encoding="utf-8")  # 13,334 tokens in pieces of 2,700 at least
     assert main(["summarize", str(folder), "--model", "offline", "--dry-run"]) == 0
     assert capfd.readouterr().out.splitlines()[0] == "at most 57 model calls: 5 documents x 9"
+
+
+async def test_the_report_of_a_run_that_was_stopped_says_what_is_missing(tmp_path: Path) -> None:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    async def last(body: dict[str, Any]) -> Reply:
+        loop.call_soon_threadsafe(stop.set)
+        await asyncio.sleep(0.2)
+        return Reply(value=SUMMARY)
+
+    folder = written(tmp_path / "docs", 2)
+    async with (
+        model_server(last) as server,
+        aclosing(stream("summarize", {"documents": [str(folder)]}, model=server.chat_model(), stop=stop)) as events,
+    ):
+        result = [event async for event in events][-1].fields
+    assert (result["status"], len(result["output"]["documents"])) == ("cancelled", 2)
+    assert "> Partial: the run was stopped before the summaries were put together." in result["output"]["report"]

@@ -46,6 +46,8 @@ def _missing(reduced: Reduced[Any], lost: int) -> str:
     """What the run lost, where it lost something."""
     told = [f"{lost:,} of {counted(len(reduced.items), 'document')} {'was' if lost == 1 else 'were'} not summed up"] if lost else []
     told += [f"the summaries could not be put together ({plain_markdown(failure.error)})" for failure in reduced.failures]
+    if reduced.value is None and lost < len(reduced.items) and not reduced.failures:
+        told.append("the run was stopped before the summaries were put together")
     cut = f" {counted(reduced.cut, 'summary', 'summaries')} were too long to be put together, and lost their ends." if reduced.cut else ""
     partial = f"Partial: {' and '.join(told)}." if told else ""
     return f"> {partial}{cut}".replace("> .", ">") if partial or cut else ""
