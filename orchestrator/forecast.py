@@ -188,7 +188,7 @@ class _Walk:
         most, role = self.controls.max_agent_calls, place.name
         visit = asks * _REQUESTS * self._models(role)
         requests = (visit if told.follows else min(visit, most)) * place.times
-        self._ask(told, role, place.fans, min(requests, most) if place.branch else requests)
+        self._ask(told, role, place.fans, min(requests, most) if place.branch and not told.counts("asks") else requests)
         chain = told.number("chain")
         follow = (asks if chain is None else min(asks, chain)) if told.follows else 1
         self.usual += (follow if chain is None else 1) * self.usually(place.fans)

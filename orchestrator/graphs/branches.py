@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NotRequired, Required
+from typing import Any, NotRequired, Required, TypeVar
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.config import get_config
@@ -21,7 +21,9 @@ from orchestrator.interrupts import asked_at_once
 from orchestrator.joining import NotNeeded, RoundOver
 from orchestrator.state import BranchResult, BranchStatus, Failure, Finding, Source, Task
 
-__all__ = ["RESEARCH_SHARE", "Agent", "BranchInput", "call_agent", "create_attempt", "run_branches", "status_of"]
+__all__ = ["RESEARCH_SHARE", "Agent", "BranchInput", "call_agent", "create_attempt", "each_branch", "run_branches", "status_of"]
+
+R = TypeVar("R")
 
 Agent = CompiledStateGraph[Any, Any, Any, Any]
 
@@ -140,36 +142,40 @@ async def call_agent(
 
 
 async def run_branches(attempt: Agent, sent: BranchInput, context: RunContext, max_repairs: int) -> tuple[list[BranchResult], set[str]]:
-    """Run a branch for each task to its result, as many at once as the run allows; and which kinds of model were asked.
+    """Run a branch for each task to its result; and which kinds of model were asked."""
+    return await each_branch(sent["tasks"], lambda task: run_branch(attempt, task, sent, context, max_repairs), context)
+
+
+async def each_branch(tasks: Sequence[Task], run: Callable[[Task], Awaitable[R]], context: RunContext) -> tuple[list[R], set[str]]:
+    """What `run` gives for each task, in order, as many at once as the run allows; and which kinds of model were asked.
 
     What ends no branch alone (bad input, a store that fails, a person who is asked) is raised, where a person is asked once the others
     have ended.
     """
+    came: dict[str, R] = {}  # and no asyncio tasks, which would hold more than what came of them
+    pauses: dict[str, GraphInterrupt] = {}
 
-    async def run(task: Task) -> BranchResult | GraphInterrupt:
+    async def branch(task: Task) -> None:
         try:
             with in_branch(task.id), context.terms.tracer.branch(task) as span:
-                result = await run_branch(attempt, task, sent, context, max_repairs)
+                came[task.id] = result = await run(task)
                 span.came = result if context.terms.tracer.takes_content else None
-                return result
         except GraphInterrupt as pause:
-            return pause
+            pauses[task.id] = pause
         finally:
             context.window.release()
 
-    made: list[asyncio.Task[BranchResult | GraphInterrupt]] = []
     try:
         with kinds_asked() as kinds:
             async with asyncio.TaskGroup() as group:
-                for task in sent["tasks"]:
+                for task in tasks:
                     await context.window.acquire()
-                    made.append(group.create_task(run(task), name=f"branch {task.id}"))
+                    group.create_task(branch(task), name=f"branch {task.id}")
     except BaseExceptionGroup as failed:
         raise failed.exceptions[0] from None
-    outcomes = [one.result() for one in made]
-    if pauses := [outcome for outcome in outcomes if isinstance(outcome, GraphInterrupt)]:
-        raise asked_at_once(pauses)
-    return [outcome for outcome in outcomes if isinstance(outcome, BranchResult)], kinds
+    if pauses:
+        raise asked_at_once([pauses[task.id] for task in tasks if task.id in pauses])
+    return [came[task.id] for task in tasks], kinds
 
 
 async def run_branch(attempt: Agent, task: Task, sent: BranchInput, context: RunContext, max_repairs: int) -> BranchResult:

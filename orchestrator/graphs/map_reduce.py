@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Generic, TypeVar
 
-from langgraph.errors import GraphBubbleUp, GraphInterrupt
+from langgraph.errors import GraphBubbleUp
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import Overwrite, Send
@@ -17,11 +17,10 @@ from typing_extensions import TypedDict
 from orchestrator.context import RunContext, kinds_asked
 from orchestrator.controls import Controls
 from orchestrator.errors import GraphError, InputError, OrchestratorError, StorageError, said
-from orchestrator.events import in_branch, tell
-from orchestrator.graphs.branches import RESEARCH_SHARE, status_of
+from orchestrator.events import tell
+from orchestrator.graphs.branches import RESEARCH_SHARE, each_branch, status_of
 from orchestrator.graphs.fitting import LEAST, UNKNOWN, cut_to, grouped, most_pieces, pieces, prompt_room, room_within, tokens_in
 from orchestrator.graphs.supervisor import extend, merge_branches, union
-from orchestrator.interrupts import asked_at_once
 from orchestrator.joining import NotNeeded, RoundOver
 from orchestrator.state import BranchResult, BranchStatus, Failure, Task
 from orchestrator.text import counted, one_line
@@ -245,24 +244,9 @@ async def _each(works: Iterable[Callable[[], Awaitable[R]]], window: asyncio.Sem
 
 
 async def _mapped(work: _Work[T], sent: MapInput, context: RunContext) -> dict[str, Any]:
-    """A branch for each item that a node was sent. Where a person is asked, that is raised once the others have ended."""
-
-    async def run(task: Task, item: str) -> tuple[BranchResult, _Kept | None] | GraphInterrupt:
-        with in_branch(task.id):
-            try:
-                with context.terms.tracer.branch(task) as span:
-                    result = await work.branch(task, item, sent, context)
-                    span.came = result if context.terms.tracer.takes_content else None
-                    return result
-            except GraphInterrupt as pause:
-                return pause
-
-    with kinds_asked() as kinds:
-        pairs = zip(sent["tasks"], sent["todo"], strict=True)
-        outcomes = await _each((partial(run, task, item) for task, item in pairs), context.window)
-    if pauses := [outcome for outcome in outcomes if isinstance(outcome, GraphInterrupt)]:
-        raise asked_at_once(pauses)
-    done = [outcome for outcome in outcomes if not isinstance(outcome, GraphInterrupt)]
+    """A branch for each item that a node was sent."""
+    items = {task.id: item for task, item in zip(sent["tasks"], sent["todo"], strict=True)}
+    done, kinds = await each_branch(sent["tasks"], lambda task: work.branch(task, items[task.id], sent, context), context)
     kept = {result.task.id: value for result, value in done if value is not None}
     values, several = {task: value for task, (value, _) in kept.items()}, {task: number for task, (_, number) in kept.items() if number > 1}
     return {"branches": [result for result, _ in done], "values": values, "pieces": several, "asked": sorted(kinds)}
@@ -394,10 +378,10 @@ class _Costs:
         known = self._pieces(given, controls)
         return "max_branches" if known is None else len(known)
 
-    def of_one(self, given: Given, controls: Controls) -> int | str:
+    def of_one(self, given: Given, controls: Controls) -> int:
         known = self._pieces(given, controls)
-        if known is None or None in known:
-            return "max_agent_calls"
+        if known is None or None in known:  # the loop guard counts the calls that map and those that put together, with their repairs
+            return -(-2 * controls.max_agent_calls // 3)
         return -(-sum(2 * number - 1 for number in known if number) // max(1, len(known)))  # of all of them, shared out
 
     def in_turn(self, given: Given, controls: Controls) -> int | None:
