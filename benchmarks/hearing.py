@@ -9,9 +9,9 @@ import asyncio
 import re
 from collections import Counter
 
-from orchestrator.controls import Controls
 from orchestrator.speech import parse_wav, resolve_transcriber
 from orchestrator.speech.hearing import run_program
+from orchestrator.terms import Terms
 
 BAR = 0.60
 
@@ -47,13 +47,13 @@ def main() -> None:
 
 async def measure(voice: str, speed: str) -> int:
     """The exit code."""
-    transcriber, controls, shares = resolve_transcriber("pocketsphinx"), Controls(), []
+    transcriber, terms, shares = resolve_transcriber("pocketsphinx"), Terms(), []
     spoken = [
         parse_wav(await run_program(["espeak-ng", "--stdout", "-v", voice, "-s", speed, text], b"", "espeak-ng"), text)
         for text in QUESTIONS
     ]
     for name, page in (("general language model", ""), ("language model of the page", PAGE)):
-        heard = [await transcriber.hear(sound, page, controls) for sound in spoken]
+        heard = [await transcriber.hear(sound, page, terms) for sound in spoken]
         for text, written in zip(QUESTIONS, heard, strict=True):
             print(f"  {text:40} {written}")
         said = [Counter(_words(text)) for text in QUESTIONS]

@@ -30,6 +30,7 @@ from orchestrator.speech import (
 )
 from orchestrator.speech.devices import FRAME_BYTES, check_loudspeaker, check_microphone, open_wav
 from orchestrator.speech.hearing import run_program
+from orchestrator.terms import Terms
 from orchestrator.testing import Reply, model_server
 
 
@@ -156,10 +157,10 @@ def speaker() -> Speaker:
 
 async def test_ten_spoken_questions_about_documents_are_understood(speaker: Speaker) -> None:
     """At least 60 % of the words, all in one recording, names included; `python -m benchmarks.hearing` has more of them, one by one."""
-    controls, asked = Controls(), QUESTIONS
-    sounds = [await speaker.speak(text, controls) for text in asked]
+    terms, asked = Terms(), QUESTIONS
+    sounds = [await speaker.speak(text, terms) for text in asked]
     whole = Sound(b"".join(sound.samples + bytes(2 * sound.rate) for sound in sounds), sounds[0].rate)
-    heard = await resolve_transcriber("pocketsphinx").hear(whole, PAGE, controls)
+    heard = await resolve_transcriber("pocketsphinx").hear(whole, PAGE, terms)
     words = Counter(word.strip("?").lower() for text in asked for word in text.split())
     assert (words & Counter(heard.split())).total() / words.total() >= BAR, heard
 
@@ -188,7 +189,7 @@ def test_a_voice_that_is_not_there_is_told_at_once() -> None:
 
 
 async def test_speech_is_found_between_silence(speaker: Speaker) -> None:
-    sound = await speaker.speak("When was the lighthouse built?", Controls())
+    sound = await speaker.speak("When was the lighthouse built?", Terms())
     samples = bytes(FRAME_BYTES * 40) + sound.at(HEARING_RATE).samples + bytes(FRAME_BYTES * 40)
 
     async def frames():  # type: ignore[no-untyped-def]
@@ -240,11 +241,15 @@ async def test_an_endpoint_that_fails_for_a_moment_is_asked_again(monkeypatch: p
     async with model_server(hears=lambda _: next(replies), says=lambda _: next(replies)) as server:
         for name, value in server.environ.items():
             monkeypatch.setenv(name, value)
-        transcriber, speaker, controls = resolve_transcriber("openai:whisper-1"), resolve_speaker("openai:tts-1"), Controls(max_attempts=2)
-        assert await transcriber.hear(Sound(SAMPLES, 8_000), "", controls) == "hello"
+        transcriber, speaker, terms = (
+            resolve_transcriber("openai:whisper-1"),
+            resolve_speaker("openai:tts-1"),
+            Terms(controls=Controls(max_attempts=2)),
+        )
+        assert await transcriber.hear(Sound(SAMPLES, 8_000), "", terms) == "hello"
         with pytest.raises(OrchestratorError, match="no transcript"):
-            await transcriber.hear(Sound(SAMPLES, 8_000), "", controls)
+            await transcriber.hear(Sound(SAMPLES, 8_000), "", terms)
         with pytest.raises(OrchestratorError, match="the speaker gave no WAV sound"):
-            await speaker.speak("hello", controls)
+            await speaker.speak("hello", terms)
     with pytest.raises(CallFailedError, match=r"no connection to 127\.0\.0\.1"):
-        await transcriber.hear(Sound(SAMPLES, 8_000), "", Controls(max_attempts=1))
+        await transcriber.hear(Sound(SAMPLES, 8_000), "", Terms(controls=Controls(max_attempts=1)))

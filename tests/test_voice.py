@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from agents import create_planner, create_researcher, create_verifier, create_writer
-from orchestrator import Workflow, create_supervisor, replay, resume, run, stream
+from orchestrator import Controls, Workflow, create_supervisor, replay, resume, run, stream
+from orchestrator.context import RunContext
 from orchestrator.errors import InputError
 from orchestrator.events import Event
 from orchestrator.graphs.tool_loop import create_tool_loop
@@ -21,7 +22,7 @@ from orchestrator.progress import plain_lines
 from orchestrator.speech import HEARING_RATE, Sound, read_wav
 from orchestrator.speech.devices import FRAME_BYTES
 from orchestrator.testing import ModelServer, Reply, model_server
-from workflows.voice import PROMPT, tools
+from workflows.voice import PROMPT, graph, tools
 
 ARKONA = "The lighthouse of Arkona was built in 1827. It stands on an island. The tower was closed in 1905. The museum shows old lamps.\n"
 REMOTE = {"transcriber": "openai:whisper-1", "speaker": "openai:gpt-4o-mini-tts"}
@@ -243,6 +244,59 @@ async def test_at_the_microphone_a_clarifying_question_is_spoken_and_answered(qu
     assert [event.fields["text"] for event in events if event.kind == "saying"] == ["Which one?", "That is from 1827."]
     lines = events[-1].fields["output"]["report"].splitlines()[::2]
     assert lines == ["**You:** How old is it?", "**Answer:** Which one?", "**You:** The old tower.", "**Answer:** That is from 1827."]
+
+
+async def test_sound_that_is_asked_for_counts_as_calls(tmp_path: Path, question: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are in the bill without tokens, and what they cost is not known; a budget of calls stops them like others."""
+    said = {"tokens": 0, "cost_usd": None}
+    async with model_server(lambda _: Reply(text="It is old. It is high."), hears="How old is it?") as server:
+        used(server, monkeypatch)
+        given = {"audio": question, "speech": str(tmp_path / "answer.wav"), **REMOTE}
+        result = await run("voice", given, model="openai:test-model", db="memory://")
+        roles = {
+            role: (usage["model_calls"], usage["estimated_calls"], usage["input_tokens"] + usage["output_tokens"], usage["cost_usd"])
+            for role, usage in result.usage["by_role"].items()
+            if role != "voice"
+        }
+        assert roles == {"hearing": (1, 0, *said.values()), "speaking": (2, 0, *said.values())}
+        assert (result.status, result.usage["model_calls"], result.usage["cost_usd"]) == ("complete", len(server.requests), None)
+        (tmp_path / "answer.wav").unlink()
+        limited = await run("voice", given, model="openai:test-model", db="memory://", controls={"budget": {"max_calls": 3}})
+        assert (limited.status, limited.usage["model_calls"], len(server.requests)) == ("limited", 3, 4 + 3)
+        assert "max_calls" in str(limited.error)
+        assert limited.output["report"] == "It is old. It is high."
+        assert not (tmp_path / "answer.wav").exists()
+        with pytest.raises(InputError, match="the price of the sound of 'openai:whisper-1' is not known"):
+            await run("voice", given, model="openai:gpt-5-mini", db="memory://", controls={"budget": {"usd": 1}})
+
+
+async def test_sound_waits_for_its_turn_like_other_calls(tmp_path: Path, question: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with model_server(lambda _: Reply(text="It is old. It is high."), hears=Reply(body={"text": "How old?"}, delay=0.05)) as server:
+        used(server, monkeypatch)
+        lines = [{"audio": question, "speech": str(tmp_path / f"{number}.wav"), **REMOTE} for number in range(6)]
+        context = RunContext(models={"": server.chat_model()}, controls=Controls(max_concurrency=1))
+        answers = await asyncio.gather(*(graph.ainvoke(line, context=context) for line in lines))
+    assert [answer["transcript"] for answer in answers] == ["How old?"] * 6
+    assert server.in_flight_peak == 1
+
+
+async def test_what_was_heard_is_not_paid_for_again(tmp_path: Path, question: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer fails, and the run is resumed by another process: the transcript and its bill are in the journal."""
+    db = f"sqlite:///{tmp_path / 'runs.db'}"
+    answers = iter([Reply.error(401, "no"), Reply(text="It is old.")])
+    tokens = {"type": "tokens", "input_tokens": 12, "output_tokens": 3, "total_tokens": 15}
+    async with model_server(lambda _: next(answers), hears=Reply(body={"text": "How old is it?", "usage": tokens})) as server:
+        used(server, monkeypatch)
+        given = {"audio": question, "speech": str(tmp_path / "answer.wav"), **REMOTE}
+        failed = await run("voice", given, model="openai:test-model", db=db)
+        assert failed.status == "failed"
+        result = await resume(failed.run_id, db=db)
+    assert (result.status, result.output["report"]) == ("complete", "It is old.")
+    paths = [request.path.rpartition("/")[2] for request in server.requests]
+    assert paths == ["transcriptions", "completions", "completions", "speech"]
+    assert result.usage["model_calls"] == 4
+    hearing = result.usage["by_role"]["hearing"]
+    assert (hearing["model_calls"], hearing["input_tokens"], hearing["output_tokens"], hearing["cost_usd"]) == (1, 12, 3, None)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from orchestrator.speech import (
     Transcriber,
     check_loudspeaker,
     check_microphone,
+    check_money,
     check_wav_target,
     open_loudspeaker,
     open_microphone,
@@ -197,6 +198,7 @@ async def _hear(
         raise InputError("a conversation at the microphone cannot be replayed: its sound was not kept")
     transcriber = None
     if not _is_replayed(context):  # for which nothing need be installed
+        check_money([given.transcriber, given.speaker], context.controls)
         transcriber = await asyncio.to_thread(
             _checked, given, own_ear=microphone is open_microphone, own_voice=loudspeaker is open_loudspeaker
         )
@@ -253,7 +255,7 @@ async def transcribed(sound: Sound, words: str, spec: str, transcriber: Transcri
     async def hear(sha256: str, seconds: float) -> str:
         if transcriber is None:
             raise OrchestratorError("nobody is there to hear: the run that is replayed heard something else")
-        return await transcriber.hear(sound, words, context.controls)
+        return await transcriber.hear(sound, words, context.terms)
 
     limits = {"read_only": True, "max_concurrency": transcriber.at_once if transcriber else 1}
     tool = StructuredTool.from_function(coroutine=hear, name="hear", description="Write down what is said.", metadata=limits)
@@ -351,7 +353,7 @@ class _Turn:
             speaker = await asyncio.to_thread(resolve_speaker, given.speaker, given.voice)
             async with open_wav(Path(given.speech)) if given.speech else self.loudspeaker() as outlet:
                 coming, limit = _until_none(sentences), given.speaking_timeout
-                await say_all(coming, speaker, outlet, self.spoken, limit=limit, controls=self.context.controls)
+                await say_all(coming, speaker, outlet, self.spoken, limit=limit, terms=self.context.terms)
             tell("spoken", sentences=len(self.spoken.sentences), seconds=round(self.spoken.seconds, 3), file=given.speech)
         except OrchestratorError as error:
             self.spoken.failure = Failure(role="speaker", status=status_of(error), error=said(error))

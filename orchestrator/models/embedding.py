@@ -2,27 +2,20 @@
 
 import asyncio
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.messages.ai import UsageMetadata
 from pydantic import Field
 
-from orchestrator.admission import ADMISSION, Ticket
-from orchestrator.clocks import Clock
-from orchestrator.errors import CallFailedError, said
-from orchestrator.events import tell
-from orchestrator.journal import Request
+from orchestrator.errors import CallFailedError
+from orchestrator.models.beside import SideCall
 from orchestrator.models.call import Call
-from orchestrator.models.failures import timed_out
-from orchestrator.models.hedging import Watch
-from orchestrator.models.sending import Query, Sender
+from orchestrator.models.sending import Query
 from orchestrator.terms import Terms
-from orchestrator.usage import Reservation
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -60,59 +53,17 @@ async def embed(model: EmbeddingModel, texts: Sequence[str], terms: Terms, branc
     return await _Embedding(model, terms, branch).vectors(texts)
 
 
-class _Embedding(Sender):
-    """One call; a Sender whose request is another one."""
-
+class _Embedding(SideCall):
     def __init__(self, model: EmbeddingModel, terms: Terms, branch: str | None) -> None:
-        super().__init__(cast("Any", model), model.call, terms, {})
-        self._embeddings = model
-        self._branch = branch
+        super().__init__(model.call, model.client, terms, branch, by_tokens=True)
 
     async def vectors(self, texts: Sequence[str]) -> list[bytes]:
-        """The vectors of these texts, in order; what they cost is in the journal, and they themselves are not."""
-        began, terms = time.monotonic(), self._terms
-        query = Query(cast("Any", None), 0, [HumanMessage(text) for text in texts], calling=False)
-        terms.check()
-        try:
-            message = await self._sent(query)
-        finally:
-            used, scope = self._used(), f"branch {self._branch}" if self._branch else "run"
-            if terms.journal is not None and used.model_calls:
-                # Of a kind that no replay misses: a run whose vectors are all there asks for none.
-                request = Request(kind="page", role=ROLE, model=self._call.model, content=len(texts), scope=scope)
-                terms.journal.note(request, usage=used, seconds=time.monotonic() - began)
+        """The vectors of these texts, in order; they themselves are not in the journal."""
+        message = await self.made([HumanMessage(text) for text in texts], len(texts))
         return cast("_Vectors", message).vectors
 
-    async def _enter(self, query: Query, again: Ticket | None) -> tuple[Reservation, Ticket]:
-        """As that of any call, but no agent's, and with an answer that has no tokens."""
-        terms, call = self._terms, self._call
-        terms.check()
-        reservation = await terms.ledger.reserve(call.model, call.role, self._branch, size=query.size, answer_tokens=0, guarded=False)
-        try:
-            return reservation, await ADMISSION.enter(
-                call.endpoint, terms.party, tokens=reservation.estimate, until=terms.ends, again=again
-            )
-        except BaseException:
-            reservation.failed()
-            raise
-
-    async def _timed(self, runnable: Any, query: Query, watch: Watch | None) -> AIMessage:
-        controls, error, tokens = self._controls, None, 0
-        clock, began = Clock(controls.call_timeout), time.monotonic()
-        tell("model_started", role=ROLE, model=self._call.model)
-        try:
-            async with clock:
-                message = await self._made_of([str(message.content) for message in query.messages])
-                tokens = message.usage_metadata["input_tokens"] if message.usage_metadata else 0
-                return message
-        except BaseException as raised:
-            error = said(raised) if isinstance(raised, Exception) else "cancelled"
-            if isinstance(raised, TimeoutError) and clock.expired:
-                raise timed_out(self._call, "call_timeout", controls) from raised
-            raise
-        finally:
-            seconds = round(time.monotonic() - began, 3)
-            tell("model_finished", role=ROLE, model=self._call.model, input_tokens=tokens, output_tokens=0, seconds=seconds, error=error)
+    async def _asked(self, query: Query) -> _Vectors:
+        return await self._made_of([str(message.content) for message in query.messages])
 
     async def _made_of(self, texts: list[str]) -> _Vectors:
         body = await self._body(texts)
@@ -127,17 +78,10 @@ class _Embedding(Sender):
         return _Vectors(content=counted, response_metadata={"finish_reason": "stop"}, usage_metadata=usage, vectors=vectors)
 
     async def _body(self, texts: list[str]) -> bytes:
-        from openai import APIConnectionError, Timeout
-
-        timeout = Timeout(self._controls.call_timeout, connect=self._controls.connect_timeout)
-        create = self._embeddings.client.embeddings.with_raw_response.create
-        try:  # numbers, and not base64, which not every server knows
-            response = await create(model=self._call.model, input=texts, encoding_format="float", timeout=timeout)
-        except APIConnectionError as error:
-            broken = error.__cause__ or error
-        else:
-            return response.content
-        raise broken  # what the HTTP library said, and not inside the handler: it would be its own context
+        create = self._client.embeddings.with_raw_response.create
+        # Numbers, and not base64, which not every server knows.
+        request = create(model=self._call.model, input=texts, encoding_format="float", timeout=self._timeout())
+        return (await self._unwrapped(request)).content
 
 
 def _read(body: bytes, count: int) -> tuple[list[bytes], int]:

@@ -13,6 +13,7 @@ from orchestrator.speech.devices import (
 )
 from orchestrator.speech.hearing import Transcriber, resolve_transcriber
 from orchestrator.speech.listening import Listener
+from orchestrator.speech.remote import check_money
 from orchestrator.speech.saying import Spoken, say_all
 from orchestrator.speech.sentences import Sentences, spoken
 from orchestrator.speech.speaking import Speaker, resolve_speaker
@@ -31,6 +32,7 @@ __all__ = [
     "Transcriber",
     "check_loudspeaker",
     "check_microphone",
+    "check_money",
     "check_wav_target",
     "open_loudspeaker",
     "open_microphone",

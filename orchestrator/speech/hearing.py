@@ -10,10 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from orchestrator.controls import Controls
 from orchestrator.errors import InputError, OrchestratorError
 from orchestrator.speech.audio import HEARING_RATE, Sound
 from orchestrator.speech.remote import endpoint, sent
+from orchestrator.terms import Terms
 from orchestrator.text import nearest, one_line
 
 __all__ = ["Transcriber", "resolve_transcriber", "run_program"]
@@ -30,7 +30,7 @@ class Transcriber(Protocol):
     @property
     def at_once(self) -> int: ...
 
-    async def hear(self, sound: Sound, words: str, controls: Controls) -> str:
+    async def hear(self, sound: Sound, words: str, terms: Terms) -> str:
         """What is said, "" for nothing; `words` is text in whose words it may be. Raises OrchestratorError; is ended by being cancelled."""
         ...
 
@@ -56,7 +56,7 @@ class _Embedded:
     name: str = EMBEDDED
     at_once: int = os.cpu_count() or 1
 
-    async def hear(self, sound: Sound, words: str, controls: Controls) -> str:
+    async def hear(self, sound: Sound, words: str, terms: Terms) -> str:
         samples = (await asyncio.to_thread(sound.at, HEARING_RATE)).samples
         script = str(Path(__file__).with_name("recognise.py"))
         request = json.dumps({"words": words}).encode() + b"\n" + samples
@@ -70,13 +70,13 @@ class _Endpoint:
     model: Any
     at_once: int = 64
 
-    async def hear(self, sound: Sound, words: str, controls: Controls) -> str:
+    async def hear(self, sound: Sound, words: str, terms: Terms) -> str:
         wav = (await asyncio.to_thread(sound.at, HEARING_RATE)).wav()
 
         async def ask(client: "AsyncOpenAI", name: str) -> Any:
             return await client.audio.transcriptions.create(model=name, file=("speech.wav", wav, "audio/wav"), response_format="json")
 
-        answer = await sent(self.model, "hearing", controls, ask)
+        answer = await sent(self.model, "hearing", terms, f"a recording of {sound.seconds:.1f} s", ask)
         text = getattr(answer, "text", None)
         if not isinstance(text, str):
             raise OrchestratorError("the endpoint's answer is no transcript", where=self.name, remedy="check OPENAI_BASE_URL")

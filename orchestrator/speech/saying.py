@@ -5,13 +5,13 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from orchestrator.clocks import Clock
-from orchestrator.controls import Controls
 from orchestrator.errors import CallTimeoutError
 from orchestrator.events import tell
 from orchestrator.speech.audio import Sound
 from orchestrator.speech.devices import Outlet
 from orchestrator.speech.speaking import Speaker
 from orchestrator.state import Failure
+from orchestrator.terms import Terms
 
 __all__ = ["Spoken", "say_all"]
 
@@ -27,9 +27,7 @@ class Spoken:
     failure: Failure | None = None
 
 
-async def say_all(
-    sentences: AsyncIterator[str], speaker: Speaker, outlet: Outlet, spoken: Spoken, *, limit: float, controls: Controls
-) -> None:
+async def say_all(sentences: AsyncIterator[str], speaker: Speaker, outlet: Outlet, spoken: Spoken, *, limit: float, terms: Terms) -> None:
     """Speak `sentences` as they come; `limit` is seconds that the sound of one may take to be made.
 
     A `saying` event has a sentence's text before it is spoken, an `audio` event tells that its sound begins. Raises OrchestratorError
@@ -42,7 +40,7 @@ async def say_all(
         async for sentence in sentences:
             number += 1
             tell("saying", number=number, text=sentence)
-            await made.put((sentence, await _sound(sentence, speaker, limit, controls)))
+            await made.put((sentence, await _sound(sentence, speaker, limit, terms)))
         await made.put(None)
 
     async def play() -> None:
@@ -60,11 +58,11 @@ async def say_all(
         raise failed.exceptions[0] from None
 
 
-async def _sound(sentence: str, speaker: Speaker, limit: float, controls: Controls) -> Sound:
+async def _sound(sentence: str, speaker: Speaker, limit: float, terms: Terms) -> Sound:
     clock = Clock(limit)
     try:
         async with clock:
-            return await speaker.speak(sentence, controls)
+            return await speaker.speak(sentence, terms)
     except TimeoutError:
         if not clock.expired:
             raise

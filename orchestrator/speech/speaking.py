@@ -7,11 +7,11 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from orchestrator.controls import Controls
 from orchestrator.errors import InputError, OrchestratorError
 from orchestrator.speech.audio import Sound, parse_wav
 from orchestrator.speech.hearing import run_program
 from orchestrator.speech.remote import endpoint, sent
+from orchestrator.terms import Terms
 from orchestrator.text import nearest, one_line
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Speaker(Protocol):
     @property
     def name(self) -> str: ...
 
-    async def speak(self, text: str, controls: Controls) -> Sound:
+    async def speak(self, text: str, terms: Terms) -> Sound:
         """The sound of a sentence. Raises OrchestratorError; is ended by being cancelled."""
         ...
 
@@ -68,7 +68,7 @@ class _Program:
     voice: str
     name: str = PROGRAM
 
-    async def speak(self, text: str, controls: Controls) -> Sound:
+    async def speak(self, text: str, terms: Terms) -> Sound:
         voice = ["-v", self.voice] if self.voice else []
         wav = await run_program([self.path, "--stdout", "--stdin", *voice], text.encode(errors="replace"), PROGRAM)
         return _checked(wav, PROGRAM)
@@ -80,12 +80,12 @@ class _Endpoint:
     model: Any
     voice: str
 
-    async def speak(self, text: str, controls: Controls) -> Sound:
+    async def speak(self, text: str, terms: Terms) -> Sound:
         async def ask(client: "AsyncOpenAI", name: str) -> bytes:
             answer = await client.audio.speech.create(model=name, voice=self.voice, input=text, response_format="wav")
             return answer.content
 
-        wav = await sent(self.model, "speaking", controls, ask)
+        wav = await sent(self.model, "speaking", terms, text, ask)
         return await asyncio.to_thread(_checked, wav, self.name)
 
 

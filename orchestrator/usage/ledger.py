@@ -62,7 +62,7 @@ class _Call:
 
 
 class Reservation:
-    """Room for one request. Exactly one of `settle`, `failed` and `abandoned` ends it, further ones do nothing.
+    """Room for one request. Exactly one of `settle`, `uncounted`, `failed` and `abandoned` ends it, further ones do nothing.
 
     `estimate`: likely tokens. `answer_tokens`: the max_tokens to send; None where no budget counts answers.
     `used`: once it has ended, its calls, those of them whose tokens are estimated, input tokens and output tokens.
@@ -99,6 +99,13 @@ class Reservation:
             self._ledger._bill(self._call, self._need, *self.used[2:])
         else:
             self.used = (1, 1, *self._ledger._bill_estimate(self._call, self._need, size))
+
+    def uncounted(self) -> None:
+        """It was answered, and is not paid for by tokens: it counts as a call, and what it cost is not known."""
+        self.sent()
+        if self._end():
+            self.used = (1, 0, 0, 0)
+            self._ledger._release(self._call, self._need, (1.0, *NOTHING[1:]))
 
     def failed(self) -> None:
         """The provider answered an error: nothing is billed."""
