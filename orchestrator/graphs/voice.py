@@ -252,7 +252,7 @@ async def transcribed(sound: Sound, words: str, spec: str, transcriber: Transcri
     `transcriber` is the one that `spec` names, None where the journal is to have the answer.
     """
 
-    async def hear(sha256: str, seconds: float) -> str:
+    async def hear(recording: str) -> str:
         if transcriber is None:
             raise OrchestratorError("nobody is there to hear: the run that is replayed heard something else")
         return await transcriber.hear(sound, words, context.terms)
@@ -260,7 +260,7 @@ async def transcribed(sound: Sound, words: str, spec: str, transcriber: Transcri
     limits = {"read_only": True, "max_concurrency": transcriber.at_once if transcriber else 1}
     tool = StructuredTool.from_function(coroutine=hear, name="hear", description="Write down what is said.", metadata=limits)
     digest = hashlib.sha256(f"{sound.rate} {spec} {words}".encode() + sound.samples).hexdigest()
-    args = {"sha256": digest, "seconds": round(sound.seconds, 3)}
+    args = {"recording": f"{sound.seconds:.1f} s, sha256 {digest[:16]}"}
     message = await context.call_tool(tool, {"name": "hear", "args": args, "id": digest[:24], "type": "tool_call"})
     if message.status == "error":
         raise OrchestratorError(str(message.content), where=f"transcriber {spec}")

@@ -5,7 +5,7 @@ import contextlib
 import os
 import tempfile
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -121,48 +121,70 @@ async def open_microphone() -> AsyncGenerator[AsyncIterator[bytes], None]:
 @asynccontextmanager
 async def open_loudspeaker() -> AsyncGenerator[Outlet, None]:
     """The machine's own loudspeaker; raises InputError where there is none."""
-    yield _Loudspeaker(await asyncio.to_thread(_devices, "output", "the loudspeaker", "write the answer to a file: --speech answer.wav"))
+    library = await asyncio.to_thread(_devices, "output", "the loudspeaker", "write the answer to a file: --speech answer.wav")
+    loudspeaker = _Loudspeaker(library)
+    try:
+        yield loudspeaker
+    finally:
+        await asyncio.shield(asyncio.to_thread(loudspeaker.close))
 
 
 class _Loudspeaker:
+    """One stream for all sounds of a rate: to open one for each would take up to seconds of silence between two sentences."""
+
     def __init__(self, library: Any) -> None:
         self._library = library
+        self._stream: Any = None
+        self._rate = 0
+        self._coming: deque[tuple[memoryview, Callable[[], None]]] = deque()
 
     async def play(self, sound: Sound) -> None:
         loop, over = asyncio.get_running_loop(), asyncio.Event()
-        left = memoryview(sound.samples)
-
-        def wanted(data: Any, frames: int, time: Any, status: Any) -> None:
-            nonlocal left
-            size = min(len(data), len(left))
-            data[:size], data[size:] = left[:size], bytes(len(data) - size)
-            left = left[size:]
-            if not left:
-                raise self._library.CallbackStop
 
         def ended() -> None:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(over.set)
 
-        def opened() -> Any:
-            stream = self._library.RawOutputStream(
-                samplerate=sound.rate, channels=1, dtype="int16", callback=wanted, finished_callback=ended
-            )
-            stream.start()
-            return stream
-
-        stream = await _device(self._library, opened)
+        if self._rate != sound.rate:
+            await asyncio.shield(asyncio.to_thread(self.close))
+            await _device(self._library, lambda: self._open(sound.rate))
+        self._coming.append((memoryview(sound.samples), ended))
         try:
             await asyncio.wait_for(over.wait(), sound.seconds + _PATIENCE)
+            await asyncio.sleep(self._stream.latency)  # of what the device was given something is still to be heard
         except TimeoutError:
             raise OrchestratorError("the loudspeaker does not play: the device takes no sound") from None
-        finally:
-            await asyncio.shield(asyncio.to_thread(_silence, stream))
+        except asyncio.CancelledError:
+            await asyncio.shield(asyncio.to_thread(self.close))
+            raise
 
+    def _open(self, rate: int) -> None:
+        left, ended, coming = memoryview(b""), None, self._coming
 
-def _silence(stream: Any) -> None:
-    stream.abort()
-    stream.close()
+        def wanted(data: Any, frames: int, time: Any, status: Any) -> None:
+            nonlocal left, ended
+            place = 0
+            while place < len(data) and (left or coming):
+                if not left:
+                    left, ended = coming.popleft()
+                size = min(len(data) - place, len(left))
+                data[place : place + size] = left[:size]
+                place, left = place + size, left[size:]
+                if not left and ended is not None:
+                    ended()
+                    ended = None
+            data[place:] = bytes(len(data) - place)
+
+        self._stream, self._rate = self._library.RawOutputStream(samplerate=rate, channels=1, dtype="int16", callback=wanted), rate
+        self._stream.start()
+
+    def close(self) -> None:
+        """Fall silent at once."""
+        stream, self._stream, self._rate = self._stream, None, 0
+        self._coming.clear()
+        if stream is not None:
+            stream.abort()
+            stream.close()
 
 
 async def _device(library: Any, opened: Any) -> Any:

@@ -19,6 +19,8 @@ from orchestrator.text import nearest, one_line
 __all__ = ["Transcriber", "resolve_transcriber", "run_program"]
 
 EMBEDDED = "pocketsphinx"
+_HIGHEST = 48_000  # samples a second that the recogniser is given
+_MOST = 20_000_000  # bytes that are sent: OpenAI takes 25 MB
 _FORM = "a transcriber is `pocketsphinx`, or `openai:MODEL` such as openai:whisper-1 for any server that offers /v1/audio/transcriptions"
 
 
@@ -57,9 +59,10 @@ class _Embedded:
     at_once: int = os.cpu_count() or 1
 
     async def hear(self, sound: Sound, words: str, terms: Terms) -> str:
-        samples = (await asyncio.to_thread(sound.at, HEARING_RATE)).samples
+        if not HEARING_RATE <= sound.rate <= _HIGHEST:
+            sound = await asyncio.to_thread(sound.at, HEARING_RATE)
         script = str(Path(__file__).with_name("recognise.py"))
-        request = json.dumps({"words": words}).encode() + b"\n" + samples
+        request = json.dumps({"words": words, "rate": sound.rate}).encode() + b"\n" + sound.samples
         answer = await run_program([sys.executable, "-I", script], request, "the recogniser")
         return str(json.loads(answer)["text"])
 
@@ -71,7 +74,9 @@ class _Endpoint:
     at_once: int = 64
 
     async def hear(self, sound: Sound, words: str, terms: Terms) -> str:
-        wav = (await asyncio.to_thread(sound.at, HEARING_RATE)).wav()
+        if len(sound.samples) > _MOST:
+            sound = await asyncio.to_thread(sound.at, HEARING_RATE)
+        wav = sound.wav()
 
         async def ask(client: "AsyncOpenAI", name: str) -> Any:
             return await client.audio.transcriptions.create(model=name, file=("speech.wav", wav, "audio/wav"), response_format="json")
