@@ -91,7 +91,7 @@ async def measure(voices: Sequence[str], speed: str, *, tuned: bool = False) -> 
     shares: dict[str, list[float]] = {name: [] for name in cases}
     for voice in voices:
         for name, (texts, page) in cases.items():
-            heard = [await written_down(await said(text, voice, speed), page) for text in texts]
+            heard = [await written_down(await said_by(voice, text, speed), page) for text in texts]
             print(f"{voice}: {name}")
             for text, written in zip(texts, heard, strict=True):
                 print(f"  {share([text], [written]):4.0%}  {text:60} {written}")
@@ -102,7 +102,7 @@ async def measure(voices: Sequence[str], speed: str, *, tuned: bool = False) -> 
     return int(min(shares["everyday, no documents"][0], shares["about a page, with it"][0]) < BAR)
 
 
-async def said(text: str, voice: str, speed: str = "175") -> Sound:
+async def said_by(voice: str, text: str, speed: str = "175") -> Sound:
     """A sentence as espeak-ng speaks it, at so many words a minute."""
     return parse_wav(await run_program(["espeak-ng", "--stdout", "-v", voice, "-s", speed, text], b"", "espeak-ng"), text)
 
