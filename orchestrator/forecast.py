@@ -179,6 +179,8 @@ class _Walk:
         told.number("runs")  # also where there is no graph inside: what is said wrongly is named
         for graph in graphs:
             runs = 1 if (told_runs := told.number("runs", graph.name)) is None else told_runs
+            if not runs:
+                continue
             inner = _Place(fans, place.times * times * runs, graph.name or node, (*place.within, id(view.builder)), branch)
             chain += runs * self.graph(GraphView(graph), inner)
         return chain, visits if visits is not None and not fanned else None if fanned or node in shape.circling else 1

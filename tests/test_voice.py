@@ -12,17 +12,18 @@ from typing import Any
 import pytest
 
 from agents import create_planner, create_researcher, create_verifier, create_writer
-from orchestrator import Controls, Workflow, create_supervisor, replay, resume, run, stream
+from orchestrator import Controls, Workflow, create_supervisor, load_workflow, replay, resume, run, stream
 from orchestrator.context import RunContext
 from orchestrator.errors import InputError
 from orchestrator.events import Event
+from orchestrator.forecast import forecast
 from orchestrator.graphs.tool_loop import create_tool_loop
 from orchestrator.graphs.voice import create_voice
 from orchestrator.progress import plain_lines
 from orchestrator.speech import HEARING_RATE, Sound, read_wav
 from orchestrator.speech.devices import FRAME_BYTES
 from orchestrator.testing import ModelServer, Reply, model_server
-from workflows.voice import PROMPT, graph, tools
+from workflows.voice import PROMPT, graph, tools, workflow
 
 ARKONA = "The lighthouse of Arkona was built in 1827. It stands on an island. The tower was closed in 1905. The museum shows old lamps.\n"
 REMOTE = {"transcriber": "openai:whisper-1", "speaker": "openai:gpt-4o-mini-tts"}
@@ -248,7 +249,6 @@ async def test_at_the_microphone_a_clarifying_question_is_spoken_and_answered(qu
 
 async def test_sound_that_is_asked_for_counts_as_calls(tmp_path: Path, question: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are in the bill without tokens, and what they cost is not known; a budget of calls stops them like others."""
-    said = {"tokens": 0, "cost_usd": None}
     async with model_server(lambda _: Reply(text="It is old. It is high."), hears="How old is it?") as server:
         used(server, monkeypatch)
         given = {"audio": question, "speech": str(tmp_path / "answer.wav"), **REMOTE}
@@ -258,7 +258,7 @@ async def test_sound_that_is_asked_for_counts_as_calls(tmp_path: Path, question:
             for role, usage in result.usage["by_role"].items()
             if role != "voice"
         }
-        assert roles == {"hearing": (1, 0, *said.values()), "speaking": (2, 0, *said.values())}
+        assert roles == {"hearing": (1, 0, 0, None), "speaking": (2, 0, 0, None)}
         assert (result.status, result.usage["model_calls"], result.usage["cost_usd"]) == ("complete", len(server.requests), None)
         (tmp_path / "answer.wav").unlink()
         limited = await run("voice", given, model="openai:test-model", db="memory://", controls={"budget": {"max_calls": 3}})
@@ -297,6 +297,21 @@ async def test_what_was_heard_is_not_paid_for_again(tmp_path: Path, question: st
     assert result.usage["model_calls"] == 4
     hearing = result.usage["by_role"]["hearing"]
     assert (hearing["model_calls"], hearing["input_tokens"], hearing["output_tokens"], hearing["cost_usd"]) == (1, 12, 3, None)
+
+
+def test_the_forecast_counts_what_the_input_asks_for() -> None:
+    """A recording is answered once, from the documents or by the model with its tools; nothing given may be anything."""
+    controls = workflow.controls.merged({"max_branches": 2})
+    models = {"": "openai:gpt-5-mini"}
+    recording, conversation, documents, anything = (
+        forecast(workflow, controls, models, given)
+        for given in ({"audio": "q.wav"}, {"microphone": True}, {"audio": "q.wav", "documents": ["docs"]}, {})
+    )
+    research = forecast(load_workflow("research"), controls, models, {"question": "q", "documents": ["docs"]})
+    assert (recording.usual_calls, {*recording.by_role}) == (1, {"voice"})
+    assert (documents.usual_calls, documents.calls, {*documents.by_role}) == (research.usual_calls, research.calls, {*research.by_role})
+    assert recording.calls < conversation.calls <= anything.calls
+    assert {*anything.by_role} == {"voice", *research.by_role}
 
 
 @pytest.mark.parametrize(

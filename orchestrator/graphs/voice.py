@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 from orchestrator.asking import question_of
 from orchestrator.clocks import Clock
 from orchestrator.context import RunContext
+from orchestrator.controls import Controls
 from orchestrator.errors import CallTimeoutError, InputError, OrchestratorError, said
 from orchestrator.events import overhearing, tell
 from orchestrator.graphs.branches import Agent, call_agent, status_of
@@ -163,11 +164,20 @@ def create_voice(
 
     graph = StateGraph(VoiceState, input_schema=VoiceInput, output_schema=VoiceOutput, context_schema=RunContext)
     graph.add_node("hear", hear, input_schema=VoiceState, metadata={"asks": 0})
-    graph.add_node("answer", answer, input_schema=VoiceState, metadata={"runs": 1, "visits": _TURNS})
+    runs = {
+        role: lambda given, _: int(not given.get("documents")),
+        compiled.name: lambda given, _: int(bool(given.get("documents")) or not given),
+    }
+    graph.add_node("answer", answer, input_schema=VoiceState, metadata={"runs": runs, "visits": _turns_of})
     graph.add_edge(START, "hear")
     graph.add_conditional_edges("hear", after_hearing, ["hear", "answer", END])
     graph.add_conditional_edges("answer", after_answer, ["hear", END])
     return graph
+
+
+def _turns_of(given: Mapping[str, Any], controls: Controls) -> int:
+    """How many answers there are at most, as the input tells."""
+    return 1 if given.get("audio") else _TURNS
 
 
 def given_of(state: Mapping[str, Any]) -> VoiceInput:
