@@ -109,7 +109,7 @@ async def test_the_first_sentence_is_heard_before_the_last_is_written(
     assert server.requests[0].body["file"][:4] == b"RIFF"
 
 
-async def spoken_by(frames: Any, played: Any, server: ModelServer, **given: Any) -> list[Event]:
+async def spoken_by(frames: Any, played: Any, server: ModelServer, stop: asyncio.Event | None = None, **given: Any) -> list[Event]:
     """A conversation at a scripted microphone, heard by a scripted loudspeaker."""
     talk = create_tool_loop(role="voice", prompt=PROMPT, tools=tools)
     research = create_supervisor(create_planner(), create_researcher(), create_verifier(), create_writer())
@@ -124,7 +124,8 @@ async def spoken_by(frames: Any, played: Any, server: ModelServer, **given: Any)
 
     graph = create_voice(talk, research, microphone=microphone, loudspeaker=loudspeaker)
     values = {"microphone": True, **REMOTE, **given}
-    return [event async for event in stream(Workflow(graph, name="voice"), values, model=server.chat_model(), db="memory://")]
+    workflow = Workflow(graph, name="voice")
+    return [event async for event in stream(workflow, values, model=server.chat_model(), db="memory://", stop=stop)]
 
 
 class Played:
@@ -182,6 +183,29 @@ async def test_speech_interrupts_the_answer_and_is_the_next_question(question: s
     asked = [[(m["role"], m["content"]) for m in r.body["messages"][1:]] for r in server.requests if "messages" in r.body]
     assert asked[1] == [("user", "How old is it?"), ("assistant", "It was built in 1827. …"), ("user", "Who built it?")]
     assert result["output"]["report"].splitlines()[-1] == "**Answer:** An architect did."
+
+
+async def test_a_run_that_is_stopped_falls_silent(question: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sound that is played would never end; the run has ten seconds to end what is in flight, which no sound needs."""
+    spoken, played, stop = await asyncio.to_thread(lambda: frames_of(read_wav(question))), Played(asyncio.Event()), asyncio.Event()
+
+    async def frames() -> AsyncIterator[bytes]:
+        for frame in spoken:
+            yield frame
+        await asyncio.Event().wait()
+
+    async def stopping() -> None:
+        await played.begins.wait()
+        stop.set()
+
+    async with model_server(lambda _: Reply(text="It is old. It is high."), hears="How old is it?") as server:
+        used(server, monkeypatch)
+        pressing = asyncio.ensure_future(stopping())
+        events = await spoken_by(frames, played, server, stop=stop, barge_in=False)
+        await pressing
+    result = events[-1].fields
+    assert (result["status"], played.stopped, len(played.begun)) == ("cancelled", 1, 1)
+    assert "It is old. It is high." in result["output"]["report"]  # it ended by itself: what is cut off after those seconds has none
 
 
 async def test_a_clarifying_question_waits_for_its_answer(tmp_path: Path, question: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,7 @@ T = TypeVar("T")
 _VOCABULARY = 100_000  # characters of the documents that the embedded recogniser learns its words from
 _SPOKEN = 8  # findings: whoever listens cannot skip
 _STAGES = {"hearing_timeout": "writing down what was said", "answer_timeout": "the answer"}
+_LOOK = 0.1  # seconds between two looks whether the run is to stop
 _TURNS = 100  # that a conversation has at most
 
 
@@ -363,10 +364,26 @@ class _Turn:
             speaker = await asyncio.to_thread(resolve_speaker, given.speaker, given.voice)
             async with open_wav(Path(given.speech)) if given.speech else self.loudspeaker() as outlet:
                 coming, limit = _until_none(sentences), given.speaking_timeout
-                await say_all(coming, speaker, outlet, self.spoken, limit=limit, terms=self.context.terms)
+                await self._unless_stopped(say_all(coming, speaker, outlet, self.spoken, limit=limit, terms=self.context.terms))
             tell("spoken", sentences=len(self.spoken.sentences), seconds=round(self.spoken.seconds, 3), file=given.speech)
         except OrchestratorError as error:
             self.spoken.failure = Failure(role="speaker", status=status_of(error), error=said(error))
+
+    async def _unless_stopped(self, work: Awaitable[None]) -> None:
+        """Fall silent as soon as the run is asked to stop: whoever asks for it does not want to hear the rest. Raises StopRequested."""
+
+        async def stopped() -> None:
+            while not self.context.stopping:  # noqa: ASYNC110 - a run that is asked to stop tells nobody
+                await asyncio.sleep(_LOOK)
+            self.context.terms.check()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                watching = group.create_task(stopped(), name="voice is wanted")
+                await work
+                watching.cancel()
+        except BaseExceptionGroup as failed:
+            raise _first(failed) from None
 
     async def _answered(self, messages: Sequence[AnyMessage], wanted: str, feed: Callable[[str], None]) -> Answer:
         if self.given.documents:
