@@ -19,7 +19,10 @@ from orchestrator.testing import Reply, model_server
 NEEDED = ("pulseaudio", "pactl", "paplay", "parec", "espeak-ng")
 missing = [name for name in NEEDED if shutil.which(name) is None]
 missing += [name for name in ("sounddevice", "pocketsphinx") if find_spec(name) is None]
-pytestmark = pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+pytestmark = [
+    pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}"),
+    pytest.mark.skipif(not os.environ.get("TEST_DEVICES"), reason="takes 15 seconds of real time, of a machine at rest: TEST_DEVICES=1"),
+]
 
 
 @pytest.fixture
