@@ -3,7 +3,7 @@
 espeak-ng speaks, and pocketsphinx writes down: ten questions of everyday life and ten about a page of text with its general language
 model, and the latter with one that is made of that page, as `voice --documents` does. A word counts where it was said and is in what was
 heard, each as often as it was said; case and punctuation do not count. The first voice is held to the bar: `en-us+klatt4` is the American
-voice of espeak-ng by its better synthesizer, which a person understands best, too. Others are there to compare.
+voice of espeak-ng by its other synthesizer, the one that was heard best of ten on TUNED. Others are there to compare.
 
 EVERYDAY was written after everything was tuned, and nothing was changed for it; what was tuned on is TUNED.
 """

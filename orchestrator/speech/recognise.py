@@ -23,7 +23,7 @@ __all__ = ["main"]
 _LONG = 20  # seconds: what is longer is taken utterance by utterance
 _SILENCE = 0.5  # seconds before and after: speech that begins at once is heard worse
 # Standard deviation of the noise that is added, 0.5 % of the full scale. A recording has noise of its own; made speech has true silence,
-# whose logarithm the recogniser's features do not bear: with it 79-86 % of the words of ten made sentences were heard, without it 27 %.
+# whose logarithm the recogniser's features do not bear: with it 79 % of the words of ten made sentences were heard, without it 27 %.
 _NOISE = 150.0
 _GAUSSIANS = 8  # of each state of the acoustic model that are looked at; with its own 4 a few words less are heard, in a quarter less time
 _FEWEST = 20  # words of documents that make a language model
