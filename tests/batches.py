@@ -1,17 +1,16 @@
 """What tests of batches share: a workflow of two model calls, a server that counts them by input, and the batch as a process."""
 
-import contextlib
 import json
-import os
 import re
-import subprocess
-import sys
 import textwrap
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+
+import command_line
+from command_line import Python, environ
 
 from orchestrator.testing import Reply
 
@@ -90,28 +89,10 @@ def make_chain(folder: Path, count: int) -> None:
     (folder / "in.jsonl").write_text("".join(f'"input-{number}"\n' for number in range(count)))
 
 
-def command(*words: str) -> list[str]:
-    """The batch as users start it."""
+def started(folder: Path, variables: dict[str, str], *words: str) -> AbstractContextManager[Python]:
+    """The batch as a process of its own."""
     batch = ["batch", "chain.py", "in.jsonl", "--output", "out.jsonl", "--model", "openai:small", *words]
-    return [sys.executable, "-m", "orchestrator", *batch]
-
-
-@contextlib.contextmanager
-def started(folder: Path, environ: dict[str, str], *words: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """The batch as a process of its own, killed at the latest when the block ends."""
-    process = subprocess.Popen(
-        command(*words),
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    return command_line.started(folder, *batch, env=environ(**variables))
 
 
 def results(folder: Path) -> dict[int, dict[str, Any]]:

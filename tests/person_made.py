@@ -6,10 +6,11 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+from command_line import environ, orchestrator
 
 from orchestrator.cli import main
 from orchestrator.testing import ModelServer, Reply, agents_script
@@ -73,11 +74,7 @@ def command_line(
     folder: Path, *words: str, server: ModelServer | None = None, typed: str | None = None
 ) -> "subprocess.CompletedProcess[str]":
     """The command line to its end, with nobody at a terminal."""
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), **(server.environ if server is not None else {})}
-    command = [sys.executable, "-m", "orchestrator", *words]
-    return subprocess.run(
-        command, cwd=folder, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
-    )
+    return orchestrator(folder, *words, env=environ(**(server.environ if server is not None else {})))
 
 
 def in_this_process(folder: Path, *words: str, server: ModelServer | None = None) -> "subprocess.CompletedProcess[str]":

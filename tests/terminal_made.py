@@ -8,13 +8,12 @@ import re
 import select
 import struct
 import subprocess
-import sys
 import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from person_made import ROOT
+from command_line import Python, environ, own_terminal
 
 from orchestrator.testing import ModelServer
 
@@ -26,7 +25,7 @@ CSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 class Terminal:
     """A process on a pseudo-terminal: what it has written so far, and what is typed to it."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", master: int) -> None:
+    def __init__(self, process: Python, master: int) -> None:
         self.process, self._master, self.raw, self._from, self._prompts = process, master, b"", 0, 0
 
     def read(self, seconds: float) -> bool:
@@ -81,22 +80,14 @@ def terminal(
     """The command line with its stdin and stderr on a terminal, and its stdout there too, or elsewhere."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    environ = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "TERM": shown,
-        "PROMPT_TOOLKIT_NO_CPR": "1",
-        **(server.environ if server is not None else {}),
-    }
-    environ.pop("COLUMNS", None)
-
-    def own_terminal() -> None:
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-    process = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", *words],
+    variables = environ(TERM=shown, PROMPT_TOOLKIT_NO_CPR="1", **(server.environ if server is not None else {}))
+    variables.pop("COLUMNS", None)
+    process = Python(
+        "-m",
+        "orchestrator",
+        *words,
         cwd=folder,
-        env=environ,
+        env=variables,
         stdin=slave,
         stdout=slave if stdout else subprocess.DEVNULL,
         stderr=slave,

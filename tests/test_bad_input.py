@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from command_line import environ, orchestrator
 
 from orchestrator.cli import main
 
@@ -294,18 +295,9 @@ def test_documents_that_cannot_be_read_end_the_run_before_the_first_call(
     assert (code, out, err.replace(str(folder), "FOLDER").splitlines()) == (2, "", lines)
 
 
-def command(folder: Path, *words: str | bytes, stdin: bytes | None = b"", **environ: str) -> "subprocess.CompletedProcess[bytes]":
+def command(folder: Path, *words: str | bytes, stdin: bytes | None = b"", **variables: str) -> "subprocess.CompletedProcess[bytes]":
     """The command line as a process of its own."""
-    root = Path(__file__).parent.parent
-    return subprocess.run(
-        [sys.executable, "-m", "orchestrator", *words],
-        input=stdin,
-        capture_output=True,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(root), **environ},
-        timeout=50,
-        check=False,
-    )
+    return orchestrator(folder, *words, input=stdin, text=False, env=environ(**variables))
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,11 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import orchestrator
 
 from agents import prompts, researcher
 from orchestrator import run
@@ -120,13 +119,9 @@ async def test_what_cannot_be_a_cassette_is_refused(place: Path, tmp_path: Path)
 
 def test_the_command_line_saves_one(place: Path) -> None:
     write_topics(place / "topics", 2)
-
-    def orchestrator(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "orchestrator", *words], capture_output=True, text=True, timeout=60, check=False)
-
     given = ("research", "What is said of topic 1?", "--documents", "topics", "--run-id", "r", "--quiet")
-    assert orchestrator(*given).returncode == 0
-    saved = orchestrator("replay", "r", "--save", "tests/cassettes/topic")
+    assert orchestrator(None, *given).returncode == 0
+    saved = orchestrator(None, "replay", "r", "--save", "tests/cassettes/topic")
     told = "saved in tests/cassettes/topic; a test of it: orchestrator.testing.replay_cassette('tests/cassettes/topic')\n"
     assert (saved.returncode, saved.stderr) == (0, told)
     assert replay_cassette("tests/cassettes/topic").identical

@@ -2,11 +2,11 @@
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import orchestrator
 
 FLOW = '''"""Two steps, and a question between them."""
 
@@ -53,11 +53,6 @@ graph.add_conditional_edges("ask", after, ["end", END])
 graph.add_edge("end", END)
 '''
 WORDS = "LIMIT = 9\n\n\ndef loud(text):\n    return text.upper()\n"
-
-
-def orchestrator(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "orchestrator", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,15 @@
 """The command line: what goes in as options, what comes out on stdout and stderr, and how it ends."""
 
-import contextlib
 import io
 import json
-import os
 import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import environ, started
 
 from orchestrator.cli import main
 from orchestrator.testing import agents_script, model_server
@@ -341,28 +339,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 # --- as a process
 
 
-def environ(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), **more}
-
-
-@contextlib.contextmanager
-def started(folder: Path, *words: str, **more: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """The command line as a process of its own, killed at the latest when the block ends."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", *words],
-        cwd=folder,
-        env=environ(**more),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 @pytest.mark.parametrize(
     "words",
     [
@@ -425,7 +401,7 @@ def test_closed_streams_do_no_harm(closed: str, folder: Path) -> None:
     ids=["ascii", "C without UTF-8", "C"],
 )
 def test_any_locale(more: dict[str, str], folder: Path) -> None:
-    with started(folder, "echo", "ü€😀", "--json", **more) as process:
+    with started(folder, "echo", "ü€😀", "--json", env=environ(**more)) as process:
         out, err = process.communicate(timeout=50)
     assert (process.returncode, b"Traceback" in err) == (0, False)
     assert json.loads(out)["output"]["said"]["text"] == "ü€😀"

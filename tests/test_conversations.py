@@ -3,11 +3,11 @@
 import asyncio
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from command_line import orchestrator, python
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
@@ -39,7 +39,7 @@ def plans(server: Any) -> list[str]:
 
 
 def cli(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "orchestrator", *words], capture_output=True, text=True, cwd=cwd, timeout=50, check=False)
+    return orchestrator(cwd, *words)
 
 
 def scripted(plan: Any = None) -> Any:
@@ -210,9 +210,7 @@ asyncio.run(main())
 def test_a_killed_run_holds_its_conversation_until_it_is_resumed(documents: Path, tmp_path: Path) -> None:
     words = ("--documents", str(documents), "--model", "offline", "--json")
     first = cli("research", "Where was Ada Byron born?", *words, "--thread", "ada", cwd=tmp_path)
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(documents)], cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False
-    )
+    killed = python("-c", KILLED, str(documents), cwd=tmp_path)
     assert killed.returncode == -9, killed.stderr
     refused = cli("research", "And what else?", *words, "--thread", "ada", cwd=tmp_path)
     assert refused.returncode == 2

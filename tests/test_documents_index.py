@@ -5,11 +5,11 @@ import os
 import sqlite3
 import stat
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from command_line import Python
 
 from orchestrator.documents import Library, Passage, open_library
 from orchestrator.documents.store import prune
@@ -142,9 +142,7 @@ async def test_a_home_that_cannot_be_written_costs_only_time(folder: Path, tmp_p
 
 
 def test_several_processes_at_once(folder: Path) -> None:
-    command = [sys.executable, "-c", PROCESS, str(folder)]
-    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) for _ in range(3)]
+    processes = [Python("-c", PROCESS, str(folder), stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert [process.communicate(timeout=50)[0] for process in processes] == ["30 30 Number 7\n"] * 3
 
 

@@ -1,12 +1,10 @@
 """Graphs of a user's own in LangSmith: their nodes, chains, retrievers and `@traceable` functions stand in the run's one tree."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from command_line import environ, orchestrator, python
 from langsmith_receiver import receiving
 
 from orchestrator.testing import model_server
@@ -75,20 +73,8 @@ graph.add_edge(START, "ask").add_conditional_edges("ask", route, ["inside"]).add
 def test_one_tree_without_routing_noise_and_without_langchains_own_copy(tmp_path: Path) -> None:
     (tmp_path / "flow.py").write_text(FLOW)
     with receiving() as receiver, model_server(lambda request: "hello") as server:
-        command = [
-            sys.executable,
-            "-m",
-            "orchestrator",
-            str(tmp_path / "flow.py"),
-            " hi ",
-            "--model",
-            "openai:m",
-            "--run-id",
-            "mine",
-            "--json",
-        ]
-        environ = {**os.environ, **receiver.environ(), **server.environ}
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=50, check=False)
+        words = [str(tmp_path / "flow.py"), " hi ", "--model", "openai:m", "--run-id", "mine", "--json"]
+        done = orchestrator(None, *words, env=environ(**receiver.environ(), **server.environ))
     assert done.returncode == 1, done.stderr
     chain = ["chain", ["ChatPromptTemplate"], ["ask model"], ["StrOutputParser"]]
     ask = ["ask", ["clean up"], ["Finds"], chain, ["shout"]]
@@ -122,8 +108,7 @@ print(asyncio.run(outer()))
 
 def test_a_run_inside_a_traceable_function_is_a_part_of_its_trace(documents: Path, tmp_path: Path) -> None:
     with receiving() as receiver:
-        command = [sys.executable, "-c", INSIDE, str(documents)]
-        done = subprocess.run(command, env={**os.environ, **receiver.environ()}, capture_output=True, text=True, timeout=50, check=False)
+        done = python("-c", INSIDE, str(documents), env=environ(**receiver.environ()))
     assert done.stdout == "complete\n", done.stderr
     [outer], [research] = receiver.named("outer"), receiver.named("research")
     assert research["parent_run_id"] == outer["id"]
@@ -153,8 +138,7 @@ print(asyncio.run(run(graph, {"documents": [sys.argv[1]]}, db="memory://")).outp
 
 def test_a_run_that_a_node_starts_is_a_part_of_the_run_around(documents: Path) -> None:
     with receiving() as receiver:
-        command = [sys.executable, "-c", NESTED, str(documents)]
-        done = subprocess.run(command, env={**os.environ, **receiver.environ()}, capture_output=True, text=True, timeout=50, check=False)
+        done = python("-c", NESTED, str(documents), env=environ(**receiver.environ()))
     assert (done.stdout, done.stderr) == ("complete\n", "")
     [root] = receiver.tree()
     assert (root[0], root[1][:1], [each[0] for each in root[1][1:]]) == ("graph", ["inner"], ["research"])
@@ -166,9 +150,8 @@ def test_two_attempts_are_one_thread(documents: Path, tmp_path: Path) -> None:
     """What an earlier attempt was answered stands in the later one's tree as what it is: it used nothing."""
 
     def started(*words: str) -> Any:
-        command = [sys.executable, "-m", "orchestrator", *words, "--db", f"sqlite:///{tmp_path / 'runs.db'}", "--json"]
-        environ = {**os.environ, **receiver.environ()}
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=50, check=False)
+        stored = f"sqlite:///{tmp_path / 'runs.db'}"
+        done = orchestrator(None, *words, "--db", stored, "--json", env=environ(**receiver.environ()))
         assert done.stdout, done.stderr
         return json.loads(done.stdout)
 

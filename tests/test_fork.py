@@ -3,13 +3,12 @@
 import json
 import operator
 import re
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from command_line import orchestrator
 from langgraph.graph import END, START, StateGraph
 from typing_extensions import TypedDict
 
@@ -172,11 +171,6 @@ def test_a_plan_in_a_file_may_be_lines_or_json(tmp_path: Path) -> None:
     lines.write_text("first?\n\nsecond?\n", encoding="utf-8")
     listed.write_text(json.dumps(["first?", "second?"]), encoding="utf-8")
     assert [parse_edits([f"plan=@{path}"]) for path in (lines, listed)] == [{"plan": ["first?", "second?"]}] * 2
-
-
-def orchestrator(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "orchestrator", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_the_command_line_forks(tmp_path: Path, documents: Path) -> None:

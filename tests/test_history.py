@@ -4,12 +4,11 @@ import asyncio
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Python, environ
 
 from orchestrator.asking import names, plan_question, question
 from orchestrator.cli import main
@@ -32,8 +31,7 @@ def on_a_terminal(width: int, *words: str) -> list[str]:
     """What a terminal of `width` columns shows, its colours taken away."""
     pty = pytest.importorskip("pty", reason="no pseudo-terminals here")
     parent, child = pty.openpty()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": str(width), "TERM": "xterm-256color"}
-    with subprocess.Popen([sys.executable, "-m", "orchestrator", *words], env=environment, stdout=child) as process:
+    with Python("-m", "orchestrator", *words, env=environ(COLUMNS=str(width), TERM="xterm-256color"), stdout=child) as process:
         os.close(child)
         shown = b""
         try:

@@ -5,7 +5,6 @@ import os
 import pty
 import re
 import subprocess
-import sys
 import termios
 import unicodedata
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Python, environ, python
 
 from orchestrator.cli import main
 from orchestrator.testing import ModelServer, Reply, agents_script, model_server
@@ -108,28 +108,23 @@ def words(folder: Path, *more: str) -> list[str]:
     return ["research", *more, *given]
 
 
-def environ(server: ModelServer, **more: str) -> dict[str, str]:
-    return {**os.environ, **server.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", **more}
-
-
 def command(folder: Path, *more: str) -> list[str]:
-    return [sys.executable, "-c", CODE, HOSTILE, *words(folder, *more)]
+    return ["-c", CODE, HOSTILE, *words(folder, *more)]
 
 
 def test_pipes_carry_text(folder: Path, server: ModelServer, tmp_path: Path) -> None:
-    done = subprocess.run(
-        command(folder, "--debug", "--output", str(tmp_path / "report.md")), cwd=ROOT, env=environ(server), capture_output=True, timeout=50
-    )
+    words = command(folder, "--debug", "--output", str(tmp_path / "report.md"))
+    done = python(*words, cwd=ROOT, env=environ(**server.environ), text=False)
     out, err, report = done.stdout.decode(), done.stderr.decode(), (tmp_path / "report.md").read_text(encoding="utf-8")
     assert (done.returncode, unfit(out), unfit(err), unfit(report)) == (0, [], [], [])
     assert (out, ANSWERED in report, "policy_denied" in err, "Traceback" in err) == ("", True, True, False)
 
 
-def on_terminal(words: list[str], environ: dict[str, str]) -> tuple[int, str]:
+def on_terminal(words: list[str], variables: dict[str, str]) -> tuple[int, str]:
     """Exit code of a command whose stdout and stderr are a terminal, and what that was sent."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (50, 160))
-    process = subprocess.Popen(words, cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs)
+    process = Python(*words, cwd=ROOT, env=variables, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs)
     os.close(theirs)
     shown = b""
     try:
@@ -144,7 +139,7 @@ def on_terminal(words: list[str], environ: dict[str, str]) -> tuple[int, str]:
 
 @pytest.mark.parametrize("options", [(), ("--json", "--quiet")], ids=["report", "json"])
 def test_a_terminal_is_sent_nothing_but_our_own_sequences(options: tuple[str, ...], folder: Path, server: ModelServer) -> None:
-    code, shown = on_terminal(command(folder, *options), environ(server, TERM="xterm-256color", COLUMNS="160", LINES="50"))
+    code, shown = on_terminal(command(folder, *options), environ(**server.environ, TERM="xterm-256color", COLUMNS="160", LINES="50"))
     assert (code, unfit(OWN.sub("", shown)), "38;5;201" in OWN.sub("", shown)) == (0, [], bool(options))
     assert ANSWERED in shown
 

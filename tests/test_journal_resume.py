@@ -4,11 +4,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Python
 
 from orchestrator.testing import ModelServer, Reply, model_server
 from tests.journal_made import question_of
@@ -39,8 +39,8 @@ class Model:
 def attempt(model: Model, server: ModelServer, folder: Path, *, last: int = 0) -> dict[str, Any] | None:
     """What a process that works at the run prints; None where it was killed."""
     arguments = [f"sqlite:///{folder / 'runs.db'}", server.base_url, str(folder / "acknowledged")]
-    command = [sys.executable, "-m", "tests.journal_process", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+    pipe = subprocess.PIPE
+    with Python("-m", "tests.journal_process", *arguments, stdout=pipe, stderr=pipe, text=True) as child:
         model.last, model.child = (len(model.asked) + last if last else 0), child
         out, complaints = child.communicate(timeout=60)
     if child.returncode == -signal.SIGKILL:

@@ -2,9 +2,7 @@
 
 import gzip
 import json
-import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import environ, orchestrator
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 QUESTION = "What limits the depth of a resume?"
@@ -48,10 +47,10 @@ def collector(status: int = 200) -> Iterator[tuple[str, list[Any]]]:
         server.server_close()
 
 
-def research(documents: Path, endpoint: str, *options: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "orchestrator", "research", QUESTION, "--documents", str(documents), "--model", "offline", "--json"]
-    told = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "LANGSMITH_TRACING": "false", **environ}
-    return subprocess.run([*command, *options], env=told, capture_output=True, text=True, timeout=50, check=False)
+def research(documents: Path, endpoint: str, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    words = ["research", QUESTION, "--documents", str(documents), "--model", "offline", "--json", *options]
+    told = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "LANGSMITH_TRACING": "false", **variables}
+    return orchestrator(None, *words, env=environ(**told))
 
 
 def tree(spans: list[Any], parent: bytes = b"") -> list[Any]:

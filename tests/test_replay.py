@@ -3,13 +3,12 @@
 import json
 import operator
 import socket
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from command_line import orchestrator
 from langchain_core.tools import tool
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
@@ -263,11 +262,6 @@ async def test_what_a_replay_remembers_is_gone_with_it() -> None:
 
 async def _connected(state: State) -> Mapping[str, Any]:
     return {"said": ["connected"]}
-
-
-def orchestrator(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "orchestrator", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_the_command_line_replays(tmp_path: Path, documents: Path) -> None:

@@ -1,20 +1,20 @@
 """`resume` as it is typed: real processes that are killed where it hurts, and what another process makes of what they left."""
 
-import contextlib
 import json
-import os
 import signal
 import subprocess
-import sys
 import textwrap
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import command_line
 import pytest
+from command_line import Python, environ, orchestrator
 
 from orchestrator.testing import ModelServer, Reply, answer_for, model_server
 from tests.research_made import topics_script, write_topics
@@ -63,30 +63,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def environ(server: ModelServer | None = None) -> dict[str, str]:
-    """Of a process of the product."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), **(server.environ if server else {})}
-
-
-@contextlib.contextmanager
-def started(folder: Path, *words: str, server: ModelServer | None = None) -> Iterator["subprocess.Popen[bytes]"]:
-    """The command line as a process of its own, killed at the latest when the block ends."""
-    command = [sys.executable, "-m", "orchestrator", *words]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, cwd=folder, env=environ(server), stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def started(folder: Path, *words: str, server: ModelServer | None = None) -> "AbstractContextManager[Python]":
+    """The command line as a process of its own."""
+    return command_line.started(folder, *words, env=environ(**(server.environ if server else {})))
 
 
 def done(folder: Path, *words: str, server: ModelServer | None = None) -> "subprocess.CompletedProcess[str]":
     """The command line, to its end."""
-    command = [sys.executable, "-m", "orchestrator", *words]
-    return subprocess.run(
-        command, cwd=folder, env=environ(server), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
-    )
+    return orchestrator(folder, *words, env=environ(**(server.environ if server else {})))
 
 
 def killed_when(process: "subprocess.Popen[bytes]", reached: threading.Event) -> None:

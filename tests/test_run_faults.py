@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Python, environ
 
 from orchestrator.testing import ModelServer, Reply, model_server
 from tests.research_made import topics_script, write_topics
@@ -47,20 +48,13 @@ class Run:
         self.model, self._folder = model, folder
         self.path = store / "runs.db"
         self.url = f"sqlite:///{self.path}"
-        self._environ = {**os.environ, **server.environ, "PYTHONPATH": str(ROOT), "ORCHESTRATOR_HOME": str(folder / "home")}
+        self._environ = environ(**server.environ, ORCHESTRATOR_HOME=str(folder / "home"))
         write_topics(folder / "topics", TOPICS)
 
     def start(self, *words: str) -> "subprocess.Popen[str]":
         """A process of the command line."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "orchestrator", *words, "--db", self.url],
-            cwd=self._folder,
-            env=self._environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        null, pipe, words = subprocess.DEVNULL, subprocess.PIPE, ("-m", "orchestrator", *words, "--db", self.url)
+        return Python(*words, cwd=self._folder, env=self._environ, stdin=null, stdout=pipe, stderr=pipe, text=True)
 
     def begin(self) -> "subprocess.Popen[str]":
         """The run, once its model was asked what the test waits for."""

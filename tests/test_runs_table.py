@@ -5,13 +5,13 @@ import dataclasses
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Python
 
 from orchestrator.errors import InputError, LostRunError, OrchestratorError
 from orchestrator.storage import Fence, RunRecord, Storage, heartbeat, kept, open_storage, owner
@@ -51,13 +51,7 @@ async def storage(storage_url: str) -> AsyncIterator[Storage]:
 
 def begun(url: str, run_id: str) -> "subprocess.Popen[str]":
     """A process that is about to claim a run, or to create one: it waits for a line, says what came of it, and goes on until another."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLAIM, url, run_id],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = Python("-c", CLAIM, url, run_id, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -11,10 +10,13 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import command_line
 import pytest
+from command_line import Python, environ
 
 from orchestrator.cli import main
 from orchestrator.storage import RunRecord, open_storage
@@ -26,8 +28,9 @@ ROOT = Path(__file__).parent.parent
 # The process as users start it, with another grace and another hard limit, so that no test waits for ten seconds.
 QUICK = """
 import sys
-import orchestrator.driving, orchestrator.stopping
-orchestrator.driving.GRACE, orchestrator.stopping.HARD_LIMIT = {grace}, {hard}
+import orchestrator.driving, orchestrator.keeping, orchestrator.stopping
+orchestrator.driving.GRACE = orchestrator.keeping.GRACE = {grace}
+orchestrator.stopping.HARD_LIMIT = {hard}
 from orchestrator.cli import main
 raise SystemExit(main())
 """
@@ -54,24 +57,12 @@ STUBBORN = """
     """
 
 
-@contextlib.contextmanager
 def started(
-    folder: Path, *words: str, grace: float = 20.0, hard: float = 40.0, environ: dict[str, str] | None = None
-) -> Iterator["subprocess.Popen[bytes]"]:
-    """The command line as a process of its own, killed at the latest when the block ends."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", QUICK.format(grace=grace, hard=hard), *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **(environ or {})},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    folder: Path, *words: str, grace: float = 20.0, hard: float = 40.0, variables: dict[str, str] | None = None
+) -> AbstractContextManager[Python]:
+    """The command line as a process of its own, with this grace and this hard limit."""
+    code = QUICK.format(grace=grace, hard=hard)
+    return command_line.started(folder, *words, python=("-c", code), env=environ(**(variables or {})))
 
 
 class Slow:
@@ -93,7 +84,7 @@ class Slow:
 def researching(documents: Path, slow: Slow, *words: str, grace: float = 20.0) -> Iterator["tuple[subprocess.Popen[bytes], ModelServer]"]:
     """Research that has come to the slow point."""
     options = ["--documents", str(documents), "--model", "openai:small", "--max-concurrency", "1", *words]
-    with model_server(slow) as server, started(documents, "research", "Who?", *options, grace=grace, environ=server.environ) as process:
+    with model_server(slow) as server, started(documents, "research", "Who?", *options, grace=grace, variables=server.environ) as process:
         assert slow.reached.wait(40)
         yield process, server
 
@@ -270,7 +261,7 @@ def test_a_run_whose_process_dies_three_times_at_one_place_has_failed(
         process.wait()
     for _ in range(2):
         slow = Slow("Findings", 60)
-        with model_server(slow) as server, started(documents, "resume", "r1", environ=server.environ) as process:
+        with model_server(slow) as server, started(documents, "resume", "r1", variables=server.environ) as process:
             assert slow.reached.wait(40)
             process.kill()
             process.wait()
@@ -281,7 +272,7 @@ def test_a_run_whose_process_dies_three_times_at_one_place_has_failed(
     assert lines[0] == "error: run 'r1' has failed: the process died in 3 attempts in a row at the same place"
     assert lines[-1] == "  do: mend what ends it, then: python -m orchestrator resume r1 --retry"
     with model_server(agents_script(plan={"questions": QUESTIONS})) as server:
-        with started(documents, "resume", "r1", "--retry", "--json", environ=server.environ) as process:
+        with started(documents, "resume", "r1", "--retry", "--json", variables=server.environ) as process:
             out, _ = process.communicate(timeout=40)
         asked = [answer_for(request.body) for request in server.requests]
     assert (process.returncode, json.loads(out)["status"]) == (0, "complete")

@@ -8,7 +8,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import Python
 
 from orchestrator.errors import DatabaseOpenError, OrchestratorError, StorageError
 from orchestrator.storage import open_storage, schema, sqlite
@@ -333,9 +333,7 @@ asyncio.run(main(sys.argv[1], *map(int, sys.argv[2:5])))
 
 
 def writer(url: str, *arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", WRITER, url, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return Python("-c", WRITER, url, *map(str, arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -2,14 +2,13 @@
 
 import base64
 import json
-import os
 import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import environ, orchestrator
 
 from orchestrator import run
 from orchestrator.storage.cipher import KEY_VARIABLE, Cipher
@@ -97,8 +96,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def cli(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "orchestrator", *words, "--db", "sqlite:///runs.db"]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=50, check=False, env={**os.environ, **variables})
+    return orchestrator(folder, *words, "--db", "sqlite:///runs.db", env=environ(**variables))
 
 
 def stored(folder: Path, codec: Codec) -> str:

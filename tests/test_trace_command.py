@@ -4,11 +4,11 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import environ, orchestrator
 from langsmith_receiver import receiving
 from test_history import on_a_terminal, said
 
@@ -134,9 +134,8 @@ def test_a_page_is_one_file(traced: str, tmp_path: Path, capsys: pytest.CaptureF
     assert "https://" not in page
 
 
-def run(words: list[str], environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "orchestrator", *words]
-    return subprocess.run(command, env={**os.environ, **environ}, capture_output=True, text=True, timeout=50, check=False)
+def run(words: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return orchestrator(None, *words, env=environ(**variables))
 
 
 def test_an_upload_is_the_tree_that_would_have_been_sent_live(documents: Path) -> None:

@@ -2,14 +2,13 @@
 
 import asyncio
 import itertools
-import os
 import signal
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from command_line import Python, environ
 from research_made import is_at, research, topics_script, write_topics
 
 from orchestrator import resume, run
@@ -171,10 +170,10 @@ async def test_a_killed_run_has_a_trace_and_its_resume_stands_beside_it(tmp_path
         return Reply(value=script(request), delay=30.0 if slow and answer_for(request) == "Judgement" else 0.0)
 
     async with model_server(reply) as server:
-        process = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED, str(topics), env={**os.environ, **server.environ})
+        process = await asyncio.to_thread(lambda: Python("-c", KILLED, str(topics), env=environ(**server.environ)))
         await asyncio.to_thread(_until, lambda: sum(answer_for(request.body) == "Judgement" for request in server.requests) == 6)
         process.send_signal(signal.SIGKILL)
-        await process.wait()
+        await asyncio.to_thread(process.wait)
         dead = await trace_of("killed")
         slow = False
         result = await resume("killed", model=server.chat_model(model="m"))

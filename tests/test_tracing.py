@@ -2,25 +2,24 @@
 
 import base64
 import json
-import os
 import re
 import subprocess
-import sys
 import time
 import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Python, environ, orchestrator, python
 from langsmith_receiver import Receiver, receiving
 from test_otlp import collector
 
 QUESTION = "What limits the depth of a resume?"
 
 
-def research(documents: Path, environ: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "orchestrator", "research", QUESTION, "--documents", str(documents), "--model", "offline", "--json"]
-    return subprocess.run([*command, *options], env={**os.environ, **environ}, capture_output=True, text=True, timeout=50, check=False)
+def research(documents: Path, variables: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
+    words = ["research", QUESTION, "--documents", str(documents), "--model", "offline", "--json", *options]
+    return orchestrator(None, *words, env=environ(**variables))
 
 
 Sent = tuple[Receiver, dict[str, Any], str]
@@ -92,17 +91,13 @@ def test_half_of_the_runs_are_none_or_all_of_one(documents: Path) -> None:
 @pytest.mark.parametrize("fault", ["refused", "hang", "slow 3", 500, 401])
 def test_a_langsmith_that_fails_changes_nothing_but_a_line(fault: Any, documents: Path) -> None:
     with receiving(None if fault == "refused" else fault) as receiver:
-        environ = receiver.environ()
+        variables = receiver.environ()
         if fault == "refused":
             with receiving() as gone:
-                environ = gone.environ()  # its port is free again
-        process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator", "research", QUESTION, "--documents", str(documents), "--model", "offline", "--json"],
-            env={**os.environ, **environ},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+                variables = gone.environ()  # its port is free again
+        words = ["research", QUESTION, "--documents", str(documents), "--model", "offline", "--json"]
+        pipe = subprocess.PIPE
+        process = Python("-m", "orchestrator", *words, env=environ(**variables), stdout=pipe, stderr=pipe, text=True)
         with process:
             assert process.stdout is not None
             assert process.stderr is not None
@@ -190,9 +185,8 @@ def test_planted_keys_are_in_nothing_that_leaves(content: str, tmp_path: Path) -
     with receiving() as receiver, receiving() as later, collector() as (endpoint, spans):
 
         def command(*words: str) -> subprocess.CompletedProcess[str]:
-            environ = {**os.environ, **receiver.environ(), **SECRETS, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
-            whole = [sys.executable, "-m", "orchestrator", *words, "--trace-content", content]
-            return subprocess.run(whole, env=environ, capture_output=True, text=True, timeout=50, check=False)
+            variables = {**receiver.environ(), **SECRETS, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
+            return orchestrator(None, *words, "--trace-content", content, env=environ(**variables))
 
         done = command(str(tmp_path / "leaky.py"), " ".join(SHAPED), "--run-id", "leaky", "--trace-otlp")
         exported = [command("trace", "leaky", *how).stdout for how in (["--json"], ["--all"])]
@@ -227,8 +221,7 @@ print(asyncio.run(run("research", {"question": sys.argv[1], "documents": [sys.ar
 
 def test_where_keys_cannot_be_taken_out_tracing_is_off_and_says_so(documents: Path) -> None:
     with receiving() as receiver:
-        command = [sys.executable, "-c", BROKEN, QUESTION, str(documents)]
-        done = subprocess.run(command, env={**os.environ, **receiver.environ()}, capture_output=True, text=True, timeout=50, check=False)
+        done = python("-c", BROKEN, QUESTION, str(documents), env=environ(**receiver.environ()))
     assert (done.stdout, receiver.paths) == ("complete\n", [])
     assert "tracing is off: keys could not be taken out of the trace: no room for it" in done.stderr
 
@@ -259,8 +252,6 @@ print(result.status, bool(result.trace_url), [thread.name for thread in threadin
 
 def test_a_run_in_python_is_traced_and_leaves_no_thread(documents: Path) -> None:
     with receiving() as receiver:
-        command = [sys.executable, "-c", _THREADS, QUESTION, str(documents)]
-        environ = {**os.environ, **receiver.environ()}
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=50, check=False)
+        done = python("-c", _THREADS, QUESTION, str(documents), env=environ(**receiver.environ()))
     assert (done.stdout, done.stderr) == ("complete True ['MainThread']\n", "")
     assert {span["name"] for span in receiver.spans.values()} >= {"research", "planner", "writer"}
