@@ -1,4 +1,4 @@
-"""The command line as tests run it: a process of its own, forked from one that has imported everything, as importing is most of the work."""
+"""The command line as tests run it: a process of its own, forked from one that has imported everything, which is most of the work."""
 
 import atexit
 import contextlib
@@ -27,8 +27,8 @@ _AT_START = re.compile(
 
 
 def environ(**more: str) -> dict[str, str]:
-    """The variables of this process and more, with our own code first on the path."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), **more}
+    """The variables of this process and more, with our own code first on the path; workflows that a test edits are compiled each time."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **more}
 
 
 def own_terminal() -> None:

@@ -16,8 +16,8 @@ from orchestrator.models import exchange
 
 __all__ = ["documents", "home", "loop_is_not_blocked", "nobody_at_the_door", "postgres_server", "postgres_url", "storage_url"]
 
-# The processes that tests start find our modules compiled; the workflows that tests edit while they run are compiled each time.
-os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+# What pytest makes of a test's module is kept, so that it is made once and not by every worker of every session.
+sys.dont_write_bytecode = False
 
 _OUTSIDE = ("OPENAI_", "LANGSMITH_", "LANGCHAIN_", "ORCHESTRATOR_", "ANTHROPIC_", "GOOGLE_")
 
@@ -36,6 +36,9 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
         monkeypatch.delenv(name)
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("ORCHESTRATOR_HOME", str(folder))
+    # The processes that tests start find our modules compiled; the workflows that tests edit while they run are compiled each time.
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.setenv("ORCHESTRATOR_EVENT_LOOP", "asyncio")  # what there is without the extra; the tests of stops run on both
     return folder
 

@@ -93,9 +93,10 @@ def _stream(fd: int, mode: str) -> Any:
     own = getattr(sys, f"__{('stdin', 'stdout', 'stderr')[fd]}__")
     raw = io.FileIO(fd, mode, closefd=False)
     raw.name = own.name  # type: ignore[misc]
-    buffer = io.BufferedReader(raw) if mode == "r" else io.BufferedWriter(raw)
+    through = own.write_through  # with PYTHONUNBUFFERED
+    buffer = io.BufferedReader(raw) if mode == "r" else raw if through else io.BufferedWriter(raw)
     lines = fd == 2 or raw.isatty()
-    stream = io.TextIOWrapper(buffer, own.encoding, own.errors, newline="\n", line_buffering=lines)  # type: ignore[type-var]
+    stream = io.TextIOWrapper(buffer, own.encoding, own.errors, newline="\n", line_buffering=lines, write_through=through)
     stream.mode = mode  # type: ignore[misc]
     return stream
 

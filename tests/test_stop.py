@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import textwrap
 import threading
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import command_line
 import pytest
 from command_line import Python, environ
 
+from benchmarks import stops
 from orchestrator.cli import main
 from orchestrator.storage import RunRecord, open_storage
 from orchestrator.storage.database import Statement
@@ -207,10 +207,11 @@ def test_a_signal_before_the_run_says_that_nothing_was_done(tmp_path: Path, home
     assert (process.returncode, err, nothing_left(home)) == (143, b"stopped by SIGTERM before anything was done\n", True)
 
 
-def test_stops_at_random_points_leave_nothing_behind() -> None:
-    words = [sys.executable, "-m", "benchmarks.stops", "--count", "4", "--seed", "7", "--within", "2", "--hanging", "0", "--jobs", "2"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+def test_stops_at_random_points_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--count", "4", "--seed", "7", "--within", "2", "--hanging", "0", "--jobs", "2"]
+    monkeypatch.setattr("sys.argv", ["benchmarks.stops", *words])
+    code, said = stops.main(), capsys.readouterr()
+    assert (code, said.err) == (0, ""), said.out
 
 
 # --- cancel
