@@ -5,10 +5,12 @@ A process that is forked is a child of whoever asked, not of this one (CLONE_PAR
 """
 
 import atexit
+import builtins
 import contextlib
 import ctypes
 import gc
 import importlib
+import importlib.machinery
 import io
 import os
 import pickle
@@ -95,7 +97,7 @@ def _stream(fd: int, mode: str) -> Any:
     raw.name = own.name  # type: ignore[misc]
     through = own.write_through  # with PYTHONUNBUFFERED
     buffer = io.BufferedReader(raw) if mode == "r" else raw if through else io.BufferedWriter(raw)
-    lines = fd == 2 or raw.isatty()
+    lines = not through and (fd == 2 or raw.isatty())
     stream = io.TextIOWrapper(buffer, own.encoding, own.errors, newline="\n", line_buffering=lines, write_through=through)
     stream.mode = mode  # type: ignore[misc]
     return stream
@@ -128,6 +130,7 @@ def _become(request: dict[str, Any], fds: list[int]) -> Callable[[], None]:
     sys.path[0] = os.getcwd() if kind == "-m" else ""
     importlib.invalidate_caches()
     main = sys.modules["__main__"] = ModuleType("__main__")
+    vars(main).update(__annotations__={}, __builtins__=builtins, __loader__=importlib.machinery.BuiltinImporter)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if kind == "-m":
         return lambda: runpy._run_module_as_main(what)  # type: ignore[attr-defined]
