@@ -290,9 +290,11 @@ def _is_written_nowhere(option: str, path: Path, parser: Parser) -> bool:
         return False
     name = option.lstrip("-").replace("-", "_")
     names = {name, name.removeprefix("no_")}
-    text = "\n".join([source, *ours])
-    if names & {"messages", *re.findall(r"\w+", text)}:
+    if "messages" in names:
         return False
+    for text in (source, *ours):
+        if any(each in text and re.search(rf"\b{re.escape(each)}\b", text) for each in names):
+            return False
     if nearest(option, parser.names, 0.8):
         return True
     fields = {"messages", *_ANNOTATED.findall(source)}

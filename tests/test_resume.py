@@ -221,7 +221,7 @@ async def test_a_run_among_a_hundred_others_goes_on_alone(store: Storage, storag
     results = await asyncio.gather(*started)
     assert [n for n, result in enumerate(results) if result.status != "complete"] == [50]
     every[50].broken.clear()
-    others = (run(each.workflow, {"number": n}, model="offline", db=storage_url) for n, each in enumerate(every) if n != 50)
+    others = (run(each.workflow, {"number": n}, model="offline", db=storage_url) for n, each in enumerate(every[:20]))
     done, *results = await asyncio.gather(resume("r50", workflow=every[50].workflow, db=storage_url), *others)
     assert {result.status for result in results} == {"complete"}
     assert (done.output, sorted(every[50].made)) == ({"number": 50, "done": ["a", "b", "c", "d"]}, ["a", "b", "b", "c", "d"])
