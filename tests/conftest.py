@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blockbuster import BlockBuster, blockbuster_ctx
+from blockbuster import BlockBuster
 from postgres import postgres_server, postgres_url, storage_url
 
 from orchestrator.admission import ADMISSION
 from orchestrator.models import exchange
 
-__all__ = ["documents", "home", "loop_is_not_blocked", "nobody_at_the_door", "postgres_server", "postgres_url", "storage_url"]
+__all__ = ["documents", "home", "loop_is_not_blocked", "nobody_at_the_door", "postgres_server", "postgres_url", "storage_url", "watch"]
 
 # What pytest makes of a test's module is kept, so that it is made once and not by every worker of every session.
 sys.dont_write_bytecode = False
@@ -54,13 +54,23 @@ def _refuse_other_hosts(event: str, arguments: tuple[Any, ...]) -> None:
 sys.addaudithook(_refuse_other_hosts)
 
 
+@pytest.fixture(scope="session")
+def watch() -> BlockBuster:
+    """What tells of calls that block; made once, as that takes as long as a small test."""
+    blockbuster = BlockBuster(["orchestrator", "agents"])
+    for function in blockbuster.functions.values():  # a test makes its model where it needs it; the runner does so in a thread
+        function.can_block_in("orchestrator/testing/server.py", "chat_model")
+    return blockbuster
+
+
 @pytest.fixture(autouse=True)
-def loop_is_not_blocked() -> Iterator[BlockBuster]:
+def loop_is_not_blocked(watch: BlockBuster) -> Iterator[None]:
     """A call of ours that blocks the event loop is an error."""
-    with blockbuster_ctx(["orchestrator", "agents"]) as blockbuster:
-        for function in blockbuster.functions.values():  # a test makes its model where it needs it; the runner does so in a thread
-            function.can_block_in("orchestrator/testing/server.py", "chat_model")
-        yield blockbuster
+    watch.activate()
+    try:
+        yield
+    finally:
+        watch.deactivate()
 
 
 @pytest.fixture(autouse=True)

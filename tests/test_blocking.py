@@ -7,6 +7,8 @@ import threading
 import time
 
 import pytest
+from blockbuster import BlockingError
+from command_line import ROOT
 
 from orchestrator.blocking import watching
 
@@ -73,3 +75,10 @@ async def test_nothing_is_left_of_the_watcher() -> None:
             break
         await asyncio.sleep(0.01)
     assert threading.active_count() == before
+
+
+async def test_a_call_of_ours_that_blocks_fails_its_test() -> None:
+    """What watches every test, see conftest.py."""
+    ours = compile("import time\ntime.sleep(0.01)", str(ROOT / "orchestrator" / "made.py"), "exec")
+    with pytest.raises(BlockingError):
+        exec(ours)  # noqa: S102 - as if it were a module of ours
