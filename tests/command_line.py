@@ -2,13 +2,11 @@
 
 import atexit
 import contextlib
-import fcntl
 import os
 import re
 import socket
 import subprocess
 import sys
-import termios
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,8 +29,14 @@ def environ(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **more}
 
 
+_OURS = environ()  # read now, as a test may change them before it runs the first command
+
+
 def own_terminal() -> None:
     """For `preexec_fn`: the terminal that is stdin is the terminal of the new session, which its Ctrl-C and its closing reach."""
+    import fcntl
+    import termios
+
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
@@ -45,7 +49,7 @@ class _Server:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
-        variables = {name: value for name, value in environ().items() if not name.startswith(_OUTSIDE)}
+        variables = {name: value for name, value in _OURS.items() if not name.startswith(_OUTSIDE)}
         command = [sys.executable, str(Path(__file__).with_name("fork_server.py")), str(theirs.fileno())]
         null = subprocess.DEVNULL
         self._process = subprocess.Popen(command, env=variables, pass_fds=[theirs.fileno()], stdin=null, stdout=null)
