@@ -14,9 +14,10 @@ from typing import Any
 
 from fork_server import CLONE, receive, send
 
-__all__ = ["ROOT", "Python", "environ", "orchestrator", "own_terminal", "python", "started"]
+__all__ = ["FORKS", "ROOT", "Python", "environ", "orchestrator", "own_terminal", "python", "started"]
 
 ROOT = Path(__file__).parent.parent
+FORKS = sys.platform == "linux" and os.uname().machine in CLONE  # elsewhere each command is a new interpreter
 _OUTSIDE = ("OPENAI_", "LANGSMITH_", "LANGCHAIN_", "ORCHESTRATOR_", "ANTHROPIC_", "GOOGLE_")
 # What an interpreter or a library reads once, when it starts or is imported.
 _AT_START = re.compile(
@@ -111,7 +112,7 @@ class Python(subprocess.Popen[Any]):
         _, _, _, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, _, _, _, _, _, session, _ = rest
         folder, variables = Path(cwd or "").absolute(), env
         plain = args[1] in ("-m", "-c") and preexec_fn in (None, own_terminal) and not pass_fds
-        if not (plain and sys.platform == "linux" and os.uname().machine in CLONE and _server().serves(folder, variables)):
+        if not (plain and FORKS and _server().serves(folder, variables)):
             super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)  # type: ignore[misc]
             return
         request = {"words": [os.fsdecode(word) for word in args[1:]], "cwd": str(folder), "environ": dict(variables), "session": session}

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Python, environ, orchestrator, python, started
+from command_line import FORKS, Python, environ, orchestrator, python, started
 
+pytestmark = pytest.mark.skipif(not FORKS, reason="here each command is a new interpreter")
 # What a program can see of how it was started; modules that are imported already are the one difference.
 SEEN = """
 import json, logging, os, random, signal, sys, threading
