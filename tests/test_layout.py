@@ -22,7 +22,7 @@ GROUPS = (
     ("admission", "documents"),
     ("storage",),
     ("journal",),
-    ("terms", "fetch", "joining", "flights", "interrupts", "repeats", "window"),
+    ("terms", "fetch", "joining", "flights", "interrupts", "repeats"),
     ("models", "tools"),
     ("calling", "similar", "speech"),
     ("calls",),
