@@ -1,6 +1,6 @@
 """What a model call costs in each framework: the same job against one local server, interleaved, each measurement in a fresh process.
 
-python -m benchmarks.speed [--branches 100 1000] [--runs 1] [--rounds 3] [--peers wire langgraph orchestrator] [--langsmith] [--write]
+python -m benchmarks.speed [--branches 100 1000] [--runs 1] [--rounds 3] [--peers wire langgraph orchestrator] [--short] [--write calls]
 """
 
 import argparse
@@ -9,7 +9,7 @@ import statistics
 
 from benchmarks.speed.measuring import Bench
 from benchmarks.speed.peers import PEERS
-from benchmarks.speed.shown import table, write_page
+from benchmarks.speed.shown import PARTS, table, write_page
 
 
 def main() -> None:
@@ -25,8 +25,11 @@ def main() -> None:
     parser.add_argument("--langsmith", action="store_true", help="beside this project's figures those with LangSmith on")
     parser.add_argument("--uvloop", action="store_true", help="beside the figures those on uvloop")
     parser.add_argument("--json", action="store_true", help="print every measurement as a line of JSON")
-    parser.add_argument("--write", action="store_true", help="write docs/performance.md's table and plot")
+    parser.add_argument("--short", action="store_true", help="one round of 50 branches: whether it works, and about how much it costs")
+    parser.add_argument("--write", choices=PARTS, help="write this table of docs/performance.md; with the first one the plot, too")
     options = parser.parse_args()
+    if options.short:
+        options.branches, options.rounds = [50], 1
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
     bench = Bench(options.latency_ms / 1000)
     try:
@@ -43,7 +46,7 @@ def main() -> None:
     medians = {key: {name: statistics.median(one[name] for one in each) for name in each[0]} for key, each in found.items()}
     print(table(medians, found))
     if options.write:
-        write_page(medians, found, options.rounds)
+        write_page(options.write, medians, found, options.rounds)
 
 
 def _lines(options: argparse.Namespace, bench: Bench) -> list[tuple[str, dict[str, str]]]:

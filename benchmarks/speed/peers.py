@@ -3,16 +3,15 @@
 import asyncio
 import operator
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 from benchmarks.speed.job import MODEL, SCHEMAS, as_dicts, asked
+from benchmarks.speed.others import OTHERS, Job
 
-__all__ = ["PEERS", "Job"]
-
-Job = Callable[[int], Awaitable[int]]
+__all__ = ["PEERS"]
 
 
 @asynccontextmanager
@@ -136,4 +135,4 @@ async def open_orchestrator(base_url: str, folder: Path) -> AsyncIterator[Job]:
     yield job
 
 
-PEERS = {"wire": open_wire, "langgraph": open_langgraph, "orchestrator": open_orchestrator}
+PEERS = {"wire": open_wire, "langgraph": open_langgraph, **OTHERS, "orchestrator": open_orchestrator}

@@ -4,14 +4,23 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["table", "write_page"]
+__all__ = ["PARTS", "table", "write_page"]
+
+PARTS = ("calls", "runs", "many")
+"""The tables of the page."""
 
 Figures = Mapping[tuple[str, int], Mapping[str, float]]
 All = Mapping[tuple[str, int], Sequence[Mapping[str, float]]]
 
 _ROOT = Path(__file__).parent.parent.parent
-_NAMES = {"wire": "the wire: asyncio + aiohttp", "langgraph": "LangGraph + ChatOpenAI + SQLite", "orchestrator": "orchestrator"}
-_COLORS = {"wire": "#9aa0a6", "langgraph": "#c2703d", "orchestrator": "#2f6f9f"}
+_NAMES = {
+    "wire": "the wire: asyncio + aiohttp",
+    "langgraph": "LangGraph + ChatOpenAI + SQLite",
+    "pydantic_ai": "pydantic-ai",
+    "agent_framework": "agent-framework",
+    "orchestrator": "orchestrator",
+}
+_COLORS = {"wire": "#9aa0a6", "langgraph": "#c2703d", "pydantic_ai": "#b08aa8", "agent_framework": "#8aa86a", "orchestrator": "#2f6f9f"}
 _LEFT = 360  # pixels for the names
 _COLUMNS = {"CPU ms a call": 2, "wall / ideal": 2, "KB a branch": 0, "peak MB": 0, "runs/s": 2}
 
@@ -37,13 +46,15 @@ def table(medians: Figures, found: All) -> str:
     return "\n".join(rows)
 
 
-def write_page(medians: Figures, found: All, rounds: int) -> None:
-    """Put the table between its marks in docs/performance.md, and the plot beside the other pictures."""
+def write_page(part: str, medians: Figures, found: All, rounds: int) -> None:
+    """Put the table between its marks in docs/performance.md, and the plot of the first one beside the other pictures."""
     page = _ROOT / "docs" / "performance.md"
-    body = f"<!-- measured -->\nMedians of {rounds} interleaved rounds.\n\n{table(medians, found)}\n<!-- /measured -->"
-    text = re.sub(r"<!-- measured -->.*?<!-- /measured -->", lambda _: body, page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    page.write_text(text, encoding="utf-8")
-    (_ROOT / "images" / "speed.svg").write_text(_plot(medians), encoding="utf-8")
+    how = f"Medians of {rounds} interleaved rounds." if rounds > 1 else "One round."
+    body = f"<!-- measured {part} -->\n{how}\n\n{table(medians, found)}\n<!-- /measured -->"
+    text = page.read_text(encoding="utf-8")
+    page.write_text(re.sub(rf"<!-- measured {part} -->.*?<!-- /measured -->", lambda _: body, text, flags=re.DOTALL), encoding="utf-8")
+    if part == PARTS[0]:
+        (_ROOT / "images" / "speed.svg").write_text(_plot(medians), encoding="utf-8")
 
 
 def _plot(medians: Figures) -> str:
