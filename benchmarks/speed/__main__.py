@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--latency-ms", type=float, default=200)
     parser.add_argument("--limit", type=int, default=10_000, help="this project's max_concurrency")
     parser.add_argument("--stream", action="store_true", help="this project's answers come in 32 pieces")
+    parser.add_argument("--read", action="store_true", help="this project's events are read, tokens too")
     parser.add_argument("--langsmith", action="store_true", help="beside this project's figures those with LangSmith on")
     parser.add_argument("--uvloop", action="store_true", help="beside the figures those on uvloop")
     parser.add_argument("--json", action="store_true", help="print every measurement as a line of JSON")
@@ -51,7 +52,11 @@ def main() -> None:
 
 def _lines(options: argparse.Namespace, bench: Bench) -> list[tuple[str, dict[str, str]]]:
     """What is measured in turn: a peer, and the environment that it has."""
-    limit = {"SPEED_LIMIT": str(options.limit), "SPEED_STREAM": "yes" if options.stream else ""}
+    limit = {
+        "SPEED_LIMIT": str(options.limit),
+        "SPEED_STREAM": "yes" if options.stream else "",
+        "SPEED_READ": "yes" if options.read else "",
+    }
     lines = [(peer, limit) for peer in options.peers]
     if options.uvloop:
         lines += [(f"{peer} + uvloop", {**limit, "ORCHESTRATOR_EVENT_LOOP": "uvloop"}) for peer in options.peers]

@@ -116,18 +116,23 @@ async def open_orchestrator(base_url: str, folder: Path) -> AsyncIterator[Job]:
     """This project: its supervisor over four agents of one call each, with everything on that a user has by default."""
     os.environ.update(OPENAI_BASE_URL=base_url, OPENAI_API_KEY="none", ORCHESTRATOR_HOME=str(folder))
     from benchmarks.speed.agents import job_workflow
-    from orchestrator import run
+    from orchestrator import Result, run, stream
     from orchestrator.process import collect_rarely
 
     documents = folder / "documents"
     documents.mkdir(exist_ok=True)
     (documents / "note.md").write_text("# Note\n\nThe answers come from the server.\n", encoding="utf-8")
     workflow = job_workflow(int(os.environ.get("SPEED_LIMIT", "10000")), streams=bool(os.environ.get("SPEED_STREAM")))
+    reads = bool(os.environ.get("SPEED_READ"))
     collect_rarely()  # as the command line does in its process
 
     async def job(branches: int) -> int:
         given = {"question": str(branches), "documents": [str(documents)]}
-        result = await run(workflow, given, model=f"openai:{MODEL}", db=f"sqlite:///{folder}/runs.db")
+        options: Any = {"model": f"openai:{MODEL}", "db": f"sqlite:///{folder}/runs.db"}
+        if reads:
+            result = Result.model_validate([event async for event in stream(workflow, given, **options)][-1].fields)
+        else:
+            result = await run(workflow, given, **options)
         if result.status != "complete":
             raise RuntimeError(f"the run is {result.status}: {result.error}")
         return sum(finding["verdict"]["reason"] == "supported" for finding in result.output["findings"])
