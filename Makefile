@@ -34,7 +34,9 @@ soak: $(READY)
 	$(BIN)/python tests/soak.py $(SOAK)
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.speed --write calls
+	$(BIN)/python -m benchmarks.speed --runs 1000 --branches 3 --rounds 1 --peers langgraph orchestrator --write runs
+	$(BIN)/python -m benchmarks.speed --branches 10000 --limit 100 --rounds 1 --peers orchestrator --write many
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.fanout
 	$(BIN)/python -m benchmarks.documents
