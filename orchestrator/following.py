@@ -194,7 +194,7 @@ async def _drive(run: Followed, view: "RunView", signals: Signals) -> Mapping[st
 def _stopping_line(calls: int) -> str:
     from orchestrator.driving import GRACE
 
-    what = f"{calls:,} call{'' if calls == 1 else 's'} in flight may end" if calls else "the report is written"
+    what = f"{calls:,} call{'' if calls == 1 else 's'} in flight may end" if calls else "what is there is put together"
     return f"stopping: {what}, at most {GRACE:g} s; again to end at once"
 
 

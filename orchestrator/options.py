@@ -364,7 +364,7 @@ def bare_input(rest: list[str], workflow: "Workflow", values: dict[str, Any], gi
     field = workflow.text_field
     if not rest:
         took = next((name for name, value in given.items() if isinstance(value, list) and len(value) > 1), None)
-        if took and field and field not in values and workflow.input_model.model_fields[field].is_required():
+        if took and field and field not in values and not workflow.talks and workflow.input_model.model_fields[field].is_required():
             option = option_of(took)
             where = f"{option} took {len(given[took])} values, the last is {one_line(given[took][-1], 80)!r}"
             raise InputError(f"{field!r} is missing", where=where, remedy=f"put the INPUT before {option}")

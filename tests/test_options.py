@@ -7,7 +7,8 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.errors import InputError
-from orchestrator.options import own_options
+from orchestrator.options import bare_input, own_options
+from orchestrator.workflow import load_workflow
 
 TAIL = """
     async def say(state: State) -> dict:
@@ -28,6 +29,13 @@ DECLARED = {
     "written elsewhere": "from shapes import State\n",
     "inherited": "class State(MessagesState):\n    zzyx: str\n",
 }
+
+
+def test_a_conversation_needs_no_input_behind_an_option_that_takes_several() -> None:
+    chat = load_workflow("chat")
+    assert bare_input([], chat, {}, {"tools": ["calculator", "web_search"]}, stdin_used=False) == {}
+    with pytest.raises(InputError, match="'question' is missing"):
+        bare_input([], load_workflow("research"), {}, {"documents": ["docs", "What?"]}, stdin_used=False)
 
 
 @pytest.mark.parametrize("declared", DECLARED)

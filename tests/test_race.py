@@ -104,6 +104,14 @@ async def test_a_slow_racer_that_is_measured_is_waited_for_and_the_saving_is_exa
     assert "the race saved at least" not in result.output["report"]
 
 
+async def test_a_racer_that_is_measured_and_ended_by_its_clock_saved_at_least_so_much() -> None:
+    async with model_server(answers({"a": 30})) as server:
+        result = await race(server, measure=True, controls={"branch_timeout": 3})
+    assert told(result)[0] == ("a", "timed_out")
+    assert result.output["winner"] in ("b", "c")
+    assert "the race saved at least" in result.output["report"]
+
+
 async def test_with_documents_an_answer_counts_when_a_claim_of_it_is_verified(documents: Path) -> None:
     """Model a is the fastest, and its claim has a number that no quote has."""
     script = agents_script()

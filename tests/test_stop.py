@@ -180,7 +180,7 @@ def test_a_second_signal_ends_the_process_at_once(stubborn: Path, home: Path) ->
         assert process.stderr is not None
         assert b"begun\n" in iter(process.stderr.readline, b"")
         process.send_signal(signal.SIGINT)
-        assert process.stderr.readline() == b"stopping: the report is written, at most 20 s; again to end at once\n"
+        assert process.stderr.readline() == b"stopping: what is there is put together, at most 20 s; again to end at once\n"
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=15)
     assert (process.returncode, nothing_left(home)) == (143, True)

@@ -34,6 +34,7 @@ _RACER = "racer"  # of several agents, the one that is asked
 
 Valid = Callable[[Mapping[str, Any]], bool | str]
 Told = Callable[[Mapping[str, Any], RunContext], Awaitable[str]]
+_FINISHED = ("won", "valid", "invalid", "failed", "refused")  # racers that nothing but themselves has ended
 Outcome = Literal["won", "valid", "invalid", "cancelled", "failed", "refused", "timed_out", "limited"]
 
 
@@ -119,7 +120,7 @@ class _Runner:
         context.ledger.branch_ended(self.task.id)
         told = self.result().model_dump(include={"status", "error", "gap", "attempts", "seconds"})
         found = self.values.get("findings")
-        came = {"note": "answered"} if found is None else {"findings": len(found)}
+        came = {"findings": len(found)} if found else {"note": "answered"}
         tell("branch_finished", **told, **came)
 
     def result(self) -> BranchResult:
@@ -252,6 +253,7 @@ async def _came_to(runners: Sequence[_Runner], won: _Runner | None, answer: str,
     ]
     # What failed beside a winner is told, and no loss: without a winner the run is what its racers are.
     lost = [runner.result() for runner in runners] if won is None else []
+    measured = measured and all(runner.status in _FINISHED for runner in runners)  # else one was ended by something else
     saved = 0.0 if won is None else max(0.0, _one_after_the_other(runners) - won.seconds)
     report = "\n\n".join(part for part in (answer.strip(), _table(racers, saved, measured)) if part) + "\n"
     tell("report", characters=len(report), findings=0, gaps=0)

@@ -62,7 +62,7 @@ async def write_report(
         *(f"> {note}" for note in notes),
         _partial(branches, failures),
         # What the offline model selects is no text, but a list.
-        ("\n".join(f"- {sentence}" for sentence in told) if offline else " ".join(told)) or "No finding is supported by the documents.",
+        ("\n".join(f"- {sentence}" for sentence in told) if offline else " ".join(told)) or _nothing(branches),
         *sections,
         *_by_question(branches, findings, sentences, numbers),
         *appendix,
@@ -154,6 +154,11 @@ def _partial(branches: Sequence[BranchResult], failures: Sequence[Failure]) -> s
     parts += [f"{len(ended)} of {len(branches)} questions were left when the round was over." if ended else ""]
     told = " ".join(part for part in parts if part)
     return f"> {told} What is missing is listed under “Not answered”." if told else ""
+
+
+def _nothing(branches: Sequence[BranchResult]) -> str:
+    """What stands where no finding does: that is a verdict on the documents only where every branch came to its end."""
+    return "No finding was verified." if any(map(is_lost, branches)) else "No finding is supported by the documents."
 
 
 def _by_question(

@@ -156,7 +156,7 @@ def _choose(prompt: Prompt, kwargs: Mapping[str, Any]) -> tuple[str, dict[str, A
         raise ModelSpecError(
             f"the offline model cannot answer the schema {unknown!r}", where=f"it answers {', '.join(_ANSWERS)}", remedy=_REMEDY
         )
-    raise ModelSpecError("the offline model cannot write free text", where=f"it answers the schemas {', '.join(_ANSWERS)}", remedy=_REMEDY)
+    raise ModelSpecError("the offline model cannot write free text", remedy=_REMEDY)
 
 
 def _fits(answer: Mapping[str, Any], tools: Sequence[Any], name: str) -> bool:
