@@ -271,7 +271,7 @@ def hanging(ended: list[str], begun: asyncio.Barrier) -> Any:
 async def test_branches_that_hang_are_cut_when_a_run_is_stopped_and_its_grace_is_over(
     documents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.driving.GRACE", 0.5)
+    monkeypatch.setattr("orchestrator.driving.GRACE", 2.5)
     ended, begun, stop, before = list[str](), asyncio.Barrier(51), asyncio.Event(), asyncio.all_tasks()
     running = asyncio.create_task(run(supervised(hanging(ended, begun), 50), given(documents), model="offline", stop=stop))
     await begun.wait()
