@@ -1,6 +1,7 @@
 """A call of an endpoint beside the chat's, for vectors or speech: on the terms of a run like any other call of a model."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -26,7 +27,7 @@ __all__ = ["SideCall"]
 T = TypeVar("T")
 
 
-class SideCall(Sender):
+class SideCall(Sender, ABC):
     """One call; a Sender whose request, `_asked`, is another one. It takes its turn, counts in budgets and is made again where that helps.
 
     `branch`: whose call it is, None: the whole run's. `by_tokens`: whether tokens are what it is paid by. Where they are not it is counted
@@ -41,9 +42,9 @@ class SideCall(Sender):
         if not by_tokens:  # a second request for the same sound is paid for, too
             self._hedge = None
 
+    @abstractmethod
     async def _asked(self, query: Query) -> AIMessage:
         """The request itself; its answer has content, if only for the trace. Raises what the HTTP library does, and OrchestratorError."""
-        raise NotImplementedError
 
     @property
     def _counted_as(self) -> str:
