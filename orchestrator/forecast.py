@@ -103,7 +103,7 @@ def forecast(workflow: "Workflow", controls: Controls, models: Models, given: Ma
 
     A role with several models may ask each of them. Raises InputError for node metadata that cannot be read.
     """
-    walk = _Walk(controls, models, given or {})
+    walk = _Walk(controls, models, {**(given or {})})  # its own: functions may keep what they found out of it
     chain = walk.graph(GraphView(workflow.graph), _Place())
     return _Sum(controls, models, walk).forecast(chain)
 

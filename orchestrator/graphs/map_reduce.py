@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -358,7 +358,7 @@ def _check_fields(*schemas: type[Any]) -> None:
         raise GraphError("the map-reduce cannot be built", problems, remedy="give these fields of the input or output other names")
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Costs:
     """What the nodes may ask, for the forecast of a run: known as far as the sizes of the items are.
 
@@ -366,12 +366,16 @@ class _Costs:
     """
 
     sizes: Callable[[Given], tuple[Sequence[int | None], int]] | None
+    _of: Given = field(init=False, default_factory=dict)  # the input that was looked at last, and what came of it: files may be read
+    _known: tuple[Sequence[int | None], int] = field(init=False, default=((), 0))
 
     def _pieces(self, given: Given, controls: Controls) -> list[int | None] | None:
         """Of each item that may be started; None for one whose length nobody knows, and in place of all where they are not known."""
         if self.sizes is None or not given:
             return None
-        sizes, room = self.sizes(given)
+        if self._of is not given:
+            self._of, self._known = given, self.sizes(given)
+        sizes, room = self._known
         return [None if size is None else most_pieces(size, room) for size in sizes[: controls.max_branches]]
 
     def items(self, given: Given, controls: Controls) -> int | str:
