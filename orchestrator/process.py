@@ -9,7 +9,7 @@ from orchestrator.errors import InputError
 
 __all__ = ["collect_rarely", "loop_factory"]
 
-_THRESHOLDS = (50_000, 20, 50)  # Python's own are 700, 10 and 10; a call leaves some 10 objects that only the collector finds
+_THRESHOLDS = (50_000, 100, 10)  # Python's own are 700, 10 and 10; a call leaves some 10 objects that only the collector finds
 _LOOPS = ("asyncio", "uvloop")
 _VARIABLE = "ORCHESTRATOR_EVENT_LOOP"
 

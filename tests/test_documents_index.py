@@ -12,6 +12,7 @@ import pytest
 from command_line import Python
 
 from orchestrator.documents import Library, Passage, open_library
+from orchestrator.documents.library import _MOST_THREADS
 from orchestrator.documents.store import prune
 
 PROCESS = """
@@ -159,6 +160,31 @@ async def test_a_library_keeps_what_it_read_while_others_write(folder: Path) -> 
     assert text == "# Number 7\n\nThis is the text of number 7.\n"
     assert (second.read, second.passages) == (30, 1)
     assert hashes[0] == hashes[1] != found.source.sha256
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are told by /proc")
+async def test_libraries_of_the_same_unchanged_files_share_what_is_open(folder: Path) -> None:
+    """Forty, of which each would have had a connection; what is opened after a change is of its own, and each keeps what it read."""
+
+    def open_now() -> int:
+        return sum(os.readlink(link).endswith(".sqlite") for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
+
+    await _open(folder)
+    libraries = await asyncio.gather(*(open_library([str(folder)]) for _ in range(40)))
+    shared = open_now()
+    (folder / "07.md").write_text("# Number 7\n\nA walrus now.\n", encoding="utf-8")
+    changed = await open_library([str(folder)])
+    texts = [await library.text(f"{folder}/07.md") for library in (*libraries[:20], changed)]
+    for library in libraries[1:]:
+        await library.aclose()
+    left = await libraries[0].text(f"{folder}/07.md")
+    await libraries[0].aclose()
+    await changed.aclose()
+    assert 0 < shared <= _MOST_THREADS < 40
+    assert texts == ["# Number 7\n\nThis is the text of number 7.\n"] * 20 + ["# Number 7\n\nA walrus now.\n"]
+    assert left == texts[0]
+    assert (changed.read, changed.opened) == (30, 1)
+    assert open_now() == 0
 
 
 async def test_current_hash_follows_the_file(folder: Path) -> None:

@@ -3,8 +3,9 @@
 import hashlib
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.documents.files import Listed, Listing, Skipped, Unreadable, list_files, read_bytes, sha256
@@ -20,11 +21,33 @@ _BATCH_FILES = 1000
 _BATCH_CHARACTERS = 20_000_000
 
 
+@dataclass(eq=False, slots=True)
+class _Opening:
+    """An index that is open, what it holds of each file, and how many read it: it is closed with the last of them.
+
+    As many runs of the same documents begin together, opening them took as long as all that SQLite writes of such a run.
+    """
+
+    store: Store
+    place: tuple[int, Path] | None  # the thread that alone uses it, and its file
+    rows: dict[str, FileRow]
+    readers: int = 1
+
+    def holds(self, listing: Listing) -> bool:
+        """Whether it is what would be found if it were opened now."""
+        return len(self.rows) == len(listing.files) and all(_unchanged(self.rows.get(file.path), file) for file in listing.files)
+
+
+_open: dict[tuple[int, Path], _Opening] = {}
+_counting = threading.RLock()  # a reader may be collected as another one is counted
+
+
 class Indexed:
     """An up-to-date index: the store, which document each file holds, what was skipped, and how many files were opened for it."""
 
-    def __init__(self, store: Store, notes: list[str]) -> None:
-        self.store = store
+    def __init__(self, opening: _Opening, notes: list[str]) -> None:
+        self.opening = opening
+        self.store = opening.store
         self.notes = notes
         self.remarks: list[str] = []  # on files of which a part could not be read
         self.documents: dict[str, int] = {}  # by uri
@@ -32,23 +55,51 @@ class Indexed:
         self.skipped: list[Skipped] = []
         self.opened = 0
 
+    def close(self) -> None:
+        """Ends this reading of the index; once."""
+        with _counting:
+            self.opening.readers -= 1
+            if self.opening.readers:
+                return
+            if self.opening.place is not None and _open.get(self.opening.place) is self.opening:
+                del _open[self.opening.place]
+        self.store.close()
+
 
 def open_index(paths: Sequence[str], home: Path | None, parser: Parser) -> Indexed:
-    """The index of the documents at `paths`; raises DocumentsError when a path is missing or nothing can be read."""
+    """The index of the documents at `paths`; raises DocumentsError when a path is missing or nothing can be read.
+
+    It may be used by the thread that opens it alone, and is shared with what this thread has open of the same unchanged files.
+    """
     listing = list_files(paths)
     if not listing.files:
         raise nothing_read(paths, listing.skipped)
     try:
         place = _place(paths, home)
+        if (joined := _joined((threading.get_ident(), place), listing)) is not None:
+            return joined
         indexed = _fill(place, listing, parser)
         prune(place.parent, place)
     except (OSError, sqlite3.Error) as error:
         indexed = _fill(None, listing, parser)
         indexed.notes.append(f"the index of these documents is not kept between runs: {one_line(error)}")
     if not indexed.documents:
-        indexed.store.close()
+        indexed.close()
         raise nothing_read(paths, indexed.skipped)
     return indexed
+
+
+def _joined(place: tuple[int, Path], listing: Listing) -> Indexed | None:
+    found = _open.get(place)
+    if found is None or not found.holds(listing):
+        return None
+    with _counting:
+        if not found.readers:  # it was collected meanwhile
+            return None
+        found.readers += 1
+    joined = Indexed(found, [])
+    _settle(joined, listing, {})
+    return joined
 
 
 def _place(paths: Sequence[str], home: Path | None) -> Path:
@@ -61,12 +112,15 @@ def _place(paths: Sequence[str], home: Path | None) -> Path:
 
 def _fill(place: Path | None, listing: Listing, parser: Parser) -> Indexed:
     store, note = open_store(place)
-    indexed = Indexed(store, [note] if note else [])
+    opening = _Opening(store, None if place is None else (threading.get_ident(), place), {})
+    indexed = Indexed(opening, [note] if note else [])
     try:
         _update(indexed, listing, parser)
     except BaseException:
-        store.close()
+        indexed.close()
         raise
+    if opening.place is not None:
+        _open[opening.place] = opening
     return indexed
 
 
@@ -85,7 +139,8 @@ def _update(indexed: Indexed, listing: Listing, parser: Parser) -> None:
             with store.writing():
                 store.forget(gone)
         store.freeze()
-        _settle(indexed, listing, store.files(), transient)
+        indexed.opening.rows = store.files()
+        _settle(indexed, listing, transient)
         if len(indexed.documents) + len(indexed.skipped) == len(listing.files) + len(listing.skipped):
             return
         if attempt < 2:
@@ -147,7 +202,8 @@ def _keep(store: Store, row: FileRow, file: Listed, read: tuple[str, Extracted] 
     return replace(row, document=document, reason=extracted.note or None)
 
 
-def _settle(indexed: Indexed, listing: Listing, rows: dict[str, FileRow], transient: dict[str, str]) -> None:
+def _settle(indexed: Indexed, listing: Listing, transient: dict[str, str]) -> None:
+    rows = indexed.opening.rows
     indexed.documents, indexed.paths, indexed.remarks = {}, {}, []
     indexed.skipped = list(listing.skipped)
     for file in listing.files:

@@ -19,7 +19,6 @@ from orchestrator.documents.indexing import Indexed, open_index
 from orchestrator.documents.parsing import Parser
 from orchestrator.documents.passages import split
 from orchestrator.documents.ranking import Ranking, fused
-from orchestrator.documents.store import Store
 from orchestrator.documents.vectors import Vectors
 from orchestrator.state import Source
 
@@ -27,7 +26,7 @@ __all__ = ["Library", "Passage", "open_library"]
 
 T = TypeVar("T")
 
-_MOST_THREADS = 16  # for the libraries that are open in a process; beyond it they share
+_MOST_THREADS = min(16, 2 * (os.cpu_count() or 1))  # for the libraries that are open in a process; beyond it they share
 _LEAVING = 5.0  # seconds that a cancelled call waits for its thread, which ends after the file that it is at
 
 
@@ -51,10 +50,11 @@ class Library:
     """
 
     def __init__(self, indexed: Indexed, executor: ThreadPoolExecutor) -> None:
-        self._executor = executor  # of one thread: the only one that uses the store, which other libraries may share
+        self._executor = executor  # of one thread: the only one that uses the store; other libraries may share both
+        self._indexed = indexed
         self._store = indexed.store
         self._place = indexed.store.path
-        self._unclosed = weakref.finalize(self, _close, self._store, executor)  # for a library that nobody closes
+        self._unclosed = weakref.finalize(self, _close, indexed, executor)  # for a library that nobody closes
         self._unclosed.atexit = False
         self._files = indexed.paths
         self._by_uri = dict(indexed.documents)
@@ -172,7 +172,7 @@ class Library:
     async def aclose(self) -> None:
         """Closes the index; the library cannot be used afterwards. Twice is once."""
         if self._unclosed.detach():
-            await asyncio.get_running_loop().run_in_executor(self._executor, self._store.close)
+            await asyncio.get_running_loop().run_in_executor(self._executor, self._indexed.close)
             _threads.give_back(self._executor)
 
     async def _run(self, work: Callable[[], T]) -> T:
@@ -282,8 +282,8 @@ def _numbers(passage_id: str) -> tuple[int, int] | None:
     return (int(document) if kind == "d" else -int(document)), int(ordinal)
 
 
-def _close(store: Store, executor: ThreadPoolExecutor) -> None:
-    store.close()  # nobody uses it: work that is under way holds its library
+def _close(indexed: Indexed, executor: ThreadPoolExecutor) -> None:
+    indexed.close()  # nobody uses it: work that is under way holds its library
     _threads.give_back(executor)
 
 
