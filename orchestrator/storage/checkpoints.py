@@ -5,7 +5,7 @@ import copy
 import hashlib
 import random
 from collections.abc import AsyncIterator, Collection, Coroutine, Generator, Iterable, Iterator, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.channels import DeltaChannel
@@ -59,6 +59,16 @@ def thread_number(thread: str) -> int:
     return -1 - int.from_bytes(hashlib.sha256(thread.encode("utf-8", "surrogatepass")).digest()[:6], "big")
 
 
+_TURNS = 4  # of the event loop, within which the checkpoint of a step follows the writes of its last task; mostly two
+
+
+class _Head(NamedTuple):
+    """The checkpoint of a thread that was stored last, and the one before it."""
+
+    id: str
+    parent: str | None
+
+
 class Checkpoints(BaseCheckpointSaver[int]):
     """A checkpointer over a Database, for one event loop; what it stores are values that its codec knows.
 
@@ -74,6 +84,8 @@ class Checkpoints(BaseCheckpointSaver[int]):
         self._fence = fence
         self._superseded = graph is None or _has_delta(graph)  # whether the writes of checkpoints that have a successor are kept
         self._known: dict[str, Known] = {}  # by thread
+        self._heads: dict[tuple[str, str], _Head] = {}  # by thread and namespace
+        self._written: set[tuple[str, str, str | None]] = set()  # checkpoints beside which writes of tasks are stored
         self._loop = asyncio.get_running_loop()
 
     def with_allowlist(self, extra_allowlist: Collection[tuple[str, ...]]) -> "Checkpoints":
@@ -94,6 +106,7 @@ class Checkpoints(BaseCheckpointSaver[int]):
     ) -> RunnableConfig:
         """Stores a checkpoint and the values that are new in it."""
         thread, ns, parent = _place(config)
+        before, self._heads[thread, ns] = self._heads.get((thread, ns)), _Head(checkpoint["id"], parent)
         values = checkpoint["channel_values"]
         packed = {name: self._packed(thread, values[name], f"in the state's key {name!r}") for name in new_versions if name in values}
         told = get_checkpoint_metadata(config, metadata)
@@ -109,7 +122,9 @@ class Checkpoints(BaseCheckpointSaver[int]):
                 (thread, ns, checkpoint["id"], parent, run, head.blob, notes.blob),
             )
         )
-        if parent and not self._superseded:
+        anew = before is None or before.id != parent  # another process may have stored what tasks wrote
+        if parent and not self._superseded and (anew or (thread, ns, parent) in self._written):
+            self._written.discard((thread, ns, parent))
             statements.append(Statement("DELETE FROM writes WHERE thread = ? AND ns = ? AND id = ?", (thread, ns, parent)))
         await self._write(thread, [head, notes, *packed.values()], statements)
         return _config(thread, ns, checkpoint["id"])
@@ -118,6 +133,10 @@ class Checkpoints(BaseCheckpointSaver[int]):
         """Stores what a task wrote: its ordinary writes as one row, and each special one (an error, an interrupt) as its own."""
         thread, ns, checkpoint_id = _place(config)
         plain = [[channel, value] for channel, value in writes if channel not in WRITES_IDX_MAP]
+        if len(plain) == len(writes) and await self._overtaken((thread, ns), checkpoint_id):
+            return
+        if not self._superseded:
+            self._written.add((thread, ns, checkpoint_id))
         rows = [
             (WRITES_IDX_MAP[channel], channel, self._packed(thread, value, f"in {channel}"))
             for channel, value in writes
@@ -256,6 +275,20 @@ class Checkpoints(BaseCheckpointSaver[int]):
         if unused:
             await self._database.run(*unused, fence=self._fence)
         self._known.pop(thread, None)
+
+    async def _overtaken(self, place: tuple[str, str], checkpoint_id: str | None) -> bool:
+        """Whether the checkpoint after this one is being stored: it holds what the last task of the step wrote, which need not be kept
+        twice. It comes at once where nothing else of the step is under way."""
+
+        def overtaken() -> bool:
+            head = self._heads.get(place)
+            return head is not None and head.parent == checkpoint_id
+
+        turns = 0 if self._superseded else _TURNS
+        while turns and not overtaken():
+            turns -= 1
+            await asyncio.sleep(0)
+        return not self._superseded and overtaken()
 
     def _packed(self, thread: str, value: Any, where: str) -> Packed:
         try:
