@@ -220,7 +220,9 @@ class Attempt:
         )
         tasks, results = self.known
         if tasks:
-            tell("plan", tasks=[task.model_dump() for task in tasks], round=1, merged=[])
+            metadata = (spec.metadata or {} for spec in self.graph.builder.nodes.values())
+            nouns = [{"noun": told["noun"]} for told in metadata if "noun" in told]  # what the graph calls a branch
+            tell("plan", tasks=[task.model_dump() for task in tasks], round=1, merged=[], **(nouns or [{}])[0])
         for result in results:
             told = result.model_dump(include={"status", "error", "gap", "attempts", "seconds"})
             tell("branch_finished", branch=result.task.id, **told, findings=len(result.findings))

@@ -5,7 +5,8 @@ import hashlib
 import os
 import time
 from collections import defaultdict, deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from orchestrator.storage.database import Fence
 from orchestrator.storage.journal import NO_USAGE, Entry, JournalRow, JournalTable, JournalUsage, Sum
 from orchestrator.text import printable, secrets_of, without
 
-__all__ = ["Journal", "JournalMode", "Recalled", "Request", "current_scope", "rows_of_flight"]
+__all__ = ["Journal", "JournalMode", "Recalled", "Request", "current_scope", "rows_of_flight", "times_recalled"]
 
 _CANONICAL = ormsgpack.OPT_SORT_KEYS | ormsgpack.OPT_REPLACE_SURROGATES  # the same bytes for the same content; a tenth of what JSON costs
 
@@ -29,6 +30,19 @@ JournalMode = Literal["record", "resume", "replay"]
 
 rows_of_flight: ContextVar[list[int] | None] = ContextVar("rows_of_flight", default=None)
 """The rows that a piece of shared work takes its answers from, or leaves; whoever begins such work sets an empty list."""
+
+_times: ContextVar[list[tuple[float, float]] | None] = ContextVar("times", default=None)
+
+
+@contextmanager
+def times_recalled() -> Iterator[list[tuple[float, float]]]:
+    """When the answers that are recalled inside had begun and ended, in seconds since the epoch; also those of tasks started inside."""
+    times: list[tuple[float, float]] = []
+    token = _times.set(times)
+    try:
+        yield times
+    finally:
+        _times.reset(token)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +155,8 @@ class Journal:
             raise
         self._note(answer.row.seq if answer.run == self._run else None)
         self.recalled += 1
+        if (times := _times.get()) is not None:
+            times.append((answer.row.began, answer.row.began + answer.row.seconds))
         if request.kind != "page":
             row = answer.row.seq if answer.run == self._run else None
             tell("recalled", role=request.role or None, row=row, **{request.kind: request.model})

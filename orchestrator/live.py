@@ -180,7 +180,7 @@ def _chosen(view: RunView, height: int) -> list[tuple[str, BranchView]]:
 
 def _table(view: RunView, shown: list[tuple[str, BranchView]], ascii_only: bool, width: int) -> Table:
     table = Table.grid(padding=(0, 1), pad_edge=False)
-    widest = max(len(one_line(name, 12)) for name, _ in shown)
+    widest = max(len(_short(name, branch)) for name, branch in shown)
     room = max(10, width - widest - 13)
     question = max((len(branch.question) for _, branch in shown), default=0)
     question = min(question, room * 55 // 100)
@@ -194,6 +194,11 @@ def _table(view: RunView, shown: list[tuple[str, BranchView]], ascii_only: bool,
     return table
 
 
+def _short(name: str, branch: BranchView) -> str:
+    """The id of a branch, without its question where that is a part of it: it has its own column."""
+    return one_line(name.removesuffix(branch.question).rstrip() or name, 12)
+
+
 def _row(view: RunView, name: str, branch: BranchView, ascii_only: bool) -> list[Text]:
     look = _look(branch)
     symbol = _SYMBOLS.get(look, _LOST)[1 if ascii_only else 0]
@@ -203,7 +208,7 @@ def _row(view: RunView, name: str, branch: BranchView, ascii_only: bool) -> list
     said = {"waiting": "waiting", "active": branch.doing or "starting", "ok": branch.note, "spare": branch.note}.get(look)
     return [
         Text(symbol, style=style),
-        Text(one_line(name, 12), style=style),
+        Text(_short(name, branch), style=style),
         Text(branch.question, style="dim" if branch.state == "waiting" else ""),
         Text(said if said is not None else f"{status_words(branch.state)}: {branch.note}", style=style),
         Text("" if seconds is None else f"{seconds:.1f} s", style="dim"),

@@ -352,7 +352,7 @@ def _branch_lines(event: Event) -> list[str]:
     seconds = event.fields.get("seconds")
     took = f" ({float(seconds):.1f} s)" if seconds is not None else ""
     name = f"{one_line(event.fields['note'], 120)}: " if "note" in event.fields and event.fields.get("error") else ""
-    return [f"{one_line(event.branch or 'branch', 20)} {status_words(event.fields.get('status'))}: {name}{_outcome(event.fields)}{took}"]
+    return [f"{one_line(event.branch or 'branch', 60)} {status_words(event.fields.get('status'))}: {name}{_outcome(event.fields)}{took}"]
 
 
 def _step_lines(event: Event) -> list[str]:

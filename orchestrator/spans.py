@@ -181,7 +181,8 @@ class Tracer:
         path = _place(_metadata())
         *around, node = path
         parent = self._round(tuple(around), self._around(around), begins=False)
-        name = one_line(f"branch {task.id.removeprefix('t')}: {task.question}", _LONGEST_NAME)
+        named = task.id if task.id.endswith(task.question) else f"{task.id.removeprefix('t')}: {task.question}"
+        name = one_line(f"branch {named}", _LONGEST_NAME)
         began = min(self.now(), max(parent.began, self.planned))
         with self.span("branch", name, parent=parent, given={"task": task}, began=began, branch=task.id) as span:
             self.nodes[node.partition(":")[2]] = span  # for LangGraph's own tasks inside

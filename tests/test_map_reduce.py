@@ -19,7 +19,7 @@ from orchestrator.errors import GraphError, InputError
 from orchestrator.forecast import forecast
 from orchestrator.graphs.fitting import tokens_in
 from orchestrator.graphs.map_reduce import Given, Part, create_map_reduce
-from orchestrator.resuming import resume
+from orchestrator.resuming import stream_resume
 from orchestrator.testing import Reply, model_server
 
 
@@ -216,8 +216,10 @@ async def test_what_was_answered_is_not_asked_again() -> None:
         assert first.status == "partial"
         failing.clear()
         before = len(server.requests)
-        second = await resume("again", workflow=WORKFLOW, model=server.chat_model(), retry=True)
-    assert (second.status, second.output["result"]) == ("complete", {"words": "1-4"})
+        told = [event async for event in stream_resume("again", workflow=WORKFLOW, model=server.chat_model(), retry=True)]
+    second, plan = told[-1].fields, next(event for event in told if event.kind == "plan")
+    assert plan.fields["noun"] == "item"
+    assert (second["status"], second["output"]["result"]) == ("complete", {"words": "1-4"})
     assert sorted(asked(request.body) for request in server.requests[before:]) == ["MAP 3", "REDUCE 1|2|3|4"]
 
 

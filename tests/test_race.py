@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import environ, orchestrator
 from langgraph.graph import END, START, StateGraph
 from typing_extensions import TypedDict
 
@@ -207,11 +208,55 @@ async def test_a_race_that_was_broken_off_goes_on_where_each_racer_was(documents
     assert ["Findings" in str(request.body) for request in server.requests].count(True) == 2
 
 
+async def broken_off(server: ModelServer, names: tuple[str, ...], **given: Any) -> None:
+    """A race `broken` with these models, which is stopped when all of them were asked, and what a was answered is kept."""
+    running = asyncio.ensure_future(race(server, names, run_id="broken", **given))
+    while len(server.requests) < len(names) or server.in_flight > len(names) - 1:  # noqa: ASYNC110 - the server is in another thread
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.3)  # what was answered just before is written down
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_race_that_goes_on_with_other_models_bills_each_what_it_was_asked() -> None:
+    async with model_server(answers({"a": 0.6, "b": 30})) as server:
+        await broken_off(server, ("b", "a"), measure=True)
+        result = await resume("broken", model={"": [server.chat_model(model=name) for name in ("c", "a")]})
+    assert [request.body["model"] for request in server.requests].count("a") == 1
+    racers = {racer["name"]: racer for racer in result.output["racers"]}
+    # a is answered from the journal at once, and still took longer than c, which was asked only now.
+    assert told(result) == [("c", "won"), ("a", "valid"), ("b", "left")]
+    assert racers["a"]["seconds"] > racers["c"]["seconds"]
+    assert [(racer["usage"]["model_calls"], racer["usage"]["estimated_calls"]) for racer in racers.values()] == [(1, 0), (1, 0), (1, 1)]
+    assert sum(racer["usage"]["input_tokens"] for racer in racers.values()) == result.usage["input_tokens"]
+    assert re.search(r"^\| b \| left \|  \| 1 \|", result.output["report"], re.MULTILINE)
+    assert "Asked before the run was resumed, and no more since: b." in result.output["report"]
+    assert "The others cost 2 calls" in result.output["report"]
+
+
+async def test_the_order_of_the_models_does_not_tell_one_from_another_when_a_race_goes_on() -> None:
+    async with model_server(answers({"b": 30})) as server:
+        await broken_off(server, ("a", "b"), measure=True)
+        result = await resume("broken", model={"": [server.chat_model(model=name) for name in ("c", "a")]})
+    usages = {racer["name"]: racer["usage"]["model_calls"] for racer in result.output["racers"]}
+    assert usages == {"c": 1, "a": 1, "b": 1}
+
+
+def test_racers_are_told_by_their_names(tmp_path: Path) -> None:
+    words = ("race", "What is it?", "--model", "openai:a,openai:b")
+    with model_server(answers({"a": 30})) as server:
+        done = orchestrator(tmp_path, *words, env=environ(**server.environ))
+    assert done.returncode == 0
+    assert "plan: 2 racers\n" in done.stderr
+    assert "\nracer b ok: answered" in done.stderr
+    assert "question" not in done.stderr
+
+
 async def test_two_models_of_one_name_are_told_apart() -> None:
     async with model_server(answers({})) as one, model_server(answers({"a": 30})) as other:
         models = [other.chat_model(model="a"), one.chat_model(model="a")]
         result = await run("race", {"question": "What is it?"}, model={"": models})
-    assert told(result) == [("a (1)", "cancelled"), ("a (2)", "won")]
+    assert told(result) == [("a", "cancelled"), ("a (2)", "won")]
 
 
 class Number(TypedDict):

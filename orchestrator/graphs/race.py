@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +23,7 @@ from orchestrator.flights import first_good
 from orchestrator.graphs.branches import RESEARCH_SHARE, Agent, call_agent, status_of
 from orchestrator.graphs.report import markdown_table, plain_markdown
 from orchestrator.joining import RoundOver
+from orchestrator.journal import times_recalled
 from orchestrator.models.call import model_name
 from orchestrator.models.narrowing import asking_only
 from orchestrator.state import BranchResult, Task, Usage
@@ -31,17 +32,21 @@ from orchestrator.text import counted, one_line
 __all__ = ["RaceOutput", "Racer", "create_race"]
 
 _RACER = "racer"  # of several agents, the one that is asked
+# Before a racer's name: the id of its task. A run that is resumed with other models has other tasks, which are not taken for the earlier.
+_ID = "racer "
 
 Valid = Callable[[Mapping[str, Any]], bool | str]
 Told = Callable[[Mapping[str, Any], RunContext], Awaitable[str]]
 _FINISHED = ("won", "valid", "invalid", "failed", "refused")  # racers that nothing but themselves has ended
-Outcome = Literal["won", "valid", "invalid", "cancelled", "failed", "refused", "timed_out", "limited"]
+Outcome = Literal["won", "valid", "invalid", "cancelled", "failed", "refused", "timed_out", "limited", "left"]
 
 
 class Racer(BaseModel):
     """What became of one racer: `won`, `valid` but later, `invalid`, `cancelled` when another had won, or how it failed.
 
-    `seconds` is wall time until it ended; `usage` has what it cost, where a call was cancelled by an estimate of its input.
+    `left`: an earlier attempt of the run asked it, and it was resumed without it. `seconds` is wall time until it ended, what was answered
+    in an earlier attempt included; 0.0 where it has left. `usage` has what it cost in all attempts, where a call was cancelled by an
+    estimate of its input.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,7 +61,8 @@ class Racer(BaseModel):
 class RaceOutput(TypedDict):
     """What a race hands back beside the keys of the winner's own output, which are left out where nobody won.
 
-    `winner`: the name of the racer, "" where nobody won. `racers`: all of them, in the order they were given. `saved_seconds`: what the
+    `winner`: the name of the racer, "" where nobody won. `racers`: all of them, in the order they were given, and last
+    those that have left. `saved_seconds`: what the
     race saved against asking one racer after the other in that order; exact where it was measured, else at least this much.
     """
 
@@ -88,7 +94,7 @@ class _Runner:
         """Its valid answer; raises _Dropped where it has none, whatever went wrong in it."""
         began = time.monotonic()
         alone = nullcontext() if self.model is None else asking_only(self.model, self.models)
-        with in_branch(self.task.id), context.terms.tracer.branch(self.task), alone:
+        with in_branch(self.task.id), context.terms.tracer.branch(self.task), alone, times_recalled() as recalled:
             tell("branch_started", question=self.task.question)
             try:
                 async with context.join.branch(self.task.id, context.controls.branch_timeout), context.within(RESEARCH_SHARE):
@@ -100,13 +106,13 @@ class _Runner:
             except (GraphBubbleUp, InputError, StorageError):
                 raise
             except asyncio.CancelledError:
-                self._ended(began, context)
+                self._ended(began, recalled, context)
                 raise
             except Exception as error:  # noqa: BLE001 - one racer's failure, whosever code it was, ends none of the others
                 ended = status_of(error)
                 self.status = "cancelled" if ended == "ok" or ended == "skipped" else ended
                 self.error = str(error) if isinstance(error, RoundOver) else said(error)
-            self._ended(began, context)
+            self._ended(began, recalled, context)
         if self.status != "valid":
             raise _Dropped
         return self
@@ -115,8 +121,8 @@ class _Runner:
         problem = verdict if isinstance(verdict, str) else "" if verdict else "the answer is not valid"
         self.status, self.error = ("invalid", one_line(problem, 300)) if problem else ("valid", None)
 
-    def _ended(self, began: float, context: RunContext) -> None:
-        self.seconds = time.monotonic() - began
+    def _ended(self, began: float, recalled: Sequence[tuple[float, float]], context: RunContext) -> None:
+        self.seconds = time.monotonic() - began + _covered(recalled)
         context.ledger.branch_ended(self.task.id)
         told = self.result().model_dump(include={"status", "error", "gap", "attempts", "seconds"})
         found = self.values.get("findings")
@@ -129,6 +135,15 @@ class _Runner:
         status = {"valid": "ok", "won": "ok", "invalid": "failed", "cancelled": "skipped"}.get(self.status, self.status)
         gap = "not needed any more" if needless else None
         return BranchResult(task=self.task, status=status, error=self.error, gap=gap, seconds=round(self.seconds, 3))  # type: ignore[arg-type]  # a BranchStatus
+
+
+def _covered(times: Iterable[tuple[float, float]]) -> float:
+    """The seconds of these spans of time; what was at once counts once."""
+    seconds = reached = 0.0
+    for began, ended in sorted(times):
+        seconds += max(0.0, ended - max(began, reached))
+        reached = max(reached, ended)
+    return seconds
 
 
 def create_race(
@@ -160,7 +175,7 @@ def create_race(
     state = _typed("RaceState", {**hints, **_hints(RaceOutput), "measure": measure, "branches": list[BranchResult]})
     output = _typed("RaceOutput", {**_hints(builder.output_schema), **_hints(RaceOutput)})
     graph = StateGraph(state, input_schema=_with_measure(builder.input_schema, measure), output_schema=output, context_schema=RunContext)
-    graph.add_node("race", race, input_schema=state, metadata={"runs": 1, "trace": {"race": "agent race round"}})
+    graph.add_node("race", race, input_schema=state, metadata={"runs": 1, "noun": "racer", "trace": {"race": "agent race round"}})
     graph.add_edge(START, "race")
     graph.add_edge("race", END)
     return graph
@@ -199,21 +214,22 @@ def _side_by_side(agents: Mapping[str, Agent]) -> Agent:
 async def _line_up(agent: Agent, names: Sequence[str], context: RunContext) -> list[_Runner]:
     """The racers in the order given: an agent each where there are names, else a model each."""
     if names:
-        return [_Runner(Task(id=f"t{at}", question=name), agent, {_RACER: name}) for at, name in enumerate(names, start=1)]
+        return [_Runner(Task(id=_ID + name, question=name), agent, {_RACER: name}) for name in names]
     models = await context.models_of("")
     if len(models) < 2:
         raise InputError(
             "a race needs two models or more", where=f"it has {model_name(models[0])}", remedy="name them: --model openai:NAME,openai:OTHER"
         )
     called = [model_name(model) for model in models]
-    unique = [name if called.count(name) == 1 else f"{name} ({called[: at + 1].count(name)})" for at, name in enumerate(called)]
-    tasks = [Task(id=f"t{at}", question=name) for at, name in enumerate(unique, start=1)]
+    of_one_name = [called[: at + 1].count(name) for at, name in enumerate(called)]
+    unique = [name if number == 1 else f"{name} ({number})" for name, number in zip(called, of_one_name, strict=True)]
+    tasks = [Task(id=_ID + name, question=name) for name in unique]
     return [_Runner(task, agent, model=model, models=models) for task, model in zip(tasks, models, strict=True)]
 
 
 async def _run(runners: Sequence[_Runner], given: Mapping[str, Any], context: RunContext, valid: Valid, *, measure: bool) -> _Runner | None:
     """The winner. All have ended when it is given, cancelled or, where it is measured, by themselves."""
-    tell("plan", tasks=[runner.task.model_dump() for runner in runners], round=1, merged=[])
+    tell("plan", tasks=[runner.task.model_dump() for runner in runners], round=1, merged=[], noun="racer")
     context.join.begin([runner.task.id for runner in runners])
 
     async def to_its_end(runner: _Runner) -> None:
@@ -251,6 +267,7 @@ async def _came_to(runners: Sequence[_Runner], won: _Runner | None, answer: str,
         )
         for runner in runners
     ]
+    racers += await _left({runner.task.id for runner in runners}, context)
     # What failed beside a winner is told, and no loss: without a winner the run is what its racers are.
     lost = [runner.result() for runner in runners] if won is None else []
     measured = measured and all(runner.status in _FINISHED for runner in runners)  # else one was ended by something else
@@ -259,6 +276,15 @@ async def _came_to(runners: Sequence[_Runner], won: _Runner | None, answer: str,
     tell("report", characters=len(report), findings=0, gaps=0)
     name = "" if won is None else won.task.question
     return {"report": report, "winner": name, "racers": racers, "saved_seconds": round(saved, 3), "branches": lost}
+
+
+async def _left(here: Set[str], context: RunContext) -> list[Racer]:
+    """The racers that earlier attempts of the run have asked, and this one has not; what they cost is billed."""
+    journal = context.terms.journal
+    before = dict.fromkeys(branch for _, _, branch, _ in journal.restored()) if journal is not None else {}
+    left = [branch for branch in before if branch is not None and branch.startswith(_ID) and branch not in here]
+    usages = [(branch.removeprefix(_ID), await context.ledger.usage(branch)) for branch in left]
+    return [Racer(name=name, status="left", seconds=0.0, usage=usage) for name, usage in usages if usage.model_calls]
 
 
 def _one_after_the_other(runners: Sequence[_Runner]) -> float:
@@ -276,7 +302,7 @@ def _table(racers: Sequence[Racer], saved: float, measured: bool) -> str:
     head = ["racer", "result", "seconds", "calls", "tokens in", "tokens out", "cost"]
     rows = [
         [
-            *(plain_markdown(racer.name), racer.status.replace("_", " "), f"{racer.seconds:.2f}", f"{racer.usage.model_calls}"),
+            *(plain_markdown(racer.name), racer.status.replace("_", " "), _seconds(racer), f"{racer.usage.model_calls}"),
             *(f"{racer.usage.input_tokens:,}", f"{racer.usage.output_tokens:,}", _money([racer.usage])),
         ]
         for racer in racers
@@ -284,6 +310,10 @@ def _table(racers: Sequence[Racer], saved: float, measured: bool) -> str:
     errors = "\n".join(f"- {plain_markdown(racer.name)}: {plain_markdown(racer.error)}" for racer in racers if racer.error)
     parts = ["## The race", markdown_table(head, rows, numbers=range(2, 7)), errors, " ".join(_summary(racers, saved, measured))]
     return "\n\n".join(part for part in parts if part)
+
+
+def _seconds(racer: Racer) -> str:
+    return "" if racer.status == "left" else f"{racer.seconds:.2f}"
 
 
 def _summary(racers: Sequence[Racer], saved: float, measured: bool) -> Iterator[str]:
@@ -298,6 +328,9 @@ def _summary(racers: Sequence[Racer], saved: float, measured: bool) -> Iterator[
         yield f"the race saved {least}{saved:.2f} s."
     else:
         yield "How long the others would have taken is not known; `--measure` lets them finish."
+    left = [plain_markdown(racer.name) for racer in racers if racer.status == "left"]
+    if left:
+        yield f"Asked before the run was resumed, and no more since: {', '.join(left)}."
     others = [racer.usage for racer in racers if racer is not winner]
     calls, tokens = sum(usage.model_calls for usage in others), sum(usage.input_tokens + usage.output_tokens for usage in others)
     estimated = ", estimated where a call was cancelled" if any(usage.estimated_calls for usage in others) else ""
