@@ -21,7 +21,6 @@ from orchestrator.options import (
     model_specs,
     own_options,
     parse,
-    read_documents,
     read_input,
     run_parser,
     writable_file,
@@ -368,17 +367,13 @@ def _run(name: str, words: list[str], signals: Signals) -> int:
 
 
 def _forecast(request: _Request) -> int:
-    """Check everything as for a run, and say what it may cost at most."""
-    from orchestrator.forecast import forecast
-    from orchestrator.models import choose_model
+    """Check everything as for a run, and say what it would ask, and what that costs at most."""
+    from orchestrator.conversing import check_thread_name
+    from orchestrator.dry_run import dry_run
     from orchestrator.runner import prepare
 
-    workflow, model = request.workflow, request.model
-    prepared = prepare(workflow, request.values, model=model, controls=request.controls, run_id=request.run_id)
-    by_role: dict[str, str | list[str]] = dict(model) if isinstance(model, dict) else {"": model} if model else {}
-    by_role[""] = by_role.get("") or list(choose_model(None, os.environ).specs)
-    read_documents(workflow.input_model, prepared.values)
-    told = forecast(workflow, request.controls, by_role, prepared.values)
+    check_thread_name(request.options.thread)
+    told = dry_run(prepare(request.workflow, request.values, model=request.model, controls=request.controls, run_id=request.run_id))
     if request.options.json:
         write_json(told.to_json())
     else:

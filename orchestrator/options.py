@@ -33,7 +33,6 @@ __all__ = [
     "model_specs",
     "own_options",
     "parse",
-    "read_documents",
     "read_input",
     "run_parser",
     "writable_file",
@@ -391,26 +390,6 @@ def _whole_text(word: str) -> str:
         return os.fsencode(word).decode("utf-8")
     except UnicodeError:
         raise InputError("the INPUT is not UTF-8", remedy="give the text in UTF-8") from None
-
-
-def read_documents(model: "type[BaseModel]", values: Mapping[str, Any]) -> None:
-    """Read the documents of a supervisor's input as its run would, and keep nothing of it; raises DocumentsError."""
-    import asyncio
-    import tempfile
-
-    from orchestrator.documents import open_library
-    from orchestrator.graphs.supervisor import SupervisorInput
-
-    if not issubclass(model, SupervisorInput):
-        return  # whatever its documents are, it is not for us to open them
-    paths = model.model_validate(values).documents
-
-    async def read(home: Path) -> None:
-        library = await open_library(paths, home=home)
-        await library.aclose()
-
-    with tempfile.TemporaryDirectory(prefix="orchestrator-") as folder:
-        asyncio.run(read(Path(folder)))
 
 
 def _read_stdin(what: str) -> str:

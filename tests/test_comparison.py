@@ -156,7 +156,7 @@ async def test_a_second_run_on_a_thread_has_its_own_ways(tmp_path: Path) -> None
 
 
 async def test_the_offline_model_is_nothing_to_measure() -> None:
-    with pytest.raises(InputError, match="the offline model cannot write free text"):
+    with pytest.raises(InputError, match="there is no endpoint to measure"):
         await run("compare", {"queries": ["Who?"]}, model="offline", db="memory://")
 
 
@@ -270,6 +270,9 @@ async def test_the_clock_of_a_call_starts_when_it_has_its_place() -> None:
 
 
 @pytest.mark.parametrize(("given", "calls"), [(["--count", "20"], 3 * 61), (["--queries", "a", "b"], 3 * 7), ([], 3 * 31)])
-def test_a_dry_run_counts_the_queries(given: list[str], calls: int, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", *given, "--model", "offline", "--dry-run"]) == 0
-    assert capfd.readouterr().out.splitlines()[0].startswith(f"at most {calls} model calls")
+def test_a_dry_run_counts_the_queries(
+    given: list[str], calls: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")  # where nobody is: nothing is asked
+    assert main(["compare", *given, "--model", "openai:a", "--dry-run"]) == 0
+    assert capfd.readouterr().out.splitlines()[2].startswith(f"at most {calls} model calls")

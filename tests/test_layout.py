@@ -36,7 +36,7 @@ GROUPS = (
     ("fingerprint", "tracing"),
     ("driving",),
     ("consulting", "conversing"),
-    ("keeping",),
+    ("keeping", "dry_run"),
     ("runner",),
     ("resuming",),
     ("tapes", "unconnected"),

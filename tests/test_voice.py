@@ -378,6 +378,7 @@ async def test_what_cannot_work_is_told_before_anything_is_heard(tmp_path: Path,
     for given, told in (
         ({}, "give a recording or --microphone"),
         ({"audio": question, "microphone": True}, "not both"),
+        ({"audio": str(tmp_path / "notes.txt"), "speaker": "say"}, "is no WAV file"),  # first what was given, then what there is
         ({"audio": str(tmp_path / "none.wav"), "speech": str(tmp_path / "a.wav")}, "there is no such recording"),
         ({"audio": question, "speech": str(tmp_path / "notes.txt")}, "it is not overwritten"),
         ({"audio": question, "speech": question}, "would overwrite the question"),

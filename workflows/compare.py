@@ -25,5 +25,5 @@ def sums(count: int) -> list[str]:
 # A call is one request: one that is repeated would be timed with its pauses. All calls of a way are made by one node.
 controls = Controls(max_attempts=1, max_agent_calls=MOST + 10)
 
-workflow = Workflow(create_comparison(ask, sums), name="compare", controls=controls)
+workflow = Workflow(create_comparison(ask, sums, role="compare"), name="compare", controls=controls)
 graph = workflow.compile()

@@ -41,6 +41,12 @@ def way(state: Answering) -> str:
     return "researcher" if state.get("documents") else "answerer"
 
 
+async def readable(given: Mapping[str, Any], context: RunContext) -> None:
+    """Documents that cannot be read are refused, in `--dry-run` too."""
+    if given.get("documents"):
+        await context.library(given["documents"])
+
+
 async def result(state: Answering) -> Answered:
     """What the racer has to say: its answer, or the claims that hold, with what they rest on."""
     held = [finding for finding in state.get("findings", []) if finding.verdict and finding.verdict.label == "supported"]
@@ -66,7 +72,7 @@ async def told(answered: Mapping[str, Any], context: RunContext) -> str:
 
 racer = StateGraph(Answering, input_schema=Question, output_schema=Answered)
 racer.add_node("answerer", create_answerer())
-racer.add_node("researcher", create_researcher())
+racer.add_node("researcher", create_researcher(), metadata={"check": readable})
 racer.add_node("verifier", create_verifier())
 racer.add_conditional_edges(START, way, ["answerer", "researcher"])
 racer.add_node("result", result)

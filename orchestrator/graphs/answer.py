@@ -1,5 +1,6 @@
 """Answer from documents in one pass: search, one answer with quotes, checks. The small sibling of the supervisor."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from langgraph.graph import END, START, StateGraph
@@ -47,10 +48,14 @@ def create_answer(researcher: Agent, verifier: Agent) -> StateGraph[Any, Any, An
     """
     attempt = create_attempt(researcher, verifier)
 
+    async def check(state: Mapping[str, Any], context: RunContext) -> list[str]:
+        documents: list[str] = state.get("documents") or AnswerInput.model_fields["documents"].default
+        await context.library(documents)  # before the first model call: documents that cannot be read cost nothing
+        return documents
+
     async def answer(state: AnswerState, runtime: Runtime[RunContext]) -> dict[str, Any]:
         context, task = RunContext.of(runtime), Task(id="t1", question=state["question"])
-        documents = state.get("documents") or AnswerInput.model_fields["documents"].default
-        await context.library(documents)  # before the first model call: documents that cannot be read cost nothing
+        documents = await check(state, context)
         context.join.begin([task.id])
         given: Any = {"tasks": [task], "documents": documents, "allow_hosts": [], "judges": state.get("verify", True)}
         results, kinds = await run_branches(attempt, given, context, max_repairs=0)
@@ -60,7 +65,7 @@ def create_answer(researcher: Agent, verifier: Agent) -> StateGraph[Any, Any, An
         return await _report(state, RunContext.of(runtime))
 
     graph = StateGraph(AnswerState, input_schema=AnswerInput, output_schema=SupervisorOutput, context_schema=RunContext)
-    graph.add_node("answer", answer, input_schema=AnswerState, metadata={"runs": 1, "trace": {"answer": "branch round"}})
+    graph.add_node("answer", answer, input_schema=AnswerState, metadata={"runs": 1, "check": check, "trace": {"answer": "branch round"}})
     graph.add_node("report", report, input_schema=AnswerState, metadata={"asks": 0})
     graph.add_edge(START, "answer")
     graph.add_edge("answer", "report")

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from typing_extensions import TypedDict
 
 from orchestrator.context import RunContext
-from orchestrator.errors import InputError, LimitReached, StorageError, said
+from orchestrator.errors import InputError, LimitReached, ModelSpecError, StorageError, said
 from orchestrator.plotting import Panel, check_plot, plot_panels
 from orchestrator.state import Failure
 from orchestrator.text import counted, one_line, printable
@@ -110,16 +110,24 @@ class _State(TypedDict, total=False):
     report: str
 
 
-def create_comparison(ask: Ask, built_in: Callable[[int], Sequence[str]]) -> StateGraph[Any, Any, Any, Any]:
+def create_comparison(ask: Ask, built_in: Callable[[int], Sequence[str]], *, role: str = "") -> StateGraph[Any, Any, Any, Any]:
     """A graph ComparisonInput -> ComparisonOutput that times `ask`; `built_in(count)` gives the queries where none are given.
 
+    `role`: that of the model which `ask` has write a text; where it is the offline model, which writes none, the input is refused.
     One call before the first counts nowhere: it opens the connection, and an endpoint that cannot be asked fails the run at once.
     """
 
-    async def prepare(state: _State, runtime: Runtime[RunContext]) -> dict[str, Any]:
+    async def check(state: Mapping[str, Any], context: RunContext) -> list[str]:
         asked = await asyncio.to_thread(_queries, state, built_in)
         if len(asked) > MOST:
             raise InputError(f"{len(asked):,} queries are more than {MOST:,}", remedy="leave some out")
+        if role and (await context.model(role))._llm_type == "offline":
+            what = "there is no endpoint to measure: the offline model is a part of this program, and writes no text"
+            raise ModelSpecError(what, remedy="name a language model: --model openai:NAME, or another provider:model")
+        return asked
+
+    async def prepare(state: _State, runtime: Runtime[RunContext]) -> dict[str, Any]:
+        asked = await check(state, RunContext.of(runtime))
         await ask(asked[0], _mark(), runtime)
         return {"asked": asked, "ways": [], "failures": []}  # a thread may have those of an earlier run
 
@@ -139,7 +147,7 @@ def create_comparison(ask: Ask, built_in: Callable[[int], Sequence[str]]) -> Sta
     }
     graph = StateGraph(_State, input_schema=ComparisonInput, output_schema=ComparisonOutput, context_schema=RunContext)
     costs = {"asks": lambda given, controls: len(_queries(given, built_in)) if given else MOST, "input_tokens": _LONGEST // 4}
-    graph.add_node("prepare", prepare, input_schema=_State, metadata={"asks": 1, "input_tokens": _LONGEST // 4})
+    graph.add_node("prepare", prepare, input_schema=_State, metadata={"asks": 1, "input_tokens": _LONGEST // 4, "check": check})
     for node, (name, most) in ways.items():
         graph.add_node(node, partial(in_a_way, name, most), input_schema=_State, metadata=costs)
     graph.add_node("report", _report, input_schema=_State, metadata={"asks": 0})

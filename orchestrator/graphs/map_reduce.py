@@ -129,14 +129,21 @@ class _Work(Generic[T]):
     room: Callable[[Given, RunContext], Awaitable[int]]
     noun: str
 
+    async def check(self, given: Given, context: RunContext) -> tuple[list[str], int]:
+        """The items, and the room of a prompt in tokens; raises InputError."""
+        todo = list(given.get(self.items) or ()) if isinstance(self.items, str) else list(await self.items(given, context))
+        if not todo:
+            where = f"field {self.items!r}" if isinstance(self.items, str) else ""
+            raise InputError("there is nothing to map", where=where, remedy=f"give one {self.noun} or more")
+        if (room := await self.room(given, context)) < LEAST:
+            raise InputError(f"a prompt has room for {room:,} tokens of text", remedy=f"give room for {LEAST} or more")
+        return todo, room
+
     async def plan(self, given: dict[str, Any], context: RunContext) -> dict[str, Any]:
         """A task for each item, as many as the run may start; the others are told to be left out."""
-        todo = list(given.pop(self.items) or ()) if isinstance(self.items, str) else list(await self.items(given, context))
-        if not todo:
-            raise InputError("there is nothing to map", where=f"field {self.items!r}" if isinstance(self.items, str) else "")
-        room, most = await self.room(given, context), context.controls.max_branches
-        if room < LEAST:
-            raise InputError(f"a prompt has room for {room:,} tokens of text", remedy=f"give room for {LEAST} or more")
+        (todo, room), most = await self.check(given, context), context.controls.max_branches
+        if isinstance(self.items, str):
+            del given[self.items]  # they are in `todo`
         names = ((item, one_line(item, 200)) for item in todo)  # most are the same, and need not be there twice
         planned = [Task(id=f"t{number}", question=item if item == name else name) for number, (item, name) in enumerate(names, start=1)]
         tasks, error = planned[:most], f"not started: max_branches is {most}"
@@ -338,7 +345,7 @@ def create_map_reduce(
         return {**await writing(reduced, state["given"], context), "failures": reduced.failures}
 
     graph = StateGraph(MapReduceState, input_schema=given, output_schema=output, context_schema=RunContext)
-    graph.add_node("plan", plan, input_schema=given, metadata={"asks": 0})
+    graph.add_node("plan", plan, input_schema=given, metadata={"asks": 0, "check": work.check})
     costs = _Costs(sizes or (partial(_texts, items, room_within(UNKNOWN)) if isinstance(items, str) and read is None else None))
     many = {"asks": costs.of_one, "chain": costs.in_turn, "visits": costs.items, "noun": noun, "trace": {"map": "branch round"}}
     graph.add_node("map", branch, input_schema=MapInput, metadata=many)

@@ -1,6 +1,6 @@
 """One question from several viewpoints at once, and what they agree and disagree on, side by side, each statement with its citations."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from langgraph.graph import END, START, StateGraph
@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from typing_extensions import TypedDict
 
 from orchestrator.context import RunContext
-from orchestrator.errors import GraphError
+from orchestrator.errors import GraphError, InputError
 from orchestrator.graphs.branches import Agent, call_agent
 from orchestrator.graphs.report import cited, holds, markdown_table, plain_markdown
-from orchestrator.graphs.supervisor import SupervisorInput, SupervisorOutput, SupervisorState, add_research
+from orchestrator.graphs.supervisor import SupervisorInput, SupervisorOutput, SupervisorState, add_research, check_documents
 from orchestrator.spans import HIDDEN
 from orchestrator.state import BranchResult, Finding, Sentence
 
@@ -73,9 +73,17 @@ def create_perspectives(
     if problems:
         raise GraphError("the viewpoints cannot be compared", problems)
     graph = StateGraph(PerspectivesState, input_schema=PerspectivesInput, output_schema=PerspectivesOutput, context_schema=RunContext)
-    add_research(graph, viewpoints, researcher, verifier, _comparison(comparer), max_rounds=1, max_repairs=max_repairs)
+    add_research(graph, viewpoints, researcher, verifier, _comparison(comparer), max_rounds=1, max_repairs=max_repairs, check=_check)
     graph.add_edge(START, "plan")
     return graph
+
+
+async def _check(given: Mapping[str, Any], context: RunContext) -> None:
+    """Refuse documents that cannot be read, and viewpoints that nobody states or can think of."""
+    await check_documents(given, context)
+    if not given.get("perspectives") and (await context.model("planner"))._llm_type == "offline":
+        remedy = 'state them (--perspectives "as a regulator" "as an investor"), or name a language model: --model openai:NAME'
+        raise InputError("no perspective is stated, and the offline model can think of none", remedy=remedy)
 
 
 class _Given(TypedDict):

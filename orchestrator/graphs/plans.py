@@ -19,7 +19,7 @@ from orchestrator.events import tell
 from orchestrator.graphs.branches import RESEARCH_SHARE, Agent, call_agent, status_of
 from orchestrator.graphs.questions import same_question
 from orchestrator.graphs.report import markdown_table, plain_markdown
-from orchestrator.graphs.supervisor import AFRESH, SupervisorInput, SupervisorOutput, SupervisorState, add_research
+from orchestrator.graphs.supervisor import AFRESH, SupervisorInput, SupervisorOutput, SupervisorState, add_research, check_documents
 from orchestrator.interrupts import asked_at_once
 from orchestrator.models.call import model_name
 from orchestrator.models.narrowing import asking_only
@@ -106,10 +106,13 @@ def create_plans(
     if missing:
         raise GraphError("the plans cannot be judged", [f"the judge's output has no {key!r}" for key in sorted(missing)])
 
+    async def check(state: Mapping[str, Any], context: RunContext) -> None:
+        if not state.get("only_plan"):
+            await check_documents(state, context)
+
     async def plans(state: PlansState, runtime: Runtime[RunContext]) -> dict[str, Any]:
         context, question = RunContext.of(runtime), state["question"]
-        if not state.get("only_plan"):
-            await context.library(state.get("documents") or PlansInput.model_fields["documents"].default)  # before anything is paid for
+        await check(state, context)  # before anything is paid for
         with kinds_asked() as kinds:
             async with context.within(RESEARCH_SHARE):
                 rated, failures = await _drawn_up(planner, question, state.get("plans") or 0, context)
@@ -131,7 +134,7 @@ def create_plans(
 
     graph = StateGraph(PlansState, input_schema=PlansInput, output_schema=PlansOutput, context_schema=RunContext)
     graph.add_node("plans", plans, metadata={"runs": 12, "trace": {"plans": HIDDEN}})
-    add_research(graph, planner, researcher, verifier, writer, max_rounds=max_rounds, max_repairs=max_repairs)
+    add_research(graph, planner, researcher, verifier, writer, max_rounds=max_rounds, max_repairs=max_repairs, check=check)
     graph.add_edge(START, "plans")
     graph.add_conditional_edges("plans", after_plans, ["plan", END])
     return graph

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Literal, NotRequired
@@ -93,8 +93,7 @@ class _Runner:
     async def run(self, given: Mapping[str, Any], context: RunContext, valid: Valid) -> "_Runner":
         """Its valid answer; raises _Dropped where it has none, whatever went wrong in it."""
         began = time.monotonic()
-        alone = nullcontext() if self.model is None else asking_only(self.model, self.models)
-        with in_branch(self.task.id), context.terms.tracer.branch(self.task), alone, times_recalled() as recalled:
+        with in_branch(self.task.id), context.terms.tracer.branch(self.task), self.alone(), times_recalled() as recalled:
             tell("branch_started", question=self.task.question)
             try:
                 async with context.join.branch(self.task.id, context.controls.branch_timeout), context.within(RESEARCH_SHARE):
@@ -116,6 +115,10 @@ class _Runner:
         if self.status != "valid":
             raise _Dropped
         return self
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Inside, its own model is asked in the place of all of them."""
+        return nullcontext() if self.model is None else asking_only(self.model, self.models)
 
     def _judge(self, verdict: bool | str) -> None:
         problem = verdict if isinstance(verdict, str) else "" if verdict else "the answer is not valid"
@@ -162,6 +165,14 @@ def create_race(
     builder = agents[names[0]].builder if isinstance(agents, Mapping) else agents.builder
     given_keys, came_keys = [*builder.schemas[builder.input_schema]], [*builder.schemas[builder.output_schema]]
 
+    async def check(given: Mapping[str, Any], context: RunContext) -> None:
+        for runner in await _line_up(agent, names, context):
+            raced = agents[runner.task.question] if isinstance(agents, Mapping) else agents
+            for spec in raced.builder.nodes.values():
+                if refuse := (spec.metadata or {}).get("check"):
+                    with runner.alone():
+                        await refuse(given, context)
+
     async def race(state: Any, runtime: Runtime[RunContext]) -> dict[str, Any]:
         context, measured = RunContext.of(runtime), bool(state.get("measure"))
         runners = await _line_up(agent, names, context)
@@ -175,7 +186,8 @@ def create_race(
     state = _typed("RaceState", {**hints, **_hints(RaceOutput), "measure": measure, "branches": list[BranchResult]})
     output = _typed("RaceOutput", {**_hints(builder.output_schema), **_hints(RaceOutput)})
     graph = StateGraph(state, input_schema=_with_measure(builder.input_schema, measure), output_schema=output, context_schema=RunContext)
-    graph.add_node("race", race, input_schema=state, metadata={"runs": 1, "noun": "racer", "trace": {"race": "agent race round"}})
+    metadata = {"runs": 1, "noun": "racer", "check": check, "trace": {"race": "agent race round"}}
+    graph.add_node("race", race, input_schema=state, metadata=metadata)
     graph.add_edge(START, "race")
     graph.add_edge("race", END)
     return graph

@@ -1,6 +1,6 @@
 """The supervisor: plan, fan out with `Send`, research and verify in each branch, join, another round or write."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from typing import Annotated, Any
 
 from langchain_core.messages import AnyMessage
@@ -25,7 +25,17 @@ from orchestrator.spans import HIDDEN
 from orchestrator.state import BranchResult, Failure, Finding, Sentence, Source, Task
 from orchestrator.urls import parse_allowed
 
-__all__ = ["AFRESH", "SupervisorInput", "SupervisorOutput", "SupervisorState", "add_research", "create_supervisor", "not_blank"]
+__all__ = [
+    "AFRESH",
+    "Check",
+    "SupervisorInput",
+    "SupervisorOutput",
+    "SupervisorState",
+    "add_research",
+    "check_documents",
+    "create_supervisor",
+    "not_blank",
+]
 
 
 def not_blank(question: str) -> str:
@@ -53,6 +63,14 @@ class SupervisorInput(BaseModel):
         return allow_hosts
 
     _not_blank = field_validator("question")(not_blank)
+
+
+Check = Callable[[Mapping[str, Any], RunContext], Awaitable[object]]
+
+
+async def check_documents(given: Mapping[str, Any], context: RunContext) -> None:
+    """Raises DocumentsError where the documents of a supervisor's input cannot be read."""
+    await context.library(given.get("documents") or SupervisorInput.model_fields["documents"].default)
 
 
 class SupervisorOutput(TypedDict):
@@ -160,22 +178,24 @@ def add_research(
     *,
     max_rounds: int = 2,
     max_repairs: int = 1,
+    check: Check | None = None,
 ) -> None:
     """Add the nodes of a supervisor, from `plan` to the end, to a graph whose state extends SupervisorState; what leads to `plan` is yours.
 
     Of the keys that the state has beside those of SupervisorState the planner and the writer are given what their inputs name, and what
-    their outputs name is kept; the writer may also ask for `branches`, and answer `sections`, Markdown that follows the answer. Raises
-    GraphError as create_supervisor does.
+    their outputs name is kept; the writer may also ask for `branches`, and answer `sections`, Markdown that follows the answer. `check`:
+    what the first node refuses, by default documents that cannot be read. Raises GraphError as create_supervisor does.
     """
     agents = {"planner": planner, "researcher": researcher, "verifier": verifier, "writer": writer}
     _check_agents(agents, max_rounds, max_repairs)
-    attempt = create_attempt(researcher, verifier)
+    attempt, check = create_attempt(researcher, verifier), check or check_documents
     own = {*graph.channels} - {*SupervisorState.__annotations__}
     afresh = {**AFRESH, **dict.fromkeys(own - {*graph.schemas[graph.input_schema]})}
 
     async def plan(state: SupervisorState, runtime: Runtime[RunContext]) -> dict[str, Any]:
         after_another = bool(state.get("report"))  # a report is a run's last: this one is the next on its thread
         known: Any = {**state, **afresh, "branches": []} if after_another else state
+        await check(known, RunContext.of(runtime))  # before the first model call: what cannot be done costs nothing
         with kinds_asked() as kinds:
             planned = {**await _plan(planner, known, RunContext.of(runtime), runtime.store, own), "asked": sorted(kinds)}
         if not after_another:
@@ -197,7 +217,7 @@ def add_research(
 
     shape = graph.state_schema
     # What a visit costs at most, for the forecast of a run.
-    rounds = {"runs": 1, "visits": max_rounds, "trace": {"plan": "agent planner round"}}
+    rounds = {"runs": 1, "visits": max_rounds, "check": check, "trace": {"plan": "agent planner round"}}
     repeats = {"visits": "max_branches", "runs": 1 + max_repairs, "trace": {"branch": "branch round"}}
     graph.add_node("plan", plan, input_schema=shape, metadata=rounds)
     graph.add_node("branch", branch, input_schema=BranchInput, metadata=repeats)
@@ -219,7 +239,6 @@ async def _plan(planner: Agent, state: SupervisorState, context: RunContext, sto
     """The tasks of the next round. A planner that fails in a later round ends the rounds: what was found so far is written."""
     number, branches = state.get("round", 0) + 1, state.get("branches", [])
     documents = state.get("documents") or SupervisorInput.model_fields["documents"].default
-    await context.library(documents)  # before the first model call: documents that cannot be read cost nothing
     asked = {"question": state["question"], "findings": distinct_findings(branches), "open_questions": _open_questions(branches)}
     if state.get("clarification"):
         asked["clarification"] = state["clarification"]

@@ -1,6 +1,7 @@
 """A conversation: each run is a turn of it. A model answers in its own words, from documents and with tools, and cites passages."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, NotRequired
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
@@ -77,8 +78,10 @@ def create_talk(
 
     loop = create_tool_loop(role=role, prompt=prompt, tools=offered, state_schema=_LoopState, input_schema=_LoopInput)
 
+    check = partial(_check, role)
+
     async def begin(state: TalkState, runtime: Runtime[RunContext]) -> dict[str, Any]:
-        await _check(state, RunContext.of(runtime), role)
+        await check(state, RunContext.of(runtime))
         return {"answer": "", "sources": [], "doubts": []}  # those of the turn before
 
     async def talk(state: TalkState, runtime: Runtime[RunContext]) -> dict[str, Any]:
@@ -97,7 +100,7 @@ def create_talk(
         return _answered("\n".join([_OFFLINE, *lines]) if lines else _NOTHING, sources, [])
 
     graph = StateGraph(TalkState, input_schema=TalkInput, output_schema=TalkOutput, context_schema=RunContext)
-    graph.add_node("begin", begin, metadata={"asks": 0})
+    graph.add_node("begin", begin, metadata={"asks": 0, "check": check})
     graph.add_node(role, talk, metadata={"runs": 1})
     graph.add_edge(START, "begin")
     graph.add_edge("begin", role)
@@ -105,7 +108,7 @@ def create_talk(
     return graph
 
 
-async def _check(state: Mapping[str, Any], context: RunContext, role: str) -> None:
+async def _check(role: str, state: Mapping[str, Any], context: RunContext) -> None:
     """What cannot work is refused before anything is asked."""
     if state.get("documents"):
         await context.library(state["documents"])

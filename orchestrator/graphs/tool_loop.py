@@ -76,14 +76,17 @@ def create_tool_loop(
     async def offered(state: Mapping[str, Any], context: RunContext) -> Sequence[BaseTool]:
         return await tools(state, context) if callable(tools) else tools
 
-    async def ask(state: Any, runtime: Runtime[Any]) -> dict[str, Any]:
-        context = RunContext.of(runtime)
+    async def check(state: Mapping[str, Any], context: RunContext) -> Sequence[BaseTool]:
         if (model or await context.model(role))._llm_type == "offline":  # said before a tool is made ready in vain
             what = f"the {role} needs a language model: the offline model calls no tools and writes no text"
             raise ModelSpecError(what, remedy="name one: --model openai:NAME, or another provider:model")
+        return await offered(state, context)
+
+    async def ask(state: Any, runtime: Runtime[Any]) -> dict[str, Any]:
+        context = RunContext.of(runtime)
+        given = await check(state, context)
         most = min(max_turns, context.controls.max_agent_calls - 1)
         may_call = turns_of(state["messages"]) < most and not context.goes_round(state["messages"])
-        given = await offered(state, context)
         made = prompt(state, context) if callable(prompt) else with_prompt(prompt, state["messages"], context)
         messages = await made if isawaitable(made) else made
         if given and not may_call:
@@ -97,7 +100,7 @@ def create_tool_loop(
         return {"messages": await context.answer_calls(state["messages"], await offered(state, context))}
 
     graph = StateGraph(state_schema, input_schema=input_schema, output_schema=output_schema, context_schema=RunContext)
-    graph.add_node(role, ask, metadata={"asks": 1, "visits": max_turns + 1})
+    graph.add_node(role, ask, metadata={"asks": 1, "visits": max_turns + 1, "check": check})
     graph.add_node("call_tools", call_tools, metadata={"asks": 0, "visits": max_turns})
     graph.add_edge(START, role)
     graph.add_conditional_edges(role, after_ask, ["call_tools", END])

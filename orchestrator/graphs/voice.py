@@ -156,15 +156,19 @@ def create_voice(
     role = talk.name
     compiled = from_documents.compile(name="documents", checkpointer=False) if isinstance(from_documents, StateGraph) else from_documents
 
+    async def ready(state: Mapping[str, Any], context: RunContext) -> tuple[Sound | None, Transcriber | None]:
+        own = {"own_ear": microphone is open_microphone, "own_voice": loudspeaker is open_loudspeaker}
+        return await _ready(given_of(state), context, role, **own)
+
     async def hear(state: VoiceState, runtime: Runtime[Any]) -> dict[str, Any]:
-        return await _hear(state, RunContext.of(runtime), role, microphone, loudspeaker)
+        return await _hear(state, RunContext.of(runtime), ready, microphone)
 
     async def answer(state: VoiceState, runtime: Runtime[Any]) -> dict[str, Any]:
         turn = _Turn(given_of(state), RunContext.of(runtime), talk, compiled, microphone, loudspeaker)
         return await turn.answer(state)
 
     graph = StateGraph(VoiceState, input_schema=VoiceInput, output_schema=VoiceOutput, context_schema=RunContext)
-    graph.add_node("hear", hear, input_schema=VoiceState, metadata={"asks": 0})
+    graph.add_node("hear", hear, input_schema=VoiceState, metadata={"asks": 0, "check": ready})
     runs = {
         role: lambda given, _: int(not given.get("documents")),
         compiled.name: lambda given, _: int(bool(given.get("documents")) or not given),
@@ -200,30 +204,16 @@ def after_answer(state: VoiceState) -> str:
 async def _hear(
     state: VoiceState,
     context: RunContext,
-    role: str,
+    ready: Callable[[Mapping[str, Any], RunContext], Awaitable[tuple[Sound | None, Transcriber | None]]],
     microphone: Callable[[], Microphone],
-    loudspeaker: Callable[[], AbstractAsyncContextManager[Outlet]],
 ) -> dict[str, Any]:
     given = given_of(state)
-    if given.microphone and _is_replayed(context):
-        raise InputError("a conversation at the microphone cannot be replayed: its sound was not kept")
-    transcriber = None
-    if not _is_replayed(context):  # for which nothing need be installed
-        check_money([given.transcriber, given.speaker], context.controls)
-        transcriber = await asyncio.to_thread(
-            _checked, given, own_ear=microphone is open_microphone, own_voice=loudspeaker is open_loudspeaker
-        )
-    recording = None if given.microphone else await asyncio.to_thread(read_wav, given.audio)
-    if given.documents:
-        library = await context.library(given.documents)  # before anything is heard: documents that cannot be read cost nothing
-    elif (await context.model(role))._llm_type == "offline":
-        remedy = "give --documents, or name a model: --model openai:gpt-5-mini"
-        raise InputError("the offline model answers from documents alone, and none are given", remedy=remedy)
+    recording, transcriber = await ready(state, context)
     pending = state.get("pending") or b""
     sound = recording or (Sound(pending, HEARING_RATE) if pending else await _listened(microphone, given.patience, context))
     if sound is None:  # nobody speaks any more
         return {"over": True, "transcript": state.get("transcript", ""), "report": _conversation(state.get("messages", []))}
-    words = await library.sample(_VOCABULARY) if given.documents else ""
+    words = await (await context.library(given.documents)).sample(_VOCABULARY) if given.documents else ""
     text = await _within(given.hearing_timeout, "hearing_timeout", transcribed(sound, words, given.transcriber, transcriber, context))
     tell("heard", text=text, seconds=round(sound.seconds, 3))
     if not text and not given.microphone:
@@ -231,6 +221,28 @@ async def _hear(
             "no words were heard in the recording", where=given.audio, remedy="speak louder, or name another --transcriber"
         )
     return {"transcript": text, "pending": b""}
+
+
+async def _ready(
+    given: VoiceInput, context: RunContext, role: str, *, own_ear: bool, own_voice: bool
+) -> tuple[Sound | None, Transcriber | None]:
+    """The recording, and who writes down what is said in it; what was given is checked first, then what there is to hear and speak with.
+
+    All before anything is heard: what is wrong costs nothing. Raises InputError.
+    """
+    if given.microphone and _is_replayed(context):
+        raise InputError("a conversation at the microphone cannot be replayed: its sound was not kept")
+    recording = None if given.microphone else await asyncio.to_thread(read_wav, given.audio)
+    if given.documents:
+        await context.library(given.documents)
+    transcriber = None
+    if not _is_replayed(context):  # for which nothing need be installed
+        check_money([given.transcriber, given.speaker], context.controls)
+        transcriber = await asyncio.to_thread(_checked, given, own_ear=own_ear, own_voice=own_voice)
+    if not given.documents and (await context.model(role))._llm_type == "offline":
+        remedy = "give --documents, or name a model: --model openai:gpt-5-mini"
+        raise InputError("the offline model answers from documents alone, and none are given", remedy=remedy)
+    return recording, transcriber
 
 
 def _checked(given: VoiceInput, *, own_ear: bool, own_voice: bool) -> Transcriber:
