@@ -96,6 +96,8 @@ class Attempt:
     planned: set[str] = field(init=False, default_factory=set)  # branches, by their tasks' ids
     done: set[str] = field(init=False, default_factory=set)
     lost_step: str = field(init=False, default="")
+    steps: dict[str, int] = field(init=False, default_factory=dict)  # that were begun, and how many of each have not ended
+    ended: frozenset[str] = field(init=False, default=frozenset())  # tasks of the step that goes on which had ended before, by their ids
     rounds: int = field(init=False, default=0)  # that were begun by earlier attempts
     used: JournalUsage = field(init=False, default=NO_USAGE)  # by earlier attempts
 
@@ -123,7 +125,8 @@ class Attempt:
 
     def restore(self, snapshot: StateSnapshot) -> None:
         """Go on where the thread stands: its branches count as planned and done, and the round that is under way goes on."""
-        self.earlier = [task.result for task in snapshot.tasks if isinstance(task.result, Mapping)]
+        ended = {task.id: task.result for task in snapshot.tasks if isinstance(task.result, Mapping)}
+        self.earlier, self.ended = [*ended.values()], frozenset(ended)
         values = snapshot.values if isinstance(snapshot.values, Mapping) else {}
         tasks = [task for task in values.get("tasks") or () if isinstance(task, Task)]
         now = [result for written in self.earlier for result in branches(written)]
@@ -300,6 +303,7 @@ class Attempt:
 
     def _tell_step(self, task: Mapping[str, Any]) -> None:
         if "result" not in task:
+            self.steps[task["name"]] = self.steps.get(task["name"], 0) + (task["id"] not in self.ended)
             tell("step_started", node=task["name"])
             return
         if task["interrupts"]:
@@ -307,6 +311,7 @@ class Attempt:
         if isinstance(task["result"], Mapping):
             self.ahead.append(task["result"])
         error = str(task["error"]) if task["error"] else None
+        self.steps[task["name"]] -= error is None
         self.lost_step = task["name"] if error else self.lost_step
         tell("step_finished", node=task["name"], error=error)
 
@@ -324,8 +329,19 @@ class Attempt:
 
     def _stopped(self, cause: str | None) -> str:
         took = f"stopped after {time.monotonic() - self.began:.1f} s"
+        left = ", ".join(repr(node) for node, going in self.steps.items() if going)
         reached = f"{took}: {len(self.done):,} of {len(self.planned):,} branches were done" if self.planned else took
+        reached += f" (in step {left})" if left and not self.planned else ""
         return f"{reached}; {cause}" if cause else reached
+
+    def _unfinished(self, status: Status, output: Mapping[str, Any]) -> dict[str, Any]:
+        """A report of what there is, in the place of the one that was not written; none where there is nothing yet."""
+        if not output:
+            return {}
+        from orchestrator.graphs.report import unfinished_report
+
+        done = [node for node, going in self.steps.items() if not going]
+        return {"report": unfinished_report(status, done, [node for node in self.steps if node not in done], output)}
 
     async def stopped(self) -> Result:
         """The result of a run that was stopped, as it stands now."""
@@ -334,12 +350,16 @@ class Attempt:
     async def result(self, status: Status, error: str | None) -> Result:
         """The result as it stands now; steps that had finished count, whatever became of those beside them."""
         self.state.update(_written(self.graph, self.state, self.ahead))
-        output, ledger = self.graph.output_channels, self.context.ledger
+        named, ledger = self.graph.output_channels, self.context.ledger
+        keys = [named] if isinstance(named, str) else list(named)
+        output = {key: _json(self.state[key]) for key in keys if key in self.state}
+        if status in ("cancelled", "limited", "failed") and "report" in keys and not output.get("report"):
+            output |= self._unfinished(status, {key: value for key, value in output.items() if value})
         return Result(
             run_id=self.run_id,
             workflow=self.workflow.name,
             status=status,
-            output={key: _json(self.state[key]) for key in ([output] if isinstance(output, str) else output) if key in self.state},
+            output=output,
             branches=[{"task": branch.task.question, **branch.model_dump(include=_OF_A_BRANCH)} for branch in branches(self.state)],
             usage={**(await ledger.usage()).model_dump(), "by_role": await ledger.by_role()},
             seconds=round(self.before + time.monotonic() - self.began, 3),

@@ -107,7 +107,9 @@ def test_the_table_of_controls_has_every_control_with_its_default() -> None:
 
 
 def test_the_forecast_in_the_documentation_is_that_of_the_shipped_workflow() -> None:
-    shown = re.search(r"--dry-run\nmodel: [^\n]+\nasks: [^\n]+\n(at most .+?)^```$", text(ROOT / "docs/controls.md"), re.MULTILINE | re.DOTALL)
+    shown = re.search(
+        r"--dry-run\nmodel: [^\n]+\nasks: [^\n]+\n(at most .+?)^```$", text(ROOT / "docs/controls.md"), re.MULTILINE | re.DOTALL
+    )
     found = forecast(load_workflow("research", folder=ROOT), Controls(max_branches=20), {"": "openai:gpt-5-mini"})
     assert shown  # prices change
     assert [line for line in shown[1].splitlines() if "$" not in line] == [line for line in found.lines() if "$" not in line]

@@ -1,12 +1,14 @@
 """The workflow pipeline: what runs side by side, what is routed to, and what comes out."""
 
 import asyncio
+import re
 from typing import Any
 
 import pytest
 
-from orchestrator import Result, load_workflow, run
+from orchestrator import Result, load_workflow, resume, run
 from orchestrator.errors import InputError
+from orchestrator.graphs.report import unfinished_report
 from orchestrator.testing import Reply, agents_script, answer_for, model_server
 
 TEXT = "The service was slow on 3 May 2024 but the food was wonderful."
@@ -66,3 +68,50 @@ async def test_a_call_that_fails_fails_the_run() -> None:
 async def test_a_blank_text_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="'text': string should have at least 1 character"):
         await looked_at(text)
+
+
+def slow_summary(delays: list[float]) -> Any:
+    """Answers, a summary after the first of `delays` that is left."""
+
+    def answer(request: dict[str, Any]) -> Any:
+        schema = answer_for(request) or ""
+        return Reply(value=ANSWERS[schema], delay=delays.pop(0) if schema == "Summary" else 0)
+
+    return answer
+
+
+async def test_a_run_that_ends_before_its_report_says_what_is_done_and_what_is_not() -> None:
+    async with model_server(slow_summary([30, 30, 0])) as server:
+        results = [await run("pipeline", {"text": TEXT}, model=server.chat_model(), run_id="late", controls={"deadline": 2})]
+        results += [await resume("late", model=server.chat_model(), controls={"deadline": deadline}) for deadline in (1, 60)]
+    for result in results[:2]:
+        first, *rest = str(result.output["report"]).split("\n\n")
+        done, left = first.removeprefix("> The run reached a limit before its report was written. Done: ").split(". Not done: ")
+        assert (result.status, left) == ("limited", "summarize.")
+        assert {*done.split(", ")} == {"judge", "count_words", "find_dates", "find_numbers"}
+        assert "**sentiment:** mixed" in rest
+        assert "- dates: 3 May 2024" in result.output["report"]
+    assert (results[2].status, str(results[2].output["report"]).splitlines()[0]) == ("complete", "Slow, but good.")
+
+
+async def test_a_run_that_is_stopped_says_in_which_step() -> None:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def answer(request: dict[str, Any]) -> Any:
+        schema = answer_for(request) or ""
+        if schema == "Summary":  # which would be asked again
+            loop.call_soon_threadsafe(stop.set)
+        return Reply.error(503, "later") if schema == "Summary" else ANSWERS[schema]
+
+    async with model_server(answer) as server:
+        result = await run("pipeline", {"text": TEXT}, model=server.chat_model(), db="memory://", stop=stop)
+    assert result.status == "cancelled"
+    assert re.fullmatch(r"stopped after [\d.]+ s \(in step .*'summarize'\)", str(result.error))
+    assert str(result.output["report"]).startswith("> The run was stopped before its report was written. Done: ")
+
+
+async def test_what_a_model_wrote_cannot_break_the_report_of_an_unfinished_run() -> None:
+    report = unfinished_report("failed", [], ["a"], {"x": "# y\n<b>", "rows": [{"a": "```\n# z"}]})
+    assert report.splitlines()[0] == "> The run failed before its report was written. Not done: a."
+    assert "\n# " not in report
+    assert report.count("```") == 2

@@ -293,7 +293,7 @@ async def test_a_run_that_is_stopped_ends_what_is_in_flight_and_keeps_what_was_f
 
     result = await run(squares(square), {"numbers": [1, 9, 2]}, model="offline", stop=stop)
     assert (result.status, result.exit_code, result.output) == ("cancelled", 130, {"squares": [1, 4]})
-    assert re.fullmatch(r"stopped after \d+\.\d s", result.error or "")
+    assert re.fullmatch(r"stopped after \d+\.\d s \(in step 'square'\)", result.error or "")
 
 
 async def test_a_graph_that_goes_round_stops_between_two_steps() -> None:

@@ -1,8 +1,10 @@
 """The report: the answer first, then findings by question, gaps and sources. No sentence without a supported finding."""
 
+import json
 import re
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from orchestrator.context import RunContext
 from orchestrator.documents import Library
@@ -135,6 +137,32 @@ def plain_markdown(text: str) -> str:
     if line.count("`") % 2 or line.startswith("```"):  # an open code span, or a fence, would swallow the marks behind it
         line = line.replace("`", "\\`")
     return _LEADING.sub(r"\1\\", line)
+
+
+def unfinished_report(status: str, done: Sequence[str], left: Sequence[str], output: Mapping[str, Any]) -> str:
+    """What there is of a run that ended before its report was written: the steps that were done, those that were left, the output so far.
+
+    `status` is the run's; `done` and `left` are steps by name. Values of the output are plain data.
+    """
+    why = {"cancelled": "The run was stopped", "limited": "The run reached a limit"}.get(status, "The run failed")
+    steps = [f"{word}: {plain_markdown(', '.join(names))}." for word, names in (("Done", done), ("Not done", left)) if names]
+    parts = [f"> {' '.join([f'{why} before its report was written.', *steps])}"]
+    return "\n\n".join([*parts, *(f"**{plain_markdown(key)}:**{_value(value)}" for key, value in output.items())]) + "\n"
+
+
+def _value(value: Any) -> str:
+    """Plain data as Markdown: a text, a list of words, or rows of such; what is deeper than that as JSON."""
+    if isinstance(value, Mapping) and all(map(_is_flat, value.values())):
+        return "\n\n" + "\n".join(f"- {plain_markdown(key)}:{_value(item)}" for key, item in value.items())
+    if _is_flat(value):
+        return " " + plain_markdown(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+    # What a model wrote must not end the fence.
+    return f"\n\n```json\n{json.dumps(value, ensure_ascii=False, indent=2, default=str).replace('```', '`` `')}\n```"
+
+
+def _is_flat(value: Any) -> bool:
+    items = value if isinstance(value, list) else [value]
+    return not any(isinstance(item, Mapping | list) for item in items)
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
