@@ -144,7 +144,7 @@ def _messages(value: Any) -> Any:
     try:
         return convert_to_messages(value if isinstance(value, list) else [value])
     except NotImplementedError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(str(error).partition(" For troubleshooting")[0].rstrip("\n .")) from error
 
 
 def text_field(model: type[BaseModel]) -> str | None:
@@ -211,19 +211,19 @@ def _structured(value: Any, info: FieldInfo | None) -> Any:
 
 def _input_error(error: ValidationError, model: type[BaseModel], name: str) -> InputError:
     found = error.errors(include_url=False)
-    sentences, remedies = zip(*(_problem(detail, model) for detail in found[:5]), strict=True)
+    sentences, remedies = zip(*(_problem(detail, model, name) for detail in found[:5]), strict=True)
     more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
     where = f"In the input of workflow {name!r}" if name else "In the input"
     remedy = "; ".join(dict.fromkeys(item for item in remedies if item))
     return InputError("; ".join(sentences) + more, where=where, remedy=remedy)
 
 
-def _problem(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
+def _problem(detail: ErrorDetails, model: type[BaseModel], name: str) -> tuple[str, str]:
     path = ".".join(str(part) for part in detail["loc"]) or "input"
     head = str(detail["loc"][0]) if detail["loc"] else ""
+    info = model.model_fields.get(head)
+    meaning = f": {info.description}" if info is not None and info.description else ""
     if detail["type"] == "missing":
-        info = model.model_fields.get(head)
-        meaning = f": {info.description}" if info is not None and info.description else ""
         return f"{path!r} is missing", f"Give {path!r}{meaning}"
     if detail["type"] == "extra_forbidden":
         near = nearest(head, model.model_fields, 0.5) if len(detail["loc"]) == 1 else ""
@@ -232,5 +232,5 @@ def _problem(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
     message = detail["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     if not detail["loc"]:  # a rule about several fields
-        return message, ""
-    return f"{path!r}: {message}, got {one_line(repr(detail['input']), 80)}", ""
+        return message, f"`describe {name}` tells what each field takes" if name else "Give other values"
+    return f"{path!r}: {message}, got {one_line(repr(detail['input']), 80)}", f"Give another {head!r}{meaning}"

@@ -26,9 +26,27 @@ REFUSED = {
     "voice": ["nosuch.wav"],
     "voice, no WAV": ["broken.wav"],
 }
+EMPTY_OR_WRONG = {  # and contradictory
+    "ask": [""],
+    "compare": ["--count", "0"],
+    "perspectives": ["What is it?", "--perspectives", "one"],
+    "pipeline": [" "],
+    "plans": ["What is it?", "--criteria", "a", "a"],
+    "plans, many": ["What is it?", "--plans", "99"],
+    "race": [""],
+    "research": ["What is it?", "--allow-hosts", "a b"],
+    "summarize": ["docs", "--context-tokens", "10"],
+    "voice": [],
+    "voice, both": ["question.wav", "--microphone"],
+    "chat": ["Hello", "--memory-tokens", "5"],
+}
 REFUSED_ANYWHERE = {
     "assistant, tools": ["What time is it?", "--tools", "nosuch"],
     "chat, tools": ["Hello", "--tools", "nosuch"],
+    "chat, nothing said": ["--input", '{"messages": []}'],
+    "assistant, nothing said": [" "],
+    "assistant, no host": ["Hello", "--tools", "get_json"],
+    "assistant, no message": ["--input", '{"messages": 3}'],
     "race, documents": ["What is it?", "--documents", "nosuch", "--model", "openai:a,openai:b"],
 }
 
@@ -60,6 +78,13 @@ def test_what_a_run_refuses_its_dry_run_refuses_in_the_same_words(name: str, doc
     assert any(line.startswith("  do: ") for line in dry[2])
 
 
+@pytest.mark.parametrize("name", EMPTY_OR_WRONG)
+def test_an_input_that_does_not_fit_is_refused_with_what_to_do(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, error = told(capfd, name.partition(",")[0], *EMPTY_OR_WRONG[name])
+    assert (code, out) == (2, "")
+    assert error[-1].startswith("  do: ")
+
+
 @pytest.mark.parametrize("name", REFUSED_ANYWHERE)
 def test_and_so_it_does_where_there_is_a_language_model(
     name: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -71,6 +96,7 @@ def test_and_so_it_does_where_there_is_a_language_model(
         dry = told(capfd, *words, "--dry-run")
         assert dry == told(capfd, *words)
     assert (dry[0], server.requests) == (2, [])
+    assert any(line.startswith("  do: ") for line in dry[2])
 
 
 def test_the_models_and_their_endpoint_are_named_first_and_nobody_is_asked(

@@ -98,7 +98,7 @@ def test_every_wrong_field_is_named_with_its_path() -> None:
         "'tags': input should be a valid list, got 'a'; "
         "'nested.size': input should be a valid integer, unable to parse string as an integer, got 'big'; and 1 more",
         "In the input of workflow 'w'",
-        "Give 'question': what to find out",
+        "Give 'question': what to find out; Give another 'count'; Give another 'verbose'; Give another 'tags'; Give another 'nested'",
     ]
 
 

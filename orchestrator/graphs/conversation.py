@@ -11,10 +11,11 @@ from langgraph.config import get_config
 from langgraph.store.base import BaseStore
 
 from orchestrator.context import RunContext
+from orchestrator.errors import InputError
 from orchestrator.events import tell
 from orchestrator.text import one_line
 
-__all__ = ["MEMORY", "THREAD", "conversation_of", "keep_facts", "known_facts", "recent", "turn", "turns"]
+__all__ = ["MEMORY", "THREAD", "check_said", "conversation_of", "keep_facts", "known_facts", "recent", "turn", "turns"]
 
 THREAD = "thread:"
 """What LangGraph's thread_id of a conversation begins with: no run's id has a colon."""
@@ -26,6 +27,12 @@ _FACT = 500  # characters
 
 MEMORY = 16_000
 """Tokens of a conversation that a model is given with each new message, unless somebody says otherwise."""
+
+
+def check_said(messages: Sequence[AnyMessage]) -> None:
+    """Raises InputError where a conversation has nothing to answer: no message, or a blank one last."""
+    if not messages or (isinstance(messages[-1], HumanMessage) and isinstance(said := messages[-1].content, str) and not said.strip()):
+        raise InputError("nothing is said", where="field 'messages'", remedy="give a text, or a message that has one")
 
 
 def conversation_of(context: RunContext) -> str | None:

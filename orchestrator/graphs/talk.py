@@ -15,7 +15,7 @@ from orchestrator.context import RunContext
 from orchestrator.errors import ModelSpecError
 from orchestrator.graphs.branches import Agent, call_agent
 from orchestrator.graphs.citing import CitedPassage, cited_findings, cited_passages
-from orchestrator.graphs.conversation import MEMORY, recent, turns
+from orchestrator.graphs.conversation import MEMORY, check_said, recent, turns
 from orchestrator.graphs.tool_loop import ToolLoopInput, ToolLoopState, create_tool_loop
 from orchestrator.toolbox import TOOLS, resolve_tools
 
@@ -110,6 +110,7 @@ def create_talk(
 
 async def _check(role: str, state: Mapping[str, Any], context: RunContext) -> None:
     """What cannot work is refused before anything is asked."""
+    check_said(state.get("messages") or [])
     if state.get("documents"):
         await context.library(state["documents"])
     elif await _is_offline(context, role):

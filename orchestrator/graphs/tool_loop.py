@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 from orchestrator.context import RunContext
 from orchestrator.errors import ModelSpecError
 from orchestrator.events import tell
+from orchestrator.graphs.conversation import check_said
 from orchestrator.repeats import latest_calls, turns_of
 
 __all__ = ["Prompt", "ToolLoopInput", "ToolLoopOutput", "ToolLoopState", "Tools", "create_tool_loop", "with_prompt"]
@@ -80,6 +81,7 @@ def create_tool_loop(
         if (model or await context.model(role))._llm_type == "offline":  # said before a tool is made ready in vain
             what = f"the {role} needs a language model: the offline model calls no tools and writes no text"
             raise ModelSpecError(what, remedy="name one: --model openai:NAME, or another provider:model")
+        check_said(state.get("messages") or [])
         return await offered(state, context)
 
     async def ask(state: Any, runtime: Runtime[Any]) -> dict[str, Any]:

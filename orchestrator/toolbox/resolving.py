@@ -69,7 +69,8 @@ async def _resolved(names: Sequence[str] | None, context: RunContext, hosts: Seq
             found.setdefault(tool.name, tool)
         absent.update(missing)
     if names is not None and (unset := [name for name in names if name in absent and name in local]):
-        raise InputError(f"The tool {unset[0]!r} cannot be used: {absent[unset[0]]}", where="--tools")
+        remedy = "configure it, or leave it out"
+        raise InputError(f"The tool {unset[0]!r} cannot be used: {absent[unset[0]]}", where="--tools", remedy=remedy)
     for name, reason in absent.items():
         tell("log", level="info" if name in TOOLS and names is None else "warning", message=f"no {name}: {reason}")
     return Toolbox([*found.values()], absent)
