@@ -13,7 +13,7 @@ __all__ = ["agents_script"]
 
 
 def agents_script(
-    answers: Mapping[str, Any] | None = None,
+    answers: Mapping[str | None, Any] | Mapping[str, Any] | None = None,
     *,
     plan: Any = None,
     findings: Any = None,
@@ -21,10 +21,12 @@ def agents_script(
     draft: Any = None,
     summary: Any = None,
 ) -> Responder:
-    """Answers for the shipped agents, each a Reply, text, a value or a callable of the request's body; `answers` has more, by schema.
+    """Answers for the shipped agents and workflows, each a Reply, text, a value or a callable of the request's body.
 
-    Without one, it plans the question itself, finds the first sentence of the first passage, supports every claim, writes
-    one sentence a finding, and sums up a text in its first sentence, neutral and without key points.
+    `answers` has more, by schema, and under None what is said where a text is asked for, tools offered or not: a Reply with `calls` calls
+    them. Without one, it plans the question itself, finds the first sentence of the first passage, supports every claim, writes one
+    sentence a finding, sums up a text in its first sentence, neutral and without key points, compares without an agreement or a
+    contradiction, scores every plan 3 of 5, thinks of two viewpoints, and says "OK.".
     """
     # Here, and not at the first request: the threads of several servers would wait for each other's import in their event loops.
     import orchestrator.models.offline_prompt  # noqa: F401
@@ -40,11 +42,18 @@ def agents_script(
         "Judgement": judgement or {"label": "supported", "reason": "The quote states the claim."},
         "Draft": draft or _draft,
         "Summary": summary or _summary,
+        "Sentiment": {"sentiment": "neutral"},
+        "DirectAnswer": {"answer": "OK."},
+        "Comparison": _comparison,
+        "PlanVerdict": _verdict,
+        "Viewpoints": {"viewpoints": ["one side", "the other side"]},
     }
     script.update(answers or {})
 
     def respond(request: dict[str, Any]) -> Any:
         name = answer_for(request)
+        if name not in script and request.get("tools") and not (request.get("tool_choice") or request.get("response_format")):
+            name = None  # the last of the tools is a tool, and no schema: they may be called, or a text is said
         if name not in script:
             raise LookupError(f"the script has no answer for {name!r}, only for {', '.join(str(known) for known in script if known)}")
         answer = script[name]
@@ -78,6 +87,15 @@ def _findings(request: dict[str, Any]) -> dict[str, Any]:
 def _draft(request: dict[str, Any]) -> dict[str, Any]:
     found = _read(request).findings
     return {"sentences": [{"text": finding.text.partition("\n")[0], "findings": [int(finding.id)]} for finding in found]}
+
+
+def _comparison(request: dict[str, Any]) -> dict[str, Any]:
+    return {"answer": _draft(request)["sentences"], "agreements": [], "contradictions": []}
+
+
+def _verdict(request: dict[str, Any]) -> dict[str, Any]:
+    criteria = re.findall(r"^\d+\. (.+)$", str(request["messages"][0]["content"]), re.MULTILINE)
+    return {"scores": [{"criterion": name, "score": 3, "reason": "It will do."} for name in criteria], "verdict": "It will do."}
 
 
 def _summary(request: dict[str, Any]) -> dict[str, Any]:
