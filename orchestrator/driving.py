@@ -11,6 +11,7 @@ import time
 import traceback
 import warnings
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -43,10 +44,13 @@ from orchestrator.state import BranchResult, Task
 from orchestrator.storage.journal import NO_USAGE, JournalUsage
 from orchestrator.workflow import Workflow
 
-__all__ = ["GRACE", "Attempt"]
+__all__ = ["GRACE", "Attempt", "grace"]
 
 GRACE = 10.0
 """Seconds that a run which was asked to stop has for what is in flight, and for its report."""
+
+grace: ContextVar[float | None] = ContextVar("grace", default=None)
+"""The seconds of runs that are begun here, in the place of GRACE; 0: what is in flight is cancelled at once."""
 
 # LangGraph's own, of branches that wait for max_concurrency and of checkpoints when a run is cut: nobody could do anything about it.
 _NEVER_BEGUN = (
@@ -232,28 +236,29 @@ class Attempt:
 
     @contextlib.asynccontextmanager
     async def _stoppable(self) -> AsyncGenerator[RunControl, None]:
-        """What is inside drains once `stop` is set, and is cancelled after GRACE: that raises TimeoutError."""
+        """What is inside drains once `stop` is set, and is cancelled after its grace: that raises TimeoutError."""
         control = RunControl()
         if self.stop is None:
             yield control
             return
-        async with asyncio.timeout(None) as grace:
-            watching = asyncio.create_task(self._drain(self.stop, control, grace), name=f"stop of {self.run_id}")
+        async with asyncio.timeout(None) as clock:
+            watching = asyncio.create_task(self._drain(self.stop, control, clock), name=f"stop of {self.run_id}")
             try:
                 yield control
             finally:
                 watching.cancel()
 
-    async def _drain(self, stop: asyncio.Event, control: RunControl, grace: asyncio.Timeout) -> None:
+    async def _drain(self, stop: asyncio.Event, control: RunControl, clock: asyncio.Timeout) -> None:
         await stop.wait()
         self.context.stop()
         if not _ends_itself(self.graph):
             control.request_drain("stopped")
-        loop = asyncio.get_running_loop()
+        loop, own = asyncio.get_running_loop(), grace.get()
+        seconds = GRACE if own is None else own
         began = last = loop.time()
-        grace.reschedule(began + GRACE)
-        while loop.time() < min(began + _CALLS * GRACE, last + _QUIET * GRACE):  # calls may wait for a turn that they will never take
-            await asyncio.sleep(0.01 * GRACE)
+        clock.reschedule(began + seconds)
+        while loop.time() < min(began + _CALLS * seconds, last + _QUIET * seconds):  # calls may wait for a turn that they will never take
+            await asyncio.sleep(0.01 * seconds)
             last = loop.time() if self.context.terms.party.in_flight else last
         self.context.join.end(f"{STOPPED}it was not done {loop.time() - began:.1f} s after the run was asked to stop")
 

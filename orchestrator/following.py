@@ -151,14 +151,17 @@ async def _drive(run: Followed, view: "RunView", signals: Signals) -> Mapping[st
     """Follow the run to its result; raises InputError, and BrokenPipeError where nobody reads the events any more."""
     from orchestrator.blocking import watching
 
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-
+    stop, loop, at_last = asyncio.Event(), asyncio.get_running_loop(), list[asyncio.TimerHandle]()
     task = asyncio.current_task()
+    if run.turn:
+        from orchestrator.driving import grace
+
+        grace.set(0.0)
 
     def stopping() -> None:
         stop.set()
-        if run.turn and task is not None:
-            task.cancel()
+        if run.turn and task is not None:  # it ends at once, and says what it used; else it is made to
+            at_last.append(loop.call_later(LEAVING, task.cancel))
             return
         if not run.options.quiet and view.result is None:
             say(_stopping_line(max(0, view.calls - view.calls_done)))
@@ -186,6 +189,9 @@ async def _drive(run: Followed, view: "RunView", signals: Signals) -> Mapping[st
             view.result = view.result or view.ended(run.run_id, "cancelled", "stopped")
             if run.transcript is not None:
                 run.transcript(Event("result", view.result))
+        finally:
+            for timer in at_last:
+                timer.cancel()
     if view.result is None:
         raise OrchestratorError("the run ended without a result")
     return view.result

@@ -129,6 +129,7 @@ def test_an_answer_stands_on_the_screen_before_it_is_whole_and_ctrl_c_stops_it_a
         assert server.requests[0].ended is None
         screen.type("\x03")
         screen.until("cancelled: stopped")
+        screen.until("1 model call (1 estimated), ")  # as anywhere else where a call is cancelled
         screen.ready()
         screen.type("again\r")
         screen.until("Quick.")

@@ -8,7 +8,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from langchain_core.messages import AIMessage, BaseMessage
 from pydantic import BaseModel
 
 from agents.prompts import PLANNER, RESEARCHER, WRITER, prompt, question_block
-from orchestrator import run
 from orchestrator.errors import CallFailedError
 from orchestrator.models import ask
 from orchestrator.terms import Terms
@@ -499,37 +497,3 @@ def test_vectors_count_words_and_their_requests_are_kept_apart() -> None:
     assert (one == same, sum(a * b for a, b in zip(one, other, strict=True))) == (True, 0.0)
     assert (body["model"], body["usage"]) == ("m", {"prompt_tokens": 6, "total_tokens": 6})
     assert (len(server.requests), [len(request.body["input"]) for request in server.embedding_requests]) == (0, [1, 3])
-
-
-@pytest.mark.parametrize(
-    ("workflow", "given"),
-    [
-        ("assistant", {"messages": "Hello"}),
-        ("ask", {"question": "By whom was the journal designed?"}),
-        ("chat", {"messages": "Hello"}),
-        ("compare", {"count": 2}),
-        ("perspectives", {"question": "By whom was the journal designed?"}),
-        ("pipeline", {"text": "A text."}),
-        ("plans", {"question": "By whom was the journal designed?", "plans": 2}),
-        ("race", {"question": "What is it?"}),
-        ("research", {"question": "By whom was the journal designed?"}),
-        ("summarize", {}),
-    ],
-)
-async def test_the_script_answers_every_shipped_workflow(workflow: str, given: dict[str, Any], documents: Path) -> None:
-    searched = {"documents": [str(documents)]} if ("question" in given and workflow != "race") or workflow == "summarize" else {}
-    async with model_server(agents_script()) as server:
-        models = {"": [server.chat_model(model=name) for name in ("a", "b")]}
-        result = await run(workflow, {**given, **searched}, model=models, db="memory://")
-    assert (result.status, result.error) == ("complete", None)
-
-
-async def test_what_the_script_says_in_words_may_be_calls_of_tools() -> None:
-    def said(request: dict[str, Any]) -> Any:
-        last = request["messages"][-1]
-        return f"It is {last['content']}." if last["role"] == "tool" else Reply(calls=[("calculator", {"expression": "6 * 7"})])
-
-    async with model_server(agents_script({None: said})) as server:
-        given = {"messages": "What is 6 times 7?", "tools": ["calculator", "clock"]}
-        result = await run("assistant", given, model=server.chat_model(), db="memory://")
-    assert result.output["answer"] == "It is 42."
