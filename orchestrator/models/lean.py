@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from functools import lru_cache
+from operator import is_
 from types import TracebackType
 from typing import Any, NoReturn, cast
 from urllib.request import getproxies
@@ -22,6 +23,7 @@ import orjson
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.prompt_values import ChatPromptValue
 from langchain_openai import ChatOpenAI
 from langchain_openai.chat_models.base import _handle_openai_api_error, _handle_openai_bad_request
 from openai.lib._parsing._completions import type_to_response_format_param
@@ -56,14 +58,16 @@ class LeanChatOpenAI(ChatOpenAI):
     """
 
     _target: tuple[str, dict[str, str]] | None = PrivateAttr(default=None)  # the URL and the headers of every request
-    _proxied: bool | None = PrivateAttr(default=None)
+    _found: tuple[tuple[Any, ...], str | None] | None = PrivateAttr(default=None)  # what `_fixed` found, and of what
 
     def falls_through(self, options: Mapping[str, Any]) -> str | None:
         """Why a call with these options cannot take the short way; None: it can."""
-        found = _fixed(self) or next((f"the option {name}" for name in options if name not in _HANDLED), None)
+        found = _fixed(self)
+        if found is None and not options.keys() <= _HANDLED:
+            found = next(f"the option {name}" for name in options if name not in _HANDLED)
         if found is None and self.model_kwargs:
             found = next((f"the option {name}" for name in self.model_kwargs if name in _READ), None)
-        if found is None and self._use_responses_api({**options, **self.model_kwargs}):
+        if found is None and self._use_responses_api({**options, **self.model_kwargs} if self.model_kwargs else dict(options)):
             found = "the Responses API"
         if found is None and "response_format" in options and not _is_schema(options["response_format"]):
             found = "the option response_format"
@@ -225,7 +229,7 @@ class LeanChatOpenAI(ChatOpenAI):
         options.pop("stream_usage", None)
         if "response_format" in options:
             options["response_format"] = _format(options["response_format"])
-        payload = self._get_request_payload(messages, **options)
+        payload = self._get_request_payload(ChatPromptValue.model_construct(messages=messages), **options)  # they need no check
         payload |= payload.pop("extra_body", None) or {}
         return _Request(self, _body_of(payload), timeout)
 
@@ -277,7 +281,19 @@ class _Request(AbstractAsyncContextManager[aiohttp.ClientResponse]):
 
 
 def _fixed(model: LeanChatOpenAI) -> str | None:
-    """What about the model itself keeps it from the short way."""
+    """What about the model itself keeps it from the short way: found once, as long as nothing of it changes."""
+    client, private = model.root_async_client, model.__pydantic_private__ or {}
+    now = (
+        model.http_async_client, model.http_client, client, client.base_url, client.max_retries, model.default_query, model.openai_api_key,
+        model.n, model.include_response_headers, model.logprobs, model.output_version, model.use_responses_api,
+    )  # fmt: skip
+    known = private.get("_found")
+    if known is None or not all(map(is_, known[0], now)):
+        known = model._found = now, _keeps(model)
+    return known[1]
+
+
+def _keeps(model: LeanChatOpenAI) -> str | None:
     http = model.http_async_client
     if not isinstance(http, LoopClient | None) or not isinstance(model.http_client, LazyClient | None) or (http and not http.is_plain):
         return "an HTTP client of its own"
@@ -291,9 +307,7 @@ def _fixed(model: LeanChatOpenAI) -> str | None:
     field = next((name for name in _OWN_FIELDS if getattr(model, name, None)), None)
     if field is not None:
         return f"the field {field}"
-    if model._proxied is None:
-        model._proxied = bool(getproxies())
-    return "a proxy" if model._proxied else None
+    return "a proxy" if getproxies() else None
 
 
 @lru_cache(maxsize=64)
