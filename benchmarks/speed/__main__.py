@@ -11,6 +11,8 @@ from benchmarks.speed.measuring import Bench
 from benchmarks.speed.peers import PEERS
 from benchmarks.speed.shown import PARTS, table, write_page
 
+_LONG = 5.0  # seconds, in which a thousand branches have all sent their first request
+
 
 def main() -> None:
     """Measure, print, and write the page where that is asked for."""
@@ -20,6 +22,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", nargs="+", choices=[*PEERS], default=[*PEERS])
     parser.add_argument("--latency-ms", type=float, default=200)
+    parser.add_argument("--waiting", action="store_true", help="answers take 5 s: what memory a branch needs while all of them wait")
     parser.add_argument("--limit", type=int, default=10_000, help="this project's max_concurrency")
     parser.add_argument("--stream", action="store_true", help="this project's answers come in 32 pieces")
     parser.add_argument("--read", action="store_true", help="this project's events are read, tokens too")
@@ -32,7 +35,7 @@ def main() -> None:
     if options.short:
         options.branches, options.rounds = [50], 1
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
-    bench = Bench(options.latency_ms / 1000)
+    bench = Bench(_LONG if options.waiting else options.latency_ms / 1000, waits=options.waiting)
     try:
         lines = _lines(options, bench)
         for _ in range(options.rounds):

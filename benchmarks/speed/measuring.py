@@ -19,9 +19,12 @@ __all__ = ["Bench", "measure"]
 _WARM = 20  # branches of the run before the measured one
 
 
-def _megabytes(name: str) -> float:
-    """VmRSS or VmHWM of this process."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+_SETTLED = 0.3  # seconds after which what sent the last request has ended
+
+
+def _megabytes(name: str, process: int | str = "self") -> float:
+    """VmRSS or VmHWM of a process."""
+    for line in Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines():
         if line.startswith(name):
             return int(line.split()[1]) / 1024
     return 0.0
@@ -45,7 +48,7 @@ async def _measured(peer: str, base_url: str, branches: int, runs: int) -> dict[
             if set(supported) != {expected}:
                 raise RuntimeError(f"{peer} came to {supported[:3]} supported findings, and not to {expected}")
             peak = _megabytes("VmHWM")
-            return {"wall": took, "cpu": used, "peak": peak, "grown": peak - before}
+            return {"wall": took, "cpu": used, "peak": peak, "before": before}
 
 
 def measure(pipe: Connection, peer: str, base_url: str, branches: int, runs: int, environ: dict[str, str]) -> None:
@@ -58,8 +61,9 @@ def measure(pipe: Connection, peer: str, base_url: str, branches: int, runs: int
 class Bench:
     """The server and the measurements against it."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, waits: bool = False) -> None:
         self._seconds = seconds
+        self.waits = waits
         self._context = multiprocessing.get_context("spawn")
         self._here, there = self._context.Pipe()
         self._server = self._context.Process(target=serve, args=(there, seconds))
@@ -74,6 +78,7 @@ class Bench:
         process = self._context.Process(target=measure, args=(there, peer, self._base_url, branches, runs, environ))
         process.start()
         there.close()
+        waiting = self._waiting(here, process.pid, branches * runs) if self.waits else 0.0
         try:
             found: dict[str, float] = here.recv()
         except EOFError:
@@ -86,13 +91,22 @@ class Bench:
         return {
             "CPU ms a call": 1000 * found["cpu"] / expected,
             "wall / ideal": found["wall"] / (CALLS_IN_A_ROW * self._seconds),
-            "KB a branch": 1024 * found["grown"] / (branches * runs),
+            "KB a branch": 1024 * (found["peak"] - found["before"]) / (branches * runs),
+            "KB waiting": max(0.0, 1024 * (waiting - found["before"]) / (branches * runs)),
             "peak MB": found["peak"],
             "runs/s": runs / found["wall"],
         }
 
-    def _stats(self) -> dict[str, int]:
-        self._here.send("stats")
+    def _waiting(self, here: Connection, process: int | None, branches: int) -> float:
+        """The megabytes of the process while each of its branches waits for an answer; 0 where they never did at once."""
+        while not here.poll(0.01):
+            if self._stats("now")["in_flight"] >= branches:
+                time.sleep(_SETTLED)
+                return _megabytes("VmRSS", process or 0)
+        return 0.0
+
+    def _stats(self, wanted: str = "stats") -> dict[str, int]:
+        self._here.send(wanted)
         told: dict[str, int] = self._here.recv()
         return told
 

@@ -95,7 +95,7 @@ class _Conversation(asyncio.Protocol):
 
 
 def serve(pipe: Connection, seconds: float) -> None:
-    """Answer in a process of its own: the base URL is sent first; "stats" gives the counters and zeroes them, "stop" ends it."""
+    """Answer in a process of its own: the base URL is sent first; "now" gives the counters, "stats" zeroes them too, "stop" ends it."""
     told = {"calls": 0, "in_flight": 0, "peak": 0, "connections": 0}
     gc.disable()
 
@@ -114,7 +114,8 @@ def serve(pipe: Connection, seconds: float) -> None:
                 stop.set()
                 return
             pipe.send(dict(told))
-            told.update(calls=0, peak=told["in_flight"], connections=0)
+            if wanted == "stats":
+                told.update(calls=0, peak=told["in_flight"], connections=0)
 
         loop.add_reader(pipe.fileno(), asked)
         await stop.wait()

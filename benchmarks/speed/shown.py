@@ -6,7 +6,7 @@ from pathlib import Path
 
 __all__ = ["PARTS", "table", "write_page"]
 
-PARTS = ("calls", "runs", "many")
+PARTS = ("calls", "runs", "many", "waiting")
 """The tables of the page."""
 
 Figures = Mapping[tuple[str, int], Mapping[str, float]]
@@ -22,7 +22,7 @@ _NAMES = {
 }
 _COLORS = {"wire": "#9aa0a6", "langgraph": "#c2703d", "pydantic_ai": "#b08aa8", "agent_framework": "#8aa86a", "orchestrator": "#2f6f9f"}
 _LEFT = 360  # pixels for the names
-_COLUMNS = {"CPU ms a call": 2, "wall / ideal": 2, "KB a branch": 0, "peak MB": 0, "runs/s": 2}
+_COLUMNS = {"CPU ms a call": 2, "wall / ideal": 2, "KB a branch": 0, "KB waiting": 0, "peak MB": 0, "runs/s": 2}
 
 
 def _name(peer: str) -> str:
@@ -32,15 +32,14 @@ def _name(peer: str) -> str:
 
 def table(medians: Figures, found: All) -> str:
     """A row for each peer and size: medians, the spread of the first figure, and its ratio to plain LangGraph."""
-    rows = [
-        "| branches | | CPU ms a call (from, to) | of LangGraph | wall / ideal | KB a branch | peak MB | runs/s |",
-        "|--:|---|--:|--:|--:|--:|--:|--:|",
-    ]
+    columns = {name: digits for name, digits in _COLUMNS.items() if any(figures[name] for figures in medians.values())}
+    names = ["CPU ms a call (from, to)", "of LangGraph", *[name for name in columns if name != "CPU ms a call"]]
+    rows = [f"| branches | | {' | '.join(names)} |", f"|--:|---|{'--:|' * (len(columns) + 1)}"]
     for (peer, branches), figures in sorted(medians.items(), key=lambda item: item[0][1]):
         costs = [one["CPU ms a call"] for one in found[peer, branches]]
         plain = medians.get(("langgraph", branches))
         share = f"{figures['CPU ms a call'] / plain['CPU ms a call']:.2f}" if plain else "-"
-        shown = [f"{figures[name]:.{digits}f}" for name, digits in _COLUMNS.items()]
+        shown = [f"{figures[name]:.{digits}f}" for name, digits in columns.items()]
         shown[0] += f" ({min(costs):.2f}, {max(costs):.2f})"
         rows.append(f"| {branches:,} | {_name(peer)} | {shown[0]} | {share} | {' | '.join(shown[1:])} |")
     return "\n".join(rows)
