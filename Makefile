@@ -41,6 +41,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.fanout
 	$(BIN)/python -m benchmarks.documents
 	$(BIN)/python -m benchmarks.limits
+	$(BIN)/python -m benchmarks.summaries
 
 # A minute of it, for CI: it fails where the job does not come out right, and never for the time that it took.
 bench-short: $(READY)

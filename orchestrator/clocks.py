@@ -47,17 +47,24 @@ class Clock:
         """End what is inside, as if the time were over."""
         self._open, was_open = False, self._open
         if was_open and not self._timeout.expired():
-            self._timeout.reschedule(self._loop.time())
+            _set(self._timeout, self._loop.time())
 
     def _start(self) -> None:
         self._running_since = self._loop.time()
         if self._open and self._left is not None and not self._timeout.expired():
-            self._timeout.reschedule(self._running_since + self._left)
+            _set(self._timeout, self._running_since + self._left)
 
     def _stop(self) -> None:
         if self._open and self._left is not None and not self._timeout.expired():
             self._left -= self._loop.time() - self._running_since
-            self._timeout.reschedule(None)
+            _set(self._timeout, None)
+
+
+def _set(timeout: asyncio.Timeout, when: float | None) -> None:
+    """A timer keeps the context that it was set in for as long as it would have run, though it is cancelled long before: the whole state
+    of a run that is over. It needs none.
+    """
+    Context().run(timeout.reschedule, when)
 
 
 class Joint:

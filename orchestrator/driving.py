@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import reduce
+from operator import is_
 from pathlib import Path
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -61,6 +62,7 @@ _NEVER_BEGUN = (
     0,
 )
 _CALLS, _QUIET = 0.8, 0.1  # of GRACE: for calls in flight, and without any; the report is written in the rest
+_PLAIN = frozenset((str, int, float, bool, type(None)))
 _OF_A_BRANCH = {"status", "error", "gap", "rejected", "attempts", "seconds"}
 
 
@@ -97,8 +99,7 @@ class Attempt:
     ahead: list[Mapping[str, Any]] = field(init=False, default_factory=list)  # what steps wrote since the state was last told
     earlier: list[Mapping[str, Any]] = field(init=False, default_factory=list)  # and in an earlier attempt, in the step that goes on
     interrupts: list[Interrupt] = field(init=False, default_factory=list)
-    planned: set[str] = field(init=False, default_factory=set)  # branches, by their tasks' ids
-    done: set[str] = field(init=False, default_factory=set)
+    planned: dict[str, bool] = field(init=False, default_factory=dict)  # branches, by their tasks' ids, and whether they are done
     lost_step: str = field(init=False, default="")
     steps: dict[str, int] = field(init=False, default_factory=dict)  # that were begun, and how many of each have not ended
     ended: frozenset[str] = field(init=False, default=frozenset())  # tasks of the step that goes on which had ended before, by their ids
@@ -143,7 +144,7 @@ class Attempt:
 
     def progress(self) -> dict[str, int]:
         """How many branches were planned, and how many of them are done."""
-        return {"planned": len(self.planned), "done": len(self.done)}
+        return {"planned": len(self.planned), "done": sum(self.planned.values())}
 
     async def drive(self, delivery: Delivery) -> Result:
         """Drive the graph to its end, telling every event; bad input is raised, every other failure is a result."""
@@ -169,11 +170,18 @@ class Attempt:
                 self.context.stop()
                 ended = ("cancelled", said(stopped)) if isinstance(stopped, Declined) else None
             if self.context.stopping:
-                return await self.result("cancelled", self._stopped(ended[1] if ended else None))
+                return await self._came("cancelled", self._stopped(ended[1] if ended else None))
             if ended is None and unknown:
                 named = ", ".join(repr(name) for name in dict.fromkeys(unknown))
                 ended = "failed", f"the graph sent work to {named}, and it has no such node: that work was not done"
-            return await self.result(*ended or await self._paused() or outcome(self.state, self.interrupts))
+            return await self._came(*ended or await self._paused() or outcome(self.state, self.interrupts))
+
+    async def _came(self, status: Status, error: str | None) -> Result:
+        """The result of an attempt that is over: what it is made of is let go before it is stored, which takes as much again."""
+        result = await self.result(status, error)
+        self.state, self.ahead, self.earlier = {}, [], []
+        self.context.join.begin([])
+        return result
 
     async def _paused(self) -> tuple[Status, str | None] | None:
         """Where a graph that was compiled to pause at a node has done so, which it tells nobody."""
@@ -328,14 +336,14 @@ class Attempt:
 
     def _note(self, event: Event) -> None:
         if event.kind == "plan":
-            self.planned.update(str(task["id"]) for task in event.fields["tasks"])
+            self.planned.update((str(task["id"]), False) for task in event.fields["tasks"] if task["id"] not in self.planned)
         elif event.kind == "branch_finished" and event.branch is not None and event.fields.get("status") == "ok":
-            self.done.add(event.branch)
+            self.planned[event.branch] = True
 
     def _stopped(self, cause: str | None) -> str:
         took = f"stopped after {time.monotonic() - self.began:.1f} s"
         left = ", ".join(repr(node) for node, going in self.steps.items() if going)
-        reached = f"{took}: {len(self.done):,} of {len(self.planned):,} branches were done" if self.planned else took
+        reached = f"{took}: {sum(self.planned.values()):,} of {len(self.planned):,} branches were done" if self.planned else took
         reached += f" (in step {left})" if left and not self.planned else ""
         return f"{reached}; {cause}" if cause else reached
 
@@ -447,12 +455,19 @@ def _fields(state: Any) -> dict[str, Any]:
 
 
 def _json(value: Any) -> Any:
+    """As JSON holds it; what is plain already stays the same object, as an output of ten thousand rows would be there twice."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
-        return {str(key): _json(item) for key, item in value.items()}
+        told = {str(key): _json(item) for key, item in value.items()}
+        same = kind is dict and len(told) == len(value) and all(told.get(key, told) is item for key, item in value.items())
+        return value if same else told
     if isinstance(value, list | tuple | set | frozenset):
-        return [_json(item) for item in value]
+        made = [_json(item) for item in value]
+        return value if kind is list and all(map(is_, made, value)) else made
     try:
         json.dumps(value)
     except (TypeError, ValueError):

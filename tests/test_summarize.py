@@ -1,7 +1,9 @@
 """The workflow that sums up documents, as its users run it."""
 
 import asyncio
+import gc
 import json
+from collections import Counter
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,34 @@ async def test_the_report_lists_so_many_documents_and_the_output_has_all(tmp_pat
     assert result.output["report"].count("| neutral |") == ROWS
     assert "And 5 more, which `--json` has." in result.output["report"]
     assert "No language model was used" in result.output["report"]
+
+
+def ours() -> Counter[str]:
+    """Objects of this project that are alive, by their class, without what the server in this process keeps."""
+    named = ((str(type(one).__module__), type(one).__name__) for one in gc.get_objects())
+    return Counter(name for module, name in named if module.startswith(("agents.", "orchestrator.")) and ".testing" not in module)
+
+
+async def test_what_is_kept_of_a_document_that_was_summed_up_does_not_grow(tmp_path: Path) -> None:
+    """Counted while all of them are put together: of each its row in the run's state, and nothing else; and nothing of it after the run."""
+    kept: list[Counter[str]] = []
+    for count in (100, 300):
+        folder, before, then = written(tmp_path / str(count), count, words=40), ours(), Counter[str]()
+
+        def answer(body: dict[str, Any], before: Counter[str] = before, then: Counter[str] = then) -> dict[str, Any]:
+            if is_reduce(body) and not then:  # the first of them
+                then |= ours() - before
+            return SUMMARY
+
+        async with model_server(agents_script(summary=answer)) as server:
+            given = {"documents": [str(folder)], "context_tokens": 4_000}
+            result = await run("summarize", given, model=server.chat_model(), controls={"max_concurrency": 4})
+        assert len(result.output["documents"]) == count
+        kept.append(then)
+        assert not (ours() - before).keys() & {"BranchResult", "Task", "Usage", "Summary"}  # though the result is still held
+    del kept[1]["Entry"]  # the calls of a minute: 240 at the most
+    grown = {kind: number for kind, number in (kept[1] - kept[0]).items() if number >= 100}
+    assert grown == {"Task": 200, "BranchResult": 200, "Usage": 200, "Mapped": 200}
 
 
 async def test_what_documents_and_models_say_stays_text(documents: Path) -> None:

@@ -97,8 +97,8 @@ async def write(reduced: Reduced[Summary], given: Given, context: RunContext) ->
         "summary": whole and whole.summary,
         "sentiment": whole and whole.sentiment,
         "key_points": whole and whole.key_points,
-        "documents": [{"source": one.item, **dict(one.value), "pieces": one.pieces} for one in reduced.items if one.value],
-        "failed": [Lost(source=one.item, error=one.error or one.status) for one in reduced.items if not one.value],
+        "documents": [{"source": one.item, **dict(value), "pieces": one.pieces} for one in reduced.items if (value := one.value)],
+        "failed": [Lost(source=one.item, error=one.error or one.status) for one in reduced.items if one.status != "ok"],
     }
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
+from sys import intern
 
 from orchestrator.documents.files import Listed, Unreadable, list_files, read_bytes
 from orchestrator.documents.formats import is_plain
@@ -24,7 +25,10 @@ class Reader:
 
     def __init__(self, paths: Sequence[str]) -> None:
         listing = list_files(paths)
-        self._files: dict[str, Listed] = {file.uri: file for file in listing.files}
+        # Of ten thousand files no more than their names: where both are the same, once.
+        self._files: dict[str, tuple[str, str] | str] = {
+            file.uri: intern(file.kind) if file.path == file.uri else (file.path, intern(file.kind)) for file in listing.files
+        }
         self.uris = tuple(self._files)
         self.skipped = listing.skipped
         self._slow, self._quick = ThreadPoolExecutor(_PARSERS, "reading"), ThreadPoolExecutor(1, "reading")
@@ -38,7 +42,8 @@ class Reader:
         file = self._files.get(uri)
         if file is None:
             raise OrchestratorError(f"{uri!r} is none of the documents any more")
-        return await asyncio.get_running_loop().run_in_executor(self._slow if file.kind in _SLOW else self._quick, self._read, file)
+        path, kind = (uri, file) if isinstance(file, str) else file
+        return await asyncio.get_running_loop().run_in_executor(self._slow if kind in _SLOW else self._quick, self._read, path, kind)
 
     async def aclose(self) -> None:
         """End what is being read; no text can be asked for afterwards."""
@@ -52,10 +57,10 @@ class Reader:
         for parser in self._parsers:
             parser.close()
 
-    def _read(self, file: Listed) -> str:
+    def _read(self, path: str, kind: str) -> str:
         parser = self._idle.get()
         try:
-            return parser.parse(read_bytes(file.path)[0], file.kind).text
+            return parser.parse(read_bytes(path)[0], kind).text
         except Unreadable as refusal:
             raise OrchestratorError(f"the file cannot be read: {refusal.reason}") from refusal
         except Abandoned as given_up:

@@ -211,7 +211,7 @@ async def run_branch(attempt: Agent, task: Task, sent: BranchInput, context: Run
         seconds=round(time.monotonic() - began, 3),
         usage=await context.ledger.usage(task.id),
     )
-    context.ledger.branch_ended(task.id)
+    context.ledger.forget(task.id)
     context.join.left(result)
     finished = result.model_dump(include={"status", "error", "gap", "attempts", "seconds"})
     tell("branch_finished", **finished, findings=len(result.findings))

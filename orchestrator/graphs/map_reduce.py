@@ -1,6 +1,7 @@
 """Map-reduce: each of any number of items at once, then what came of them put together, in groups that fit the model's context."""
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
@@ -33,8 +34,11 @@ T = TypeVar("T", bound=BaseModel)
 Given = Mapping[str, Any]
 """The run's input, by the fields of its schema."""
 
-_Kept = tuple[str, int]
-"""A value as JSON, and of how many pieces it was made."""
+_Plain = dict[str, Any] | str
+"""A value as plain data, or as JSON: see `_plain`."""
+
+_Kept = tuple[_Plain, int]
+"""A value, and of how many pieces it was made."""
 
 _NODES = 32  # of branches: so many are kept each by itself, as one node maps several where there are more
 _WRITING_SHARE = 0.95  # of a run's deadline
@@ -54,13 +58,19 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Mapped(Generic[T]):
-    """What became of one item. `value` is None exactly where `status` is not "ok". `pieces`: it was too long for fewer prompts."""
+    """What became of one item. `pieces`: it was too long for fewer prompts. `kept` is its value as the run keeps it, of type `schema`."""
 
     item: str
-    value: T | None
+    schema: type[T]
+    kept: dict[str, Any] | str | None
     status: BranchStatus = "ok"
     error: str | None = None
     pieces: int = 1
+
+    @property
+    def value(self) -> T | None:
+        """None exactly where `status` is not "ok". A new one each time, of the texts that the run keeps: of many, hold few at once."""
+        return None if self.kept is None else _value_of(self.schema, self.kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +101,8 @@ def merge_values(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, An
 
 
 class MapReduceState(TypedDict, total=False):
-    """The graph's own state. `values` holds each task's value as JSON, which takes the least, and `pieces` of how many it was made where
-    it was more than one; `todo` is the items themselves, also those without a task.
+    """The graph's own state. `values` holds each task's value as plain data, so that an output which lists them has the same texts and no
+    copies, and `pieces` of how many it was made where it was more than one; `todo` is the items themselves, also those without a task.
     """
 
     given: dict[str, Any]
@@ -100,7 +110,7 @@ class MapReduceState(TypedDict, total=False):
     tasks: list[Task]
     round: int
     room: int
-    values: Annotated[dict[str, str], merge_values]
+    values: Annotated[dict[str, dict[str, Any] | str], merge_values]
     pieces: Annotated[dict[str, int], merge_values]
     branches: Annotated[list[BranchResult], merge_branches]
     failures: Annotated[list[Failure], extend]
@@ -181,7 +191,7 @@ class _Work(Generic[T]):
             status, error = status_of(failed), str(failed) if isinstance(failed, RoundOver) else said(failed)
         seconds, usage = round(time.monotonic() - began, 3), await context.ledger.usage(task.id)
         result = BranchResult(task=task, status=status, error=error, gap=gap, seconds=seconds, usage=usage)
-        context.ledger.branch_ended(task.id)
+        context.ledger.forget(task.id)
         context.join.left(result)
         note = task.question + (f", in {value[1]:,} pieces" if value and value[1] > 1 else "")
         tell("branch_finished", status=status, error=error, gap=gap, attempts=1, seconds=seconds, note=note)
@@ -201,36 +211,73 @@ class _Work(Generic[T]):
         window = asyncio.Semaphore(context.controls.max_concurrency)  # the run's own has a place for the item already
         values = await _each([partial(self.map, part, sent["given"], context) for part in parts], window)
         named = [Part(part.item, self.told(value), part.number, part.of) for part, value in zip(parts, values, strict=True)]
-        value, _ = await self.put_together(list(zip(named, values, strict=True)), sent["given"], sent["room"], context, window)
-        return value.model_dump_json(), len(parts)
+        found = list(zip(named, values, strict=True))
+        value, _ = await self.put_together(len(found), found.__getitem__, sent["given"], sent["room"], context, window)
+        return _plain(value), len(parts)
+
+    def part(self, one: Mapped[T]) -> tuple[Part, T]:
+        """An item that has a value, as a part, and the value."""
+        value = _value_of(self.schema, one.kept or {})
+        return Part(one.item, self.told(value)), value
 
     async def put_together(
-        self, found: list[tuple[Part, T]], given: Given, room: int, context: RunContext, window: asyncio.Semaphore
+        self, count: int, part: Callable[[int], tuple[Part, T]], given: Given, room: int, context: RunContext, window: asyncio.Semaphore
     ) -> tuple[T, int]:
-        """One value of several, each told as a part, and how many of those were cut: groups that fit a prompt, until one is left."""
+        """One value of `count`, each told as a `part`, and how many of those were cut: groups that fit a prompt, until one is left.
+
+        A part is asked for to be measured, and again when its group's turn comes: ten thousand at once would take several times what
+        they are made of.
+        """
         cut = 0
-        while len(found) > 1:
+        while count > 1:
             # At least two fit into a group, whatever a model has written, so that each time there are at most half as many.
-            around = [min(tokens_in(part.item), _NAME) + _AROUND for part, _ in found]
-            short = [replace(part, text=cut_to(part.text, room // 2 - more)) for (part, _), more in zip(found, around, strict=True)]
-            cut += sum(part.text != whole.text for part, (whole, _) in zip(short, found, strict=True))
-            groups = grouped([tokens_in(part.text) + more for part, more in zip(short, around, strict=True)], room)
-            tell("log", level="info", message=f"{counted(len(found), 'result')} are put together in {counted(len(groups), 'group')}")
-            together = [group for group in groups if len(group) > 1]
-            asking = [partial(self.reduce, [short[place] for place in group], given, context) for group in together]
-            values = dict(zip(together, await _each(asking, window), strict=True))
-            known = [value for _, value in found]
-            found = [self._told(short[group[0]], short[group[-1]], values.get(group), known[group[0]]) for group in groups]
+            wholes = (part(place)[0] for place in range(count))
+            sizes = list[int]()
+            for whole in wholes:
+                short, size = _fitted(whole, room)
+                cut += short.text != whole.text
+                sizes.append(size)
+            groups = grouped(sizes, room)
+            tell("log", level="info", message=f"{counted(count, 'result')} are put together in {counted(len(groups), 'group')}")
+            asking = [partial(self._put_together, group, part, given, room, context) for group in groups]
+            found = await _each(asking, window)
+            count, part = len(found), found.__getitem__
         if cut:
             context.terms.warn("results were too long to be put together as they are, and lost their ends")
-        return found[0][1], cut
+        return part(0)[1], cut
 
-    def _told(self, first: Part, last: Part, value: T | None, known: T) -> tuple[Part, T]:
+    async def _put_together(
+        self, group: range, part: Callable[[int], tuple[Part, T]], given: Given, room: int, context: RunContext
+    ) -> tuple[Part, T]:
         """A group as one part of the next level; one of a single part is that part."""
-        if value is None:
-            return first, known
-        begin, end = first.item.partition(" … ")[0], last.item.rpartition(" … ")[2]
+        if len(group) == 1:
+            whole, value = part(group[0])
+            return _fitted(whole, room)[0], value
+        short = [_fitted(part(place)[0], room)[0] for place in group]
+        value = await self.reduce(short, given, context)
+        begin, end = short[0].item.partition(" … ")[0], short[-1].item.rpartition(" … ")[2]
         return Part(begin if begin == end else f"{begin} … {end}", self.told(value)), value
+
+
+def _plain(value: BaseModel) -> _Plain:
+    """A value as the run keeps it: as plain data, or as JSON where its type takes only that back, as one with strict fields does."""
+    plain = value.model_dump(mode="json")
+    try:
+        same = type(value).model_validate(plain) == value
+    except ValueError:
+        same = False
+    return plain if same else value.model_dump_json()
+
+
+def _value_of(schema: type[T], kept: _Plain) -> T:
+    return schema.model_validate_json(kept) if isinstance(kept, str) else schema.model_validate(kept)
+
+
+def _fitted(part: Part, room: int) -> tuple[Part, int]:
+    """A part of which two go into `room`, and how much of that it takes."""
+    around = min(tokens_in(part.item), _NAME) + _AROUND
+    short = replace(part, text=cut_to(part.text, room // 2 - around))
+    return short, tokens_in(short.text) + around
 
 
 async def _each(works: Iterable[Callable[[], Awaitable[R]]], window: asyncio.Semaphore) -> list[R]:
@@ -261,14 +308,12 @@ async def _mapped(work: _Work[T], sent: MapInput, context: RunContext) -> dict[s
 
 async def _reduced(work: _Work[T], state: MapReduceState, context: RunContext) -> Reduced[T]:
     """What came of the items, put together; where that fails what there is of each is kept."""
-    values, items, found = state["values"], list[Mapped[T]](), list[tuple[Part, T]]()
+    values, items = state["values"], list[Mapped[T]]()
     for result in state["branches"]:
         name = work.name(result.task, state["todo"][int(result.task.id[1:]) - 1])
-        known = values.get(result.task.id)
-        value = None if known is None else work.schema.model_validate_json(known)
-        items.append(Mapped(name, value, result.status, result.error or result.gap, state["pieces"].get(result.task.id, 1)))
-        if value is not None:
-            found.append((Part(name, work.told(value)), value))
+        error, made = result.error or result.gap, state["pieces"].get(result.task.id, 1)
+        items.append(Mapped(name, work.schema, values.get(result.task.id), result.status, error, made))
+    found = [one for one in items if one.kept is not None]
     failures, whole, cut = list[Failure](), None, 0
     why = None if context.stopping else context.join.failure(state["branches"])
     kinds: set[str] = set()
@@ -278,7 +323,9 @@ async def _reduced(work: _Work[T], state: MapReduceState, context: RunContext) -
         try:
             with kinds_asked() as kinds:
                 async with context.within(_WRITING_SHARE):
-                    whole, cut = await work.put_together(found, state["given"], state["room"], context, context.window)
+                    whole, cut = await work.put_together(
+                        len(found), lambda place: work.part(found[place]), state["given"], state["room"], context, context.window
+                    )
         except (GraphBubbleUp, InputError, StorageError):
             raise
         except Exception as error:  # noqa: BLE001 - what was mapped is paid for: it is reported without this
@@ -288,8 +335,13 @@ async def _reduced(work: _Work[T], state: MapReduceState, context: RunContext) -
 
 async def _listed(reduced: Reduced[T], given: Given, context: RunContext) -> dict[str, Any]:
     """The output of a graph whose user does not write it."""
-    items = [{"item": one.item, "value": one.value and one.value.model_dump(mode="json"), "error": one.error} for one in reduced.items]
+    items = [{"item": one.item, "value": _listed_value(one), "error": one.error} for one in reduced.items]
     return {"result": reduced.value and reduced.value.model_dump(mode="json"), "items": items}
+
+
+def _listed_value(one: Mapped[Any]) -> Any:
+    """As JSON holds it: as it is kept, where that is so."""
+    return json.loads(one.kept) if isinstance(one.kept, str) else one.kept
 
 
 async def _usual_room(given: Given, context: RunContext) -> int:

@@ -27,8 +27,8 @@ class Summed(Protocol):
 
 async def write_overview(reduced: Reduced[Any], focus: str, context: RunContext) -> str:
     """The report as Markdown; the values of `reduced` are `Summed`."""
-    done = [one for one in reduced.items if one.value is not None]
-    lost = [one for one in reduced.items if one.value is None]
+    done = [one for one in reduced.items if one.status == "ok"]
+    lost = [one for one in reduced.items if one.status != "ok"]
     parts = [
         f"# {plain_markdown(focus) or counted(len(reduced.items), 'document')}",
         OFFLINE_NOTE if reduced.offline else "",
@@ -56,7 +56,7 @@ def _missing(reduced: Reduced[Any], lost: int) -> str:
 def _together(whole: Summed | None, done: Sequence[Mapped[Any]]) -> list[str]:
     if whole is None:
         return []
-    counts = Counter(str(one.value.sentiment) for one in done if one.value is not None)
+    counts = Counter(str(value.sentiment) for one in done if (value := one.value) is not None)
     each = ", ".join(f"{number:,} {sentiment}" for sentiment, number in counts.most_common())
     sentiment = f"Sentiment: {whole.sentiment}" + (f" ({each})" if len(done) > 1 else "")
     points = [f"- {plain_markdown(point)}" for point in whole.key_points]
@@ -65,7 +65,7 @@ def _together(whole: Summed | None, done: Sequence[Mapped[Any]]) -> list[str]:
 
 def _table(done: Sequence[Mapped[Any]]) -> str:
     folder = _common([one.item for one in done])
-    rows = [_row(one.item[len(folder) :], one.value) for one in done[:ROWS] if one.value is not None]
+    rows = [_row(one.item[len(folder) :], value) for one in done[:ROWS] if (value := one.value) is not None]
     head = ["| document | sentiment | summary | key points |", "|---|---|---|---|"]
     more = [f"\nAnd {len(done) - ROWS:,} more, which `--json` has."] if len(done) > ROWS else []
     title = f"Documents in {plain_markdown(folder)}" if folder else "Documents"

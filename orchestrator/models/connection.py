@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from contextvars import Context
 from functools import cache, cached_property
 from typing import Any
 
@@ -81,6 +82,13 @@ class _Response(httpx2.Response):
                 yield part
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Its timer of idle connections keeps no context, which would hold the state of the run that asked last after that is over."""
+
+    def _release(self, *args: Any, **options: Any) -> None:
+        Context().run(super()._release, *args, **options)
+
+
 class Pool:
     """One loop's connections of all models that take the short way (`models/lean.py`); how many may be open is for admission to say.
 
@@ -88,7 +96,7 @@ class Pool:
     """
 
     def __init__(self) -> None:
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT_ALIVE, ssl=_certificates())
+        connector = _Connector(limit=0, keepalive_timeout=_KEPT_ALIVE, ssl=_certificates())
         self.session = aiohttp.ClientSession(
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), max_line_size=_HEADER_BYTES, max_field_size=_HEADER_BYTES
         )

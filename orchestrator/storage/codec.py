@@ -14,6 +14,7 @@ import threading
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import is_
 from typing import Any, NamedTuple
 
 import ormsgpack
@@ -106,6 +107,8 @@ class Codec:
         known = known or Known()
         if len(known.packed) > _REMEMBERED:
             known.packed.clear()
+        if len(known.stored) > _REMEMBERED:  # what is forgotten is written once more, and the store has it already
+            known.stored.clear()
         bulky = sys.maxsize if whole else BULKY
         packing = _Packing(self, known, bulky)
         body = packing.run(value)
@@ -229,15 +232,18 @@ class _Packing:
         kind, short = type(value), self._short
         if kind is dict:
             items = {self._named(key): item for key, item in value.items()} if self._secrets else value
-            return {
+            told = {
                 key: item if (each := type(item)) not in _WALKED or (each is str and len(item) < short) else self._lean(item)
                 for key, item in items.items()
             }
+            return value if items is value and all(map(is_, told.values(), value.values())) else told  # thousands of rows are not copied
         if kind is list or kind is tuple:
             lean = [
                 item if (each := type(item)) not in _WALKED or (each is str and len(item) < short) else self._lean(item) for item in value
             ]
-            return lean if kind is list else ormsgpack.Ext(TUPLE, ormsgpack.packb(lean, default=self._default, option=_OPTION))
+            if kind is list:
+                return value if all(map(is_, lean, value)) else lean
+            return ormsgpack.Ext(TUPLE, ormsgpack.packb(lean, default=self._default, option=_OPTION))
         if kind is str:
             text = without(self._secrets, value, _MARK) if self._secrets else value
             return text if len(text) < self._bulky else self._taken(bytes((_STRING,)) + text.encode("utf-8", "replace"))

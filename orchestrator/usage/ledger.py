@@ -152,7 +152,7 @@ class Ledger:
         self._branches: dict[str, _Count] = defaultdict(_Count)
         self._models: dict[str, _Count] = defaultdict(_Count)
         self._seen_models, self._seen_roles = self._pool.seen_models, self._pool.seen_roles
-        self._agents: dict[tuple[str, str], int] = defaultdict(int)
+        self._agents: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))  # guarded calls, by branch and role
         self._rounds = Rounds()
         self._run = self._pool.account
         self._branch_accounts: dict[str, Account] = {}
@@ -205,9 +205,9 @@ class Ledger:
             if self._rounds.count(role) > self.controls.max_agent_calls:
                 raise self._looping(role, None)
             return
-        if self._agents[role, branch] >= self.controls.max_agent_calls:
+        if self._agents[branch][role] >= self.controls.max_agent_calls:
             raise self._looping(role, branch)
-        self._agents[role, branch] += 1
+        self._agents[branch][role] += 1
         self._divide(role, branch)
 
     def branch_ended(self, branch: str) -> None:
@@ -215,6 +215,14 @@ class Ledger:
         self._unverified.discard(branch)
         self._verified.discard(branch)
         self._admit()
+
+    def forget(self, branch: str) -> None:
+        """A branch has ended, and what it used was asked for: it is in the sums of the run, and its own row is let go, as a run may have
+        ten thousand. Its budget goes on counting, where branches have one.
+        """
+        self.branch_ended(branch)
+        self._branches.pop(branch, None)
+        self._agents.pop(branch, None)
 
     async def usage(self, branch: str | None = None) -> Usage:
         """The whole run's, or one branch's over all its attempts."""
@@ -280,7 +288,7 @@ class Ledger:
 
     def _decide(self, call: _Call, blocked: set[Account]) -> Reservation | None:
         """Room for `call`, None where it has to wait; raises BudgetExceeded, LoopStopped."""
-        if call.guarded and call.branch is not None and self._agents[call.role, call.branch] >= self.controls.max_agent_calls:
+        if call.guarded and call.branch is not None and self._agents[call.branch][call.role] >= self.controls.max_agent_calls:
             raise self._looping(call.role, call.branch)
         call.short = []
         if not call.accounts:
@@ -322,7 +330,7 @@ class Ledger:
             account.hold(need)
         if call.branch is not None:
             if call.guarded:
-                self._agents[call.role, call.branch] += 1
+                self._agents[call.branch][call.role] += 1
             self._divide(call.role, call.branch)
         counts = any(account.limits[index] is not None for account in call.accounts for index in (1, 3, 4))
         estimate = self._likely_input(call) + self._likely_output(call, need)
@@ -399,6 +407,6 @@ class Ledger:
         for account in call.accounts:
             account.settle(need, used)
         if call.guarded and call.branch is not None and not used[0]:
-            self._agents[call.role, call.branch] -= 1  # it was not made
+            self._agents[call.branch][call.role] -= 1  # it was not made
         if self._waiting:
             self._admit()
