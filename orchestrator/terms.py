@@ -1,5 +1,6 @@
 """Terms: what a run grants its calls, and what they have used of it."""
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -121,6 +122,7 @@ class Terms:
     heard: bool = True  # whether anybody reads the tokens of answers
     driven: bool = False  # whether a run of ours drives the graph: nobody else reads its stream
     asked: dict[tuple[int, str], Any] = field(init=False, default_factory=dict, repr=False)  # models by role, as exchanges know them
+    stop_asked: asyncio.Event = field(init=False, default_factory=asyncio.Event, repr=False)  # set with `stopped`, for who waits for it
     party: Party = field(init=False)
     ledger: Ledger = field(init=False)
     retries: Retries = field(init=False, default_factory=Retries)
@@ -146,6 +148,7 @@ class Terms:
     def stop(self) -> None:
         """Begin no further request: what waits for its turn is refused, what is in flight may end."""
         self.stopped = True
+        self.stop_asked.set()
         for party in (self.party, *self.tools.values()):
             ADMISSION.dismiss(party)
 

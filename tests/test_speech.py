@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import struct
+import threading
 import wave
 from collections import Counter
 from itertools import pairwise
@@ -28,7 +29,7 @@ from orchestrator.speech import (
     resolve_transcriber,
     spoken,
 )
-from orchestrator.speech.devices import FRAME_BYTES, check_loudspeaker, check_microphone, open_wav
+from orchestrator.speech.devices import FRAME_BYTES, check_loudspeaker, check_microphone, open_microphone, open_wav
 from orchestrator.speech.hearing import run_program
 from orchestrator.terms import Terms
 from orchestrator.testing import Reply, model_server
@@ -266,3 +267,37 @@ async def test_an_endpoint_that_fails_for_a_moment_is_asked_again(monkeypatch: p
             await speaker.speak("hello", terms)
     with pytest.raises(CallFailedError, match=r"no connection to 127\.0\.0\.1"):
         await transcriber.hear(Sound(SAMPLES, 8_000), "", Terms(controls=Controls(max_attempts=1)))
+
+
+async def test_a_microphone_that_still_opens_when_nobody_wants_it_any_more_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can cancel the thread that opens it: what it has opened would listen for as long as the process lives."""
+    sounddevice = pytest.importorskip("sounddevice")
+    opening, go, done = threading.Event(), threading.Event(), list[str]()
+
+    class Slow:
+        def __init__(self, **_: object) -> None:
+            opening.set()
+            go.wait(10)
+
+        def start(self) -> None:
+            done.append("started")
+
+        def abort(self) -> None:
+            done.append("silent")
+
+        def close(self) -> None:
+            done.append("closed")
+
+    async def listen() -> None:
+        async with open_microphone():
+            raise AssertionError("it was cancelled")
+
+    monkeypatch.setattr(sounddevice, "query_devices", lambda **_: {})
+    monkeypatch.setattr(sounddevice, "RawInputStream", Slow)
+    listening = asyncio.create_task(listen())
+    await asyncio.to_thread(opening.wait, 10)
+    listening.cancel()
+    asyncio.get_running_loop().call_soon(go.set)
+    with pytest.raises(asyncio.CancelledError):
+        await listening
+    assert done == ["started", "silent", "closed"]

@@ -153,6 +153,24 @@ def frames_of(sound: Sound) -> list[bytes]:
     return [samples[at : at + FRAME_BYTES] for at in range(0, len(samples) - FRAME_BYTES, FRAME_BYTES)]
 
 
+async def test_a_microphone_listens_from_its_first_sound_on_however_late_that_comes(question: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that was opened may take seconds to begin: its silence until then is not the speaker's, whose patience is shorter."""
+    spoken, opened = await asyncio.to_thread(lambda: frames_of(read_wav(question))), 0
+
+    async def frames() -> AsyncIterator[bytes]:
+        nonlocal opened
+        opened += 1
+        if opened == 1:
+            await asyncio.sleep(0.3)
+            for frame in [bytes(FRAME_BYTES), *spoken]:
+                yield frame
+
+    async with model_server(lambda _: Reply(text="It is old."), hears=lambda _: "How old is it?") as server:
+        used(server, monkeypatch)
+        events = await spoken_by(frames, Played(), server, patience=0.2)
+    assert kinds(events, "heard", "spoken") == ["heard", "spoken"]
+
+
 async def test_speech_interrupts_the_answer_and_is_the_next_question(question: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spoken = await asyncio.to_thread(lambda: frames_of(read_wav(question)))
     hold = asyncio.Event()

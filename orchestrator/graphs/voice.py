@@ -55,7 +55,6 @@ T = TypeVar("T")
 _VOCABULARY = 100_000  # characters of the documents that the embedded recogniser learns its words from
 _SPOKEN = 8  # findings: whoever listens cannot skip
 _STAGES = {"hearing_timeout": "writing down what was said", "answer_timeout": "the answer"}
-_LOOK = 0.1  # seconds between two looks whether the run is to stop
 _TURNS = 100  # that a conversation has at most
 
 
@@ -265,6 +264,7 @@ async def _listened(microphone: Callable[[], Microphone], patience: float, conte
     """What somebody says; None where nobody does."""
     async with microphone() as frames:
         listener = Listener(frames)
+        await listener.ready()
         tell("listening", patience=patience)
         return await listener.finished() if await listener.began(patience, lambda: context.stopping) else None
 
@@ -385,8 +385,7 @@ class _Turn:
         """Fall silent as soon as the run is asked to stop: whoever asks for it does not want to hear the rest. Raises StopRequested."""
 
         async def stopped() -> None:
-            while not self.context.stopping:  # noqa: ASYNC110 - a run that is asked to stop tells nobody
-                await asyncio.sleep(_LOOK)
+            await self.context.terms.stop_asked.wait()
             self.context.terms.check()
 
         try:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import tempfile
+import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -32,6 +33,7 @@ FRAME_SECONDS = 0.03
 FRAME_BYTES = int(HEARING_RATE * FRAME_SECONDS) * 2
 """Of one piece of what a microphone hears: 16-bit samples, mono, 16 kHz."""
 
+_ALONE = threading.Lock()  # around every call into PortAudio, which takes one at a time
 _KEPT = 1_000  # frames that wait for whoever listens: half a minute; older ones are dropped
 _PATIENCE = 10.0  # seconds that a device may take longer than the sound lasts
 
@@ -59,7 +61,8 @@ def _devices(kind: str, purpose: str, instead: str) -> Any:
             remedy=f'pip install "orchestrator[voice]" (and apt-get install libportaudio2), or {instead}',
         ) from error
     try:
-        sounddevice.query_devices(kind=kind)
+        with _ALONE:
+            sounddevice.query_devices(kind=kind)
     except (sounddevice.PortAudioError, ValueError) as error:
         raise InputError(f"there is no {purpose.removeprefix('the ')} on this machine", remedy=instead) from error
     return sounddevice
@@ -106,16 +109,14 @@ async def open_microphone() -> AsyncGenerator[AsyncIterator[bytes], None]:
                     "the microphone fell silent: no sound came from the device", remedy="plug it in, and resume the run"
                 ) from None
 
-    def opened() -> Any:
-        stream = library.RawInputStream(samplerate=HEARING_RATE, channels=1, dtype="int16", blocksize=FRAME_BYTES // 2, callback=told)
-        stream.start()
-        return stream
+    def made() -> Any:
+        return library.RawInputStream(samplerate=HEARING_RATE, channels=1, dtype="int16", blocksize=FRAME_BYTES // 2, callback=told)
 
-    stream = await _device(library, opened)
+    stream = await _started(library, made)
     try:
         yield frames()
     finally:
-        await asyncio.shield(asyncio.to_thread(stream.close))
+        await asyncio.shield(asyncio.to_thread(_close, stream))
 
 
 @asynccontextmanager
@@ -147,7 +148,8 @@ class _Loudspeaker:
 
         if self._rate != sound.rate:
             await asyncio.shield(asyncio.to_thread(self.close))
-            await _device(self._library, lambda: self._open(sound.rate))
+            self._stream = await _started(self._library, lambda: self._made(sound.rate))
+            self._rate = sound.rate
         self._coming.append((memoryview(sound.samples), ended))
         try:
             await asyncio.wait_for(over.wait(), sound.seconds + _PATIENCE)
@@ -158,7 +160,7 @@ class _Loudspeaker:
             await asyncio.shield(asyncio.to_thread(self.close))
             raise
 
-    def _open(self, rate: int) -> None:
+    def _made(self, rate: int) -> Any:
         left, ended, coming = memoryview(b""), None, self._coming
 
         def wanted(data: Any, frames: int, time: Any, status: Any) -> None:
@@ -175,23 +177,51 @@ class _Loudspeaker:
                     ended = None
             data[place:] = bytes(len(data) - place)
 
-        self._stream, self._rate = self._library.RawOutputStream(samplerate=rate, channels=1, dtype="int16", callback=wanted), rate
-        self._stream.start()
+        return self._library.RawOutputStream(samplerate=rate, channels=1, dtype="int16", callback=wanted)
 
     def close(self) -> None:
         """Fall silent at once."""
         stream, self._stream, self._rate = self._stream, None, 0
-        self._coming.clear()
         if stream is not None:
-            stream.abort()
-            stream.close()
+            _close(stream)
+        self._coming.clear()  # not before: the device's own thread takes from it
 
 
-async def _device(library: Any, opened: Any) -> Any:
+async def _started(library: Any, made: Callable[[], Any]) -> Any:
+    """The stream that `made` makes, started in a thread. Nobody can cancel that: where this is cancelled, the stream is closed."""
+    streams: list[Any] = []
+    wanted = True
+
+    def start() -> None:
+        with _ALONE:
+            if wanted:
+                streams.append(made())
+                streams[0].start()
+
+    def give_up() -> None:
+        nonlocal wanted
+        wanted = False
+        with _ALONE:
+            pass  # whoever is starting it has done so
+        for stream in streams:
+            _close(stream)
+
     try:
-        return await asyncio.to_thread(opened)
+        await asyncio.to_thread(start)
     except library.PortAudioError as error:
+        await asyncio.to_thread(give_up)
         raise OrchestratorError(f"the sound device cannot be opened: {one_line(error)}", remedy="is another program using it?") from error
+    except asyncio.CancelledError:
+        await asyncio.shield(asyncio.to_thread(give_up))
+        raise
+    return streams[0]
+
+
+def _close(stream: Any) -> None:
+    """End a stream at once."""
+    with _ALONE:
+        stream.abort()
+        stream.close()
 
 
 def check_wav_target(option: str, given: str) -> Path:

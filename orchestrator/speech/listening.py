@@ -26,6 +26,12 @@ class Listener:
         self._ends = Endpointer(_WINDOW, _RATIO, _STRICTNESS, HEARING_RATE, FRAME_SECONDS)
         self._speech = bytearray()
 
+    async def ready(self) -> None:
+        """Wait for the first sound of the microphone, silence as well: a device may take seconds to begin after it was opened."""
+        async for frame in self._frames:
+            self._take(frame)
+            return
+
     async def began(self, patience: float | None = None, over: Callable[[], bool] = lambda: False) -> bool:
         """Wait until somebody speaks; False after `patience` seconds of silence, when it is `over`, or at the end of all sound."""
         until = None if patience is None else time.monotonic() + patience
