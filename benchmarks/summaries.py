@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-MOST = 4.6
+MOST = 5.0
 """KB that a document may add."""
 
 _WARM = 50  # documents of the run before
