@@ -145,7 +145,7 @@ async def test_no_more_branches_are_under_way_than_max_concurrency(documents: Pa
 
 
 async def test_a_branch_that_fails_does_not_touch_those_in_its_node(documents: Path) -> None:
-    """Of 70 tasks in 32 nodes the first node has t1, t33 and t65."""
+    """Of 70 tasks in 16 nodes the first node has t1, t33 and t65, too."""
     cut = asyncio.Event()
 
     async def own(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,7 +212,7 @@ async def test_a_branch_among_many_asks_a_person_and_no_answered_call_is_made_ag
 
 
 async def test_two_branches_of_one_node_ask_at_once(documents: Path) -> None:
-    """Of 40 tasks in 32 nodes the first node has t1 and t33."""
+    """Of 40 tasks in 16 nodes the first node has t1 and t33, too."""
 
     async def own(state: Mapping[str, Any], runtime: Runtime[RunContext]) -> dict[str, Any]:
         task = state["task_id"]

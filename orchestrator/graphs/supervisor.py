@@ -149,7 +149,7 @@ AFRESH: Mapping[str, Any] = {
 }
 """What takes the state of an earlier run off a thread; the turns of the conversation stay."""
 
-_NODES = 32  # of branches, in a round: so many are kept and shown each by itself, as one node runs several where there are more
+_NODES = 16  # of branches, in a round: so many are kept and shown each by itself, as one node runs several where there are more
 _WRITING_SHARE = 0.95  # of a run's deadline: the writer ends in time for the report of what was found
 _ANSWERED = {"planner": "questions", "researcher": "findings", "verifier": "findings", "writer": "answer"}
 
