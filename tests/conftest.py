@@ -19,6 +19,14 @@ __all__ = ["documents", "home", "loop_is_not_blocked", "nobody_at_the_door", "po
 # What pytest makes of a test's module is kept, so that it is made once and not by every worker of every session.
 sys.dont_write_bytecode = False
 
+# They begin first: at the end one of them would keep one worker busy while the others have nothing left to do.
+_LONGEST = frozenset((
+    "test_100_runs_leave_no_memory", "test_stops_at_random_points_leave_nothing_behind", "test_the_tests_that_are_written_pass_as_they_are",
+    "test_a_server_answers_fails_and_dies_and_the_run_goes_on", "test_broken_and_hostile_pdf_and_word_files",
+    "test_the_same_tree_with_the_attributes_of_generative_ai", "test_many_runs_at_once_fit_into_400_mb_of_address_space",
+    "test_a_run_that_is_stopped_under_a_lock_ends_in_time_with_its_report_and_who_looks_need_not_wait",
+))  # fmt: skip
+
 _OUTSIDE = ("OPENAI_", "LANGSMITH_", "LANGCHAIN_", "ORCHESTRATOR_", "ANTHROPIC_", "GOOGLE_")
 
 
@@ -27,6 +35,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         for package in ("orchestrator", "agents", "workflows"):
             compileall.compile_dir(Path(__file__).parent.parent / package, quiet=1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest tests first."""
+    items.sort(key=lambda item: item.name.partition("[")[0] not in _LONGEST)
 
 
 @pytest.fixture(autouse=True)
