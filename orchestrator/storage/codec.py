@@ -46,7 +46,7 @@ _OPTION = (
 # The first byte of what is stored: a value, one that refers to texts, or a string; and whether it is encrypted, and compressed.
 _ALONE, _REFERRING, _STRING = 1, 2, 3
 _SEALED, _DEFLATED, _ZSTANDARD = 16, 32, 64  # deflated were values of earlier versions
-_WORTH_COMPRESSING = 512  # bytes: under that little is gained
+_WORTH_COMPRESSING = 1024  # bytes: under that a third is gained, for as much time as it takes to make the value plain
 _WALKED = frozenset((str, dict, list, tuple, bytes, bytearray))
 _SIMPLE = frozenset((str, int, float, bool, type(None)))  # what holds nothing else
 _REMEMBERED = 4096  # values that a writer has packed
