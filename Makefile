@@ -37,6 +37,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.speed --write calls
 	$(BIN)/python -m benchmarks.speed --runs 1000 --branches 3 --rounds 1 --peers langgraph orchestrator --write runs
 	$(BIN)/python -m benchmarks.speed --branches 10000 --limit 100 --rounds 1 --peers orchestrator --write many
+	$(BIN)/python -m benchmarks.speed --branches 1000 --waiting --rounds 1 --peers wire orchestrator --write waiting
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.fanout
 	$(BIN)/python -m benchmarks.documents
