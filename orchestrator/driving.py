@@ -133,7 +133,8 @@ class Attempt:
         ended = {task.id: task.result for task in snapshot.tasks if isinstance(task.result, Mapping)}
         self.earlier, self.ended = [*ended.values()], frozenset(ended)
         values = snapshot.values if isinstance(snapshot.values, Mapping) else {}
-        tasks = [task for task in values.get("tasks") or () if isinstance(task, Task)]
+        going = any(task.path[0] == "__pregel_push" for task in snapshot.tasks)  # else all branches of the round are done
+        tasks = [task for task in values.get("tasks") or () if going and isinstance(task, Task)]
         now = [result for written in self.earlier for result in branches(written)]
         before = [result for result in branches(values) if result.task not in tasks]  # the others are of this round, or asked again in it
         self.known = [*(result.task for result in before), *tasks], [*before, *now]

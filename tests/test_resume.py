@@ -13,7 +13,8 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send, interrupt
 from typing_extensions import TypedDict
 
-from orchestrator import Budget, Controls, Event, Result, Workflow, resume, run, stream
+from agents import create_planner, create_researcher, create_verifier, create_writer
+from orchestrator import Budget, Controls, Event, Result, Workflow, create_supervisor, resume, run, stream
 from orchestrator.asking import Question
 from orchestrator.errors import InputError
 from orchestrator.resuming import stream_resume
@@ -358,6 +359,38 @@ async def test_the_round_that_was_under_way_goes_on_under_its_join_policy(store:
         assert len(finished) == 3
         assert [event.fields["attempt"] for event in seen if event.kind == "run_started"] == [2]
         assert (seen[-1].fields["status"], len(seen[-1].fields["output"]["findings"])) == ("complete", 3)
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+async def test_a_run_that_ended_in_its_report_tells_that_its_branches_are_done(
+    store: Storage, storage_url: str, tmp_path: Path, rounds: int
+) -> None:
+    documents, held, right = write_topics(tmp_path / "topics", 3), asyncio.Event(), topics_script(3)
+
+    def reply(request: dict[str, Any]) -> Any:
+        if answer_for(request) == "Draft" and not held.is_set():
+            loop.call_soon_threadsafe(held.set)
+            return Reply(value=right(request), delay=60)
+        return right(request)
+
+    loop = asyncio.get_running_loop()
+    agents = create_planner(), create_researcher(), create_verifier(), create_writer()
+    workflow = Workflow(create_supervisor(*agents, max_rounds=rounds), name="rounds")
+    async with model_server(reply) as server:
+        given = {"question": "What is said of every topic?", "documents": [str(documents)]}
+        async with asyncio.TaskGroup() as group:
+            events = stream(workflow, given, model=server.chat_model(), run_id="r", db=storage_url)
+            reading = group.create_task(_read(events))
+            await held.wait()
+            reading.cancel()
+        made = len(server.requests)
+        seen = [event async for event in stream_resume("r", workflow=workflow, model=server.chat_model(), db=storage_url)]
+        told = [event.kind for event in seen if event.kind in ("plan", "branch_finished", "step_started")]
+        assert told == ["plan", *["branch_finished"] * 3, "step_started"]
+        assert (seen[-1].fields["status"], len(server.requests)) == ("complete", made + 1)
+        record = await store.runs.get("r")
+        assert record is not None
+        assert (record.planned, record.done) == (3, 3)
 
 
 async def _read(events: AsyncGenerator[Event, None]) -> None:

@@ -206,10 +206,7 @@ def add_research(
         results, kinds = await run_branches(attempt, state, RunContext.of(runtime), max_repairs)
         return {"branches": results, "asked": sorted(kinds)}
 
-    async def join(state: SupervisorState, runtime: Runtime[RunContext]) -> dict[str, Any]:
-        return _join(state, RunContext.of(runtime))
-
-    def after_join(state: SupervisorState) -> str:
+    async def after_join(state: SupervisorState) -> str:
         return "write" if state["over"] or state["round"] >= max_rounds else "plan"
 
     async def write(state: SupervisorState, runtime: Runtime[RunContext]) -> dict[str, Any]:
@@ -221,12 +218,15 @@ def add_research(
     repeats = {"visits": "max_branches", "runs": 1 + max_repairs, "trace": {"branch": "branch round"}}
     graph.add_node("plan", plan, input_schema=shape, metadata=rounds)
     graph.add_node("branch", branch, input_schema=BranchInput, metadata=repeats)
-    graph.add_node("join", join, input_schema=shape, defer=True, metadata={"asks": 0, "trace": {"join": HIDDEN}})
-    graph.add_node("write", write, input_schema=shape, metadata={"runs": 1, "trace": {"write": "agent writer"}})
+    graph.add_node("write", write, input_schema=shape, defer=True, metadata={"runs": 1, "trace": {"write": "agent writer"}})
     graph.add_conditional_edges("plan", fan_out, ["branch", "write"])
+    graph.add_edge("write", END)
+    if max_rounds == 1:  # nothing is to be decided when it is over
+        graph.add_edge("branch", "write")
+        return
+    graph.add_node("join", join, input_schema=shape, defer=True, metadata={"asks": 0, "trace": {"join": HIDDEN}})
     graph.add_edge("branch", "join")
     graph.add_conditional_edges("join", after_join, ["plan", "write"])
-    graph.add_edge("write", END)
 
 
 def _asked_for(agent: Agent, state: Mapping[str, Any], own: Set[str]) -> dict[str, Any]:
@@ -282,7 +282,7 @@ async def _approved(tasks: Sequence[Task], number: int, context: RunContext) -> 
     return {"yes": questions, "no": []}[answer] if isinstance(answer, str) else list(answer)
 
 
-def fan_out(state: SupervisorState) -> list[Send] | str:
+async def fan_out(state: SupervisorState) -> list[Send] | str:
     """A branch a task; many of them in one node, which costs LangGraph as much as one. Without a task the report is written."""
     tasks, shared = state["tasks"], {"documents": state["documents"], "allow_hosts": state.get("allow_hosts", [])}
     # Every so many-th task goes to the same node: the most important ones come first, and all begin with those.
@@ -290,9 +290,9 @@ def fan_out(state: SupervisorState) -> list[Send] | str:
     return [Send("branch", {"tasks": tasks[at::nodes], **shared}) for at in range(nodes)] or "write"
 
 
-def _join(state: SupervisorState, context: RunContext) -> dict[str, Any]:
+async def join(state: SupervisorState, runtime: Runtime[RunContext]) -> dict[str, Any]:
     """No further round when all is lost, when a limit was reached, when the join policy has what it wants, and when the run stops."""
-    branches = state["branches"]
+    branches, context = state["branches"], RunContext.of(runtime)
     lost = all(result.status != "ok" for result in branches)
     late = any(result.status == "limited" for result in branches)
     return {"tasks": [], "over": lost or late or context.stopping or context.join.ends_rounds(branches)}
