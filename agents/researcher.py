@@ -142,12 +142,12 @@ async def _research(
     return {"messages": [answer.message], "findings": findings, "sources": sources, "missing": answer.value.missing}
 
 
-def after_search(state: ResearcherState) -> str:
+async def after_search(state: ResearcherState) -> str:
     """Where nothing was found and there is no tool to look further, there is nothing to ask a model."""
     return END if "missing" in state else "research"
 
 
-def after_research(state: ResearcherState) -> str:
+async def after_research(state: ResearcherState) -> str:
     """Findings end the loop, tool calls go round it. Its name stands in traces."""
     return END if "missing" in state else "call_tools"
 

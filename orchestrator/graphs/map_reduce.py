@@ -470,7 +470,7 @@ def _texts(items: str, room: int, given: Given) -> tuple[Sequence[int | None], i
     return [tokens_in(text) for text in given.get(items) or ()], room
 
 
-def fan_out(state: MapReduceState) -> list[Send]:
+async def fan_out(state: MapReduceState) -> list[Send]:
     """The tasks to a few nodes, each so many-th to the same one: all of them begin with the first items."""
     most = len(state["tasks"])
     nodes = min(most, _NODES)

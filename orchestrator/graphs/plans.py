@@ -129,7 +129,7 @@ def create_plans(
         # A report is a run's last: this one is the next on its thread.
         return {**AFRESH, **came, "failures": Overwrite(failures), "asked": Overwrite(sorted(kinds))}
 
-    def after_plans(state: PlansState) -> str:
+    async def after_plans(state: PlansState) -> str:
         return END if state.get("only_plan") else "plan"
 
     graph = StateGraph(PlansState, input_schema=PlansInput, output_schema=PlansOutput, context_schema=RunContext)

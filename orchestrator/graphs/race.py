@@ -215,10 +215,14 @@ def _side_by_side(agents: Mapping[str, Agent]) -> Agent:
     hints = {**_hints(builder.input_schema), _RACER: str}
     state = _typed("FieldState", {**hints, **_hints(builder.output_schema)})
     graph = StateGraph(state, input_schema=_typed("FieldInput", hints), output_schema=builder.output_schema, context_schema=RunContext)
+
+    async def own(given: Mapping[str, Any]) -> str:
+        return str(given[_RACER])
+
     for name, agent in agents.items():
         graph.add_node(name, agent)
         graph.add_edge(name, END)
-    graph.add_conditional_edges(START, lambda given: given[_RACER], [*agents])
+    graph.add_conditional_edges(START, own, [*agents])
     kept = any(agent.checkpointer is not False for agent in agents.values())
     return graph.compile(name="racers", checkpointer=None if kept else False)
 

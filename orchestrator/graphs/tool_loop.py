@@ -115,6 +115,6 @@ def with_prompt(text: str, messages: Sequence[BaseMessage], context: RunContext)
     return [SystemMessage(f"{text}\n\n{_DATA_RULE.format(boundary=context.boundary)}"), *messages]
 
 
-def after_ask(state: Any) -> str:
+async def after_ask(state: Any) -> str:
     """A text ends the loop, tool calls go round it. Its name stands in traces."""
     return "call_tools" if latest_calls(state["messages"]) else END

@@ -189,12 +189,12 @@ def given_of(state: Mapping[str, Any]) -> VoiceInput:
     return VoiceInput(**{key: state[key] for key in VoiceInput.model_fields if key in state})
 
 
-def after_hearing(state: VoiceState) -> str:
+async def after_hearing(state: VoiceState) -> str:
     """Somebody said something, or nobody does any more. Its name stands in traces."""
     return END if state.get("over") else "answer" if state["transcript"] else "hear"
 
 
-def after_answer(state: VoiceState) -> str:
+async def after_answer(state: VoiceState) -> str:
     """At a microphone the next one speaks."""
     turns = sum(isinstance(message, HumanMessage) for message in state["messages"])
     return "hear" if state.get("microphone") and turns < _TURNS else END
