@@ -108,9 +108,10 @@ class Journal:
     async def open(
         cls, table: JournalTable, run: int, fence: Fence, *, mode: JournalMode = "record", sources: Sequence[int] = ()
     ) -> "Journal":
-        """The journal of the run `run`; a new run (`record`) without sources looks for no answers. Raises StorageError."""
+        """The journal of the run `run`; a new run (`record`) has no rows, and without sources no answers. Raises StorageError."""
         journal = cls(table, run, fence, mode)
-        journal._next = await table.next_seq(run)
+        if mode != "record":
+            journal._next = await table.next_seq(run)
         if mode != "record" or sources:
             for number in dict.fromkeys((run, *sources)):
                 rows = await table.rows(number)

@@ -18,7 +18,6 @@ from orchestrator.events import Event
 from orchestrator.journal import Journal, JournalMode
 from orchestrator.outcome import Result
 from orchestrator.storage import Fence, RunRecord, Storage, kept
-from orchestrator.storage.owner import drop
 from orchestrator.tracing.recording import RunTrace, open_trace
 
 __all__ = ["attempt_events", "checkpointed", "create_run", "folded", "give_back", "record_of"]
@@ -56,13 +55,7 @@ def _plain(values: dict[str, Any]) -> dict[str, Any] | None:
 
 async def create_run(storage: Storage, attempt: Attempt, record: RunRecord) -> tuple[RunRecord, Fence]:
     """Store a new run, claimed by this process; raises InputError where its id is taken, StorageError."""
-    fence = await storage.runs.create(record)
-    with contextlib.ExitStack() as claim:
-        claim.callback(drop, fence.owner)  # else the run would count as one that goes on for as long as this process lives
-        stored = await storage.runs.get(record.run_id)
-        if stored is None:
-            raise OrchestratorError(f"run {record.run_id!r} went from the store as it began", remedy="run it again")
-        claim.pop_all()
+    stored, fence = await storage.runs.create(record)
     attempt.thread = stored.thread_id
     attempt.given = attempt.values
     return stored, fence
@@ -121,7 +114,8 @@ async def _kept(
     async with kept(storage.runs, fence, lambda: now.progress()):
         try:
             async with _in_time(attempt.stop, lambda: storage.database.leave(fence)):
-                now.graph = checkpointed(now.graph, storage.checkpoints(fence, now.graph), storage.memory(fence))
+                new = mode == "record" and record.thread is None
+                now.graph = checkpointed(now.graph, storage.checkpoints(fence, now.graph, new=new), storage.memory(fence))
                 if record.thread is not None and now.given is now.values:
                     await begin_turn(now)
                 while True:

@@ -27,7 +27,9 @@ async def storage(storage_url: str) -> AsyncIterator[Storage]:
 
 async def ended(storage: Storage, run_id: str, *, days: float = 0.0, status: str = "complete", **fields: Any) -> None:
     """A run that ended some days ago, with what it leaves in every table."""
-    fence = await storage.runs.create(RunRecord(run_id=run_id, workflow="w", input={"own": f"{run_id} {TEXT}", "shared": TEXT}, **fields))
+    _, fence = await storage.runs.create(
+        RunRecord(run_id=run_id, workflow="w", input={"own": f"{run_id} {TEXT}", "shared": TEXT}, **fields)
+    )
     record = await storage.runs.get(run_id)
     assert record is not None
     checkpoint = empty_checkpoint() | {"channel_values": {"said": f"in a checkpoint: {TEXT}"}, "channel_versions": {"said": 1}}

@@ -47,7 +47,9 @@ def on_a_terminal(width: int, *words: str) -> list[str]:
 
 async def stored(run_id: str, status: str, *, questions: Any = None, error: str | None = None, **fields: Any) -> None:
     async with open_storage() as storage:
-        fence = await storage.runs.create(RunRecord(run_id=run_id, **{"workflow": "research", "input": {"question": QUESTION}, **fields}))
+        _, fence = await storage.runs.create(
+            RunRecord(run_id=run_id, **{"workflow": "research", "input": {"question": QUESTION}, **fields})
+        )
         if status == "running":
             return
         if status == "crashed":

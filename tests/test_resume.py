@@ -18,7 +18,7 @@ from orchestrator import Budget, Controls, Event, Result, Workflow, create_super
 from orchestrator.asking import Question
 from orchestrator.errors import InputError
 from orchestrator.resuming import stream_resume
-from orchestrator.storage import Storage, open_storage
+from orchestrator.storage import Storage, heartbeat, open_storage
 from orchestrator.storage.database import Statement
 from orchestrator.testing import ModelServer, Reply, Responder, answer_for, model_server
 from tests.research_made import topics_script, write_topics
@@ -73,6 +73,21 @@ async def test_a_run_goes_on_where_a_node_failed(store: Storage, storage_url: st
     done = await resume("r", workflow=steps.workflow, db=storage_url)
     assert (done.status, done.output, done.error) == ("complete", {"number": 1, "done": ["a", "b", "c", "d"]}, None)
     assert sorted(steps.made) == ["a", "b", "b", "c", "d"]
+
+
+async def test_a_new_run_asks_its_store_for_nothing_but_its_number(
+    store: Storage, storage_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, submit = list[str](), store.database.submit
+
+    def watched(*statements: Statement, **options: Any) -> Any:
+        asked.extend(sql for sql, _ in statements if sql.startswith("SELECT"))
+        return submit(*statements, **options)
+
+    monkeypatch.setattr(heartbeat, "collect_daily", lambda _: asyncio.sleep(0))
+    monkeypatch.setattr(store.database, "submit", watched)
+    await run(Steps().workflow, {"number": 1}, model="offline", db=storage_url)
+    assert asked == ["SELECT number FROM runs WHERE run_id = ? AND owner = ?"]
 
 
 async def test_of_a_run_that_is_done_the_result_is_told_once_more(store: Storage, storage_url: str) -> None:

@@ -35,7 +35,7 @@ def wait(state: State) -> None:
 async def store() -> AsyncGenerator[Storage, None]:
     """A run that left something in every column."""
     async with open_storage("memory://") as storage:
-        fence = await storage.runs.create(RunRecord(run_id="run-1", workflow="w", input={"question": LONG}))
+        _, fence = await storage.runs.create(RunRecord(run_id="run-1", workflow="w", input={"question": LONG}))
         journal = await Journal.open(storage.journal, 1, fence)
         await journal.record(Request(kind="model", role="r", model="m", content=LONG), {"content": "an answer"})
         await journal.aclose()

@@ -238,7 +238,7 @@ async def test_a_fork_has_its_own_calls_alone(documents: Path) -> None:
 
 
 async def _stored(storage: Storage) -> tuple[RunRecord, Any]:
-    fence = await storage.runs.create(RunRecord(run_id="run-1", workflow="w"))
+    _, fence = await storage.runs.create(RunRecord(run_id="run-1", workflow="w"))
     record = await storage.runs.get("run-1")
     assert record is not None
     return record, fence

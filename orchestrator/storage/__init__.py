@@ -31,11 +31,14 @@ class Storage:
     journal: JournalTable
     trace: TraceTable
 
-    def checkpoints(self, fence: Fence | None = None, graph: Any = None) -> "Checkpoints":
-        """The checkpoints as LangGraph takes them: what is written carries `fence`, and the types of the compiled `graph` are known."""
+    def checkpoints(self, fence: Fence | None = None, graph: Any = None, *, new: bool = False) -> "Checkpoints":
+        """The checkpoints as LangGraph takes them: what is written carries `fence`, and the types of the compiled `graph` are known.
+
+        `new`: its run is, so that the store has none of its thread.
+        """
         from orchestrator.storage.checkpoints import Checkpoints
 
-        return Checkpoints(self.database, self.codec, fence, graph)
+        return Checkpoints(self.database, self.codec, fence, graph, new=new)
 
     def memory(self, fence: Fence | None = None) -> "Memory":
         """LangGraph's store of long-term memory; what is written carries `fence`."""

@@ -73,15 +73,17 @@ class Checkpoints(BaseCheckpointSaver[int]):
     """A checkpointer over a Database, for one event loop; what it stores are values that its codec knows.
 
     What is written carries `fence`, and the types that the schemas of the compiled `graph` name are known. The pending writes of a step
-    are dropped with the checkpoint after it where the graph is known and none of its channels is built from them.
+    are dropped with the checkpoint after it where the graph is known and none of its channels is built from them. `new`: the store has
+    nothing of the one thread that this is used for, which then need not be asked for what was not put here.
     The synchronous methods work from other threads.
     """
 
-    def __init__(self, database: Database, codec: Codec, fence: Fence | None = None, graph: Any = None) -> None:
+    def __init__(self, database: Database, codec: Codec, fence: Fence | None = None, graph: Any = None, *, new: bool = False) -> None:
         super().__init__()
         self._database = database
         self._codec = codec if graph is None else codec.allowing(types_of(graph))
         self._fence = fence
+        self._new = new
         self._superseded = graph is None or _has_delta(graph)  # whether the writes of checkpoints that have a successor are kept
         self._known: dict[str, Known] = {}  # by thread
         self._heads: dict[tuple[str, str], _Head] = {}  # by thread and namespace
@@ -159,6 +161,8 @@ class Checkpoints(BaseCheckpointSaver[int]):
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The checkpoint of `config`, the latest of its thread where it names none; None where there is none."""
         thread, ns, checkpoint_id = _place(config)
+        if self._new and (thread, ns) not in self._heads:
+            return None
         found, values = ("AND id = ?", (thread, ns, checkpoint_id)) if checkpoint_id else ("ORDER BY id DESC LIMIT 1", (thread, ns))
         [rows] = await self._database.run(Statement(f"SELECT {_ROW} FROM checkpoints WHERE thread = ? AND ns = ? {found}", values))  # noqa: S608 - of ours
         return await self._tuple(rows[0]) if rows else None

@@ -1,5 +1,6 @@
 """Which process a run belongs to, and whether it is still there."""
 
+import asyncio
 import functools
 import os
 import secrets
@@ -19,6 +20,7 @@ LEASE = 30.0
 """Seconds after its last heartbeat for which a run on another machine counts as running."""
 
 _COMMAND = "command-"
+_processes: dict[int, tuple[str, str, str]] = {}  # what a claim says of this one, by its number: a fork has another
 _held: set[str] = set()  # tokens of the claims that this process works for
 
 
@@ -58,11 +60,13 @@ class Owner:
         return f"pid {self.pid}, {one_line(self.host, 60)}{began}"
 
 
-def new_owner() -> Owner:
+async def new_owner() -> Owner:
     """A new claim of this process; it is held until `drop`."""
-    host, space = _place()
+    pid = os.getpid()
+    if pid not in _processes:
+        _processes[pid] = await asyncio.to_thread(lambda: (_own_birth(pid), *_place()))  # which reads files
     kind = _COMMAND if getattr(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), "ends_runs", False) else ""
-    owner = Owner(kind + secrets.token_hex(8), os.getpid(), _own_birth(os.getpid()), host, space)
+    owner = Owner(kind + secrets.token_hex(8), pid, *_processes[pid])
     hold(owner.token)
     return owner
 

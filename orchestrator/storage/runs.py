@@ -97,17 +97,21 @@ class RunsTable:
         self.database = database
         self.codec = codec
 
-    async def create(self, record: RunRecord) -> Fence:
-        """Stores a new run as running, claimed by this process. Raises InputError where its id or its conversation is taken."""
-        with _held(await asyncio.to_thread(new_owner)) as owner:
+    async def create(self, record: RunRecord) -> tuple[RunRecord, Fence]:
+        """Stores a new run as running, claimed by this process, and gives its record with its number.
+
+        Raises InputError where its id or its conversation is taken.
+        """
+        with _held(await new_owner()) as owner:
             await self._check_thread(record)
             now = time.time()
             new = replace(record, status="running", owner=owner, since=now, heartbeat=now, attempts=1, created=now, updated=now)
-            found = await self._found(record.run_id, *self._insert(new))
-            if found is not None and found.owner == owner:
-                return Fence(record.run_id, owner.token)
+            own = Statement("SELECT number FROM runs WHERE run_id = ? AND owner = ?", (record.run_id, owner.token))
+            found = (await self.database.run(*self._insert(new), own))[-1]
+            if found:
+                return replace(new, number=int(found[0][0])), Fence(record.run_id, owner.token)
             await self._check_thread(record)
-            raise _taken(found, record)
+            raise _taken(await self.get(record.run_id), record)
 
     async def claim(self, run_id: str, *, retry: bool = False) -> tuple[RunRecord, Fence]:
         """Takes the run for this process: of several that try at once exactly one does. The record is as it was found, its number too.
@@ -115,7 +119,7 @@ class RunsTable:
         Raises InputError where there is no such run, somebody works for it, or its conversation is in use; OrchestratorError where
         its process died CRASHES times in a row at the same place, unless `retry`.
         """
-        with _held(await asyncio.to_thread(new_owner)) as owner:
+        with _held(await new_owner()) as owner:
             while True:
                 found = await self._claimable(run_id)
                 crashes, mark = await self._crashes(found)
@@ -169,7 +173,8 @@ class RunsTable:
 
     async def get(self, run_id: str) -> RunRecord | None:
         """The run, None where there is none."""
-        return await self._found(run_id)
+        records = await self._records((await self.database.run(Statement(f"{_SELECT} AND run_id = ?", (run_id,))))[0])
+        return records[0] if records else None
 
     async def list(
         self,
@@ -236,11 +241,6 @@ class RunsTable:
             raise _running(found)
         await self._check_thread(found)
         return found
-
-    async def _found(self, run_id: str, *ahead: Statement) -> RunRecord | None:
-        select = Statement(f"{_SELECT} AND run_id = ?", (run_id,))
-        records = await self._records((await self.database.run(*ahead, select))[-1])
-        return records[0] if records else None
 
     async def _records(self, rows: Sequence[Row]) -> _Records:
         places = [_COLUMNS.index(name) for name in _PACKED]
