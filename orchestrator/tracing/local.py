@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import sys
+import threading
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakSet
 
 from orchestrator.errors import StorageError
 from orchestrator.spans import Span
@@ -14,6 +16,7 @@ from orchestrator.storage.trace import TraceTable
 __all__ = ["FIELDS", "LocalTrace"]
 
 _FIRST, _EVERY = 0.1, 1.0  # seconds to the first write, and between two: what a killed process loses beside what the journal has
+_MANY = 100  # attempts at once, from which on each waits longer: a process writes so often in _EVERY
 _SETTLED = 0.25  # second after its end in which the journal has told a span its row
 _AT_ONCE = 500  # spans of one row
 _NOTES = 50  # of one span
@@ -43,6 +46,8 @@ FIELDS = (
 )
 """What is kept of a span, in this order."""
 
+_under_way: WeakSet["LocalTrace"] = WeakSet()
+
 
 class LocalTrace:
     """The spans of one attempt, on the event loop that it is made on. What cannot be stored ends no run: `failed` says why."""
@@ -55,10 +60,12 @@ class LocalTrace:
         self._part = 0
         self._waiting: dict[int, tuple[Span, float]] = {}  # with when it last changed
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._timer: asyncio.TimerHandle | None = None
         self._due = False
         self._writing: set[asyncio.Future[Any]] = set()
         self.failed: str | None = None
+        _under_way.add(self)
 
     def began(self, span: Span) -> None:
         """What goes on is kept, too: a process may die in it."""
@@ -66,7 +73,10 @@ class LocalTrace:
         if not self._due:
             self._due = True
             with contextlib.suppress(RuntimeError):  # the loop is closed: what a thread left behind does there belongs to no run
-                self._loop.call_soon_threadsafe(self._set)
+                if threading.get_ident() == self._thread:
+                    self._set()
+                else:
+                    self._loop.call_soon_threadsafe(self._set)
 
     def sent(self, span: Span) -> None:
         """A span that has waited."""
@@ -77,7 +87,8 @@ class LocalTrace:
         self.began(span)
 
     def _set(self) -> None:
-        self._timer = self._loop.call_later(_EVERY if self._part else _FIRST, self._write)
+        seconds = (_EVERY if self._part else _FIRST) * max(1, len(_under_way) / _MANY)
+        self._timer = self._loop.call_later(seconds, self._write)
 
     def _write(self, *, all_of_it: bool = False) -> None:
         """Hand over what is settled; nobody waits for it."""
@@ -109,6 +120,7 @@ class LocalTrace:
 
     async def aclose(self) -> None:
         """Write what is left, and wait for it."""
+        _under_way.discard(self)
         if self._timer is not None:
             self._timer.cancel()
         self._write(all_of_it=True)
