@@ -1,6 +1,7 @@
 """The table of runs, on memory, a SQLite file and Postgres: who owns a run, and what becomes of it when its process dies."""
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import signal
@@ -100,12 +101,13 @@ async def test_a_run_is_read_back_as_it_was_stored(storage: Storage) -> None:
     assert stored == dataclasses.replace(begun, since=now, heartbeat=now, created=now, updated=now)
     assert (stored.owner.token, stored.owner.pid, stored.number > 0) == (fence.owner, os.getpid(), True)
 
-    await storage.runs.beat(fence, planned=5, done=2, usage={"model_calls": 3})
-    await storage.runs.finish(fence, "partial", error="one failed", result={"output": {"report": "x" * 1000}}, questions=[{"id": "q"}])
+    assert await storage.runs.beat({fence: {"planned": 5, "done": 2}}) == {fence}
+    told = {"output": {"report": "x" * 1000}, "usage": {"model_calls": 3}}
+    await storage.runs.finish(fence, "partial", error="one failed", result=told, questions=[{"id": "q"}])
     ended = await storage.runs.get("a")
     assert ended is not None
     assert (ended.status, ended.error, ended.planned, ended.done, ended.usage) == ("partial", "one failed", 5, 2, {"model_calls": 3})
-    assert (ended.result, ended.questions, ended.input) == ({"output": {"report": "x" * 1000}}, [{"id": "q"}], record.input)
+    assert (ended.result, ended.questions, ended.input) == (told, [{"id": "q"}], record.input)
 
 
 async def test_a_secret_of_the_environment_is_not_stored(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,14 +153,12 @@ async def test_a_run_is_claimed_by_one_at_a_time(storage: Storage) -> None:
     assert (len(won), {type(outcome) for outcome in outcomes if isinstance(outcome, BaseException)}) == (1, {InputError})
     found, fence = won[0]
     assert (found.status, found.questions, found.attempts) == ("interrupted", [{"id": "q"}], 1)
-    with pytest.raises(LostRunError):
-        await storage.runs.beat(first)
+    assert await storage.runs.beat({first: {"planned": 7}, fence: {}}) == {fence}
     with pytest.raises(LostRunError):
         await storage.runs.finish(first, "complete")
-    await storage.runs.beat(fence)
     stored = await storage.runs.get("a")
     assert stored is not None
-    assert (stored.status, stored.attempts) == ("running", 2)
+    assert (stored.status, stored.attempts, stored.planned) == ("running", 2, 0)
 
 
 async def test_a_run_that_nobody_works_for_any_more_has_crashed(storage: Storage) -> None:
@@ -271,13 +271,25 @@ async def test_runs_are_listed_newest_first_without_their_bulk(storage: Storage)
 # --- a run's heart
 
 
-async def test_a_run_that_is_lost_is_cancelled(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_run_that_is_lost_is_cancelled_and_no_other(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it takes some beats until it is over."""
     monkeypatch.setattr(heartbeat, "BEAT", 0.02)
     _, fence = await storage.runs.create(RunRecord(run_id="a", workflow="w"))
-    await storage.database.run(Statement("UPDATE runs SET owner = 'somebody'"))
-    with pytest.raises(LostRunError):
-        async with kept(storage.runs, fence), asyncio.timeout(10):
-            await asyncio.sleep(20)
+    _, other = await storage.runs.create(RunRecord(run_id="b", workflow="w"))
+    done = iter(range(10_000))
+    async with kept(storage.runs, other, lambda: {"done": next(done)}):
+        await storage.database.run(Statement("UPDATE runs SET owner = 'somebody' WHERE run_id = 'a'"))
+        ending = contextlib.AsyncExitStack()
+        ending.push_async_callback(asyncio.sleep, 0.2)
+        with pytest.raises(LostRunError):
+            async with kept(storage.runs, fence), ending, asyncio.timeout(10):
+                await asyncio.sleep(20)
+        then = next(done)
+        await asyncio.sleep(0.2)
+        assert next(done) > then + 1
+    before = next(done)
+    await asyncio.sleep(0.1)
+    assert next(done) == before + 1
 
 
 async def test_the_heart_tells_how_far_a_run_is(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

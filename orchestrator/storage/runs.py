@@ -128,12 +128,13 @@ class RunsTable:
                 if await self._taken_over(found, owner, 0 if retry else crashes, mark):
                     return found, Fence(run_id, owner.token)
 
-    async def beat(self, fence: Fence, *, planned: int | None = None, done: int | None = None, usage: Any = None) -> None:
-        """Says that the run goes on, and how far it is; raises LostRunError where another process has taken it."""
+    async def beat(self, runs: Mapping[Fence, Mapping[str, int]]) -> set[Fence]:
+        """Says of each of `runs` that it goes on, and how far it is (`planned`, `done`); gives those that another process has not taken."""
         now = time.time()
-        values = (now, now, planned, done, None if usage is None else _dumped(usage), *fence)
-        sets = "heartbeat = ?, updated = ?, planned = coalesce(?, planned), done = coalesce(?, done), usage = coalesce(?, usage)"
-        await self.database.run(Statement(f"UPDATE runs SET {sets} WHERE run_id = ? AND owner = ?", values), fence=fence)  # noqa: S608 - ours
+        sets = "heartbeat = ?, updated = ?, planned = coalesce(?, planned), done = coalesce(?, done)"
+        update = f"UPDATE runs SET {sets} WHERE run_id = ? AND owner = ? RETURNING run_id"  # noqa: S608 - of ours
+        beats = [Statement(update, (now, now, told.get("planned"), told.get("done"), *fence)) for fence, told in runs.items()]
+        return {fence for fence, rows in zip(runs, await self.database.run(*beats), strict=True) if rows}
 
     async def change(self, fence: Fence, *, generation: int, models: Any, controls: Any, fingerprint: str) -> None:
         """Stores how the run goes on, where that is another way than it was started; raises LostRunError."""
@@ -152,7 +153,7 @@ class RunsTable:
         planned: int | None = None,
         done: int | None = None,
     ) -> None:
-        """Stores what the run came to; it may be claimed from then on. A result's `usage` is the run's; `planned`, `done`: as in `beat`.
+        """Stores what the run came to; it may be claimed from then on. A result's `usage` is the run's; `planned`, `done`: how far it came.
 
         Raises LostRunError where another process has taken it.
         """
