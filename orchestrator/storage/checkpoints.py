@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import AsyncIterator, Collection, Coroutine, Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.channels import DeltaChannel
@@ -26,7 +27,7 @@ from orchestrator.errors import StorageTypeError
 from orchestrator.storage.codec import Codec, Known, Packed, keep_texts, references_of, unpack_all
 from orchestrator.storage.database import Database, Fence, Row, Statement
 from orchestrator.storage.loops import wait_outside
-from orchestrator.storage.types import types_of
+from orchestrator.storage.types import TypeName, types_of
 
 __all__ = ["Checkpoints", "thread_number"]
 
@@ -81,10 +82,11 @@ class Checkpoints(BaseCheckpointSaver[int]):
     def __init__(self, database: Database, codec: Codec, fence: Fence | None = None, graph: Any = None, *, new: bool = False) -> None:
         super().__init__()
         self._database = database
-        self._codec = codec if graph is None else codec.allowing(types_of(graph))
+        # Types, and whether the writes of checkpoints that have a successor are kept.
+        names, self._superseded = (frozenset(), True) if graph is None else _facts(graph)
+        self._codec = codec.allowing(names)
         self._fence = fence
         self._new = new
-        self._superseded = graph is None or _has_delta(graph)  # whether the writes of checkpoints that have a successor are kept
         self._known: dict[str, Known] = {}  # by thread
         self._heads: dict[tuple[str, str], _Head] = {}  # by thread and namespace
         self._written: set[tuple[str, str, str | None]] = set()  # checkpoints beside which writes of tasks are stored
@@ -112,7 +114,8 @@ class Checkpoints(BaseCheckpointSaver[int]):
         values = checkpoint["channel_values"]
         packed = {name: self._packed(thread, values[name], f"in the state's key {name!r}") for name in new_versions if name in values}
         told = get_checkpoint_metadata(config, metadata)
-        head = self._codec.pack_plain({name: item for name, item in checkpoint.items() if name not in ("channel_values", "id")})
+        named = {name: item for name, item in checkpoint.items() if name not in ("channel_values", "id")}
+        head = self._codec.pack_plain(named, whole=True)  # names and numbers: nothing of it is worth storing once
         notes = self._codec.pack_plain(told)
         run = told.get("run_id")
         statements = [*self._values(thread, ns, new_versions, packed)]
@@ -411,7 +414,16 @@ def _conditions(config: RunnableConfig | None, before: RunnableConfig | None) ->
     return wanted
 
 
-def _has_delta(graph: Any) -> bool:
-    """Whether a channel of the graph, or of one inside it, is built from the writes of earlier steps."""
-    graphs = (graph, *(inner for _, inner in graph.get_subgraphs(recurse=True)))
-    return any(isinstance(channel, DeltaChannel) for each in graphs for channel in each.channels.values())
+_known_graphs: WeakKeyDictionary[Any, tuple[frozenset[TypeName], bool]] = WeakKeyDictionary()
+
+
+def _facts(graph: Any) -> tuple[frozenset[TypeName], bool]:
+    """The types that a compiled graph names, and whether a channel of it, or of one inside it, is built from the writes of earlier
+    steps. They are kept for as long as the graph lives: a process may run it a thousand times.
+    """
+    found = _known_graphs.get(graph)
+    if found is None:
+        graphs = (graph, *(inner for _, inner in graph.get_subgraphs(recurse=True)))
+        superseded = any(isinstance(channel, DeltaChannel) for each in graphs for channel in each.channels.values())
+        found = _known_graphs[graph] = frozenset(types_of(graph)), superseded
+    return found

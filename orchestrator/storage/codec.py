@@ -101,7 +101,8 @@ class Codec:
 
         Raises StorageTypeError for what could not be read back.
         """
-        return (self.pack_plain if type(value) in _SIMPLE else self._walked)(value, known, whole=whole)
+        plain = type(value) in _SIMPLE or (type(value) is list and all(type(item) in _SIMPLE for item in value))
+        return (self.pack_plain if plain else self._walked)(value, known, whole=whole)
 
     def _walked(self, value: Any, known: "Known | None", *, whole: bool) -> Packed:
         known = known or Known()
