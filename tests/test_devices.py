@@ -1,4 +1,7 @@
-"""Microphone and loudspeaker as devices: PortAudio over a sound server whose devices are made of nothing, and whose time is real."""
+"""Microphone and loudspeaker as devices, and PortAudio where it hangs.
+
+The real ones are PortAudio over a sound server whose devices are made of nothing, and whose time is real.
+"""
 
 import asyncio
 import os
@@ -6,27 +9,163 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import wave
 from array import array
 from collections.abc import AsyncIterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from orchestrator.errors import InputError, OrchestratorError
+from orchestrator.speech import Sound, check_loudspeaker, check_microphone, devices, open_loudspeaker, open_microphone
 from orchestrator.testing import Reply, model_server
 
 NEEDED = ("pulseaudio", "pactl", "paplay", "parec", "espeak-ng")
 missing = [name for name in NEEDED if shutil.which(name) is None]
 missing += [name for name in ("sounddevice", "pocketsphinx") if find_spec(name) is None]
-pytestmark = [
-    pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}"),
-    pytest.mark.skipif(not os.environ.get("TEST_DEVICES"), reason="takes 15 seconds of real time, of a machine at rest: TEST_DEVICES=1"),
-]
+if not os.environ.get("TEST_DEVICES"):
+    missing = ["TEST_DEVICES=1, as it takes 15 seconds of real time"]
+
+HANGING = '''"""What stands for the library of sound devices: a call named in HANGS never comes back."""
+import atexit, os, threading, time
+
+class PortAudioError(Exception): ...
+class CallbackAbort(Exception): ...
+
+def hang(call):
+    if call in os.environ["HANGS"].split():
+        if call == "start":
+            os.write(1, b"starting\\n")
+        threading.Event().wait()
+
+@atexit.register
+def _exit_handler():
+    hang("exit")
+
+def query_devices(**_):
+    hang("query")
+
+class RawInputStream:
+    latency = 0.0
+
+    def __init__(self, *, callback, blocksize, **_):
+        self.callback, self.data, self.active, self.ended = callback, bytearray(2 * (blocksize or 480)), False, []
+
+    def start(self):
+        hang("start")
+        self.active = True
+        if "callback" not in os.environ["HANGS"]:
+            threading.Thread(target=self.run, daemon=True).start()
+
+    def run(self):
+        try:
+            while True:
+                self.callback(self.data, 480, None, None)
+                time.sleep(0.001)
+        except CallbackAbort:
+            self.active = False
+
+    def stop(self):
+        ENDED.append("stop")
+
+    def abort(self):
+        ENDED.append("abort")
+
+    def close(self):
+        hang("close")
+        ENDED.append("close")
+
+RawOutputStream, ENDED = RawInputStream, []
+'''
 
 
 @pytest.fixture
-async def devices(tmp_path: Path) -> AsyncIterator[dict[str, str]]:
+def library(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """HANGING, as the library that is installed; nobody has the patience for it that a device would get."""
+    made = ModuleType("sounddevice")
+    monkeypatch.setenv("HANGS", "")
+    exec(HANGING, vars(made))  # noqa: S102 - the same text is a file of other processes' own
+    monkeypatch.setitem(sys.modules, "sounddevice", made)
+    for name, seconds in {"_PATIENCE": 0.1, "_CLOSING": 0.5, "_LAST": 0.1}.items():
+        monkeypatch.setattr(devices, name, seconds)
+    monkeypatch.setattr(devices, "_ALONE", threading.Lock())  # what hangs keeps the one that it has taken
+    return made
+
+
+def test_a_sound_system_that_does_not_answer_is_told(library: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HANGS", "query")
+    with pytest.raises(InputError, match="the microphone cannot be used: the sound system does not answer"):
+        check_microphone()
+    with pytest.raises(InputError, match="the loudspeaker cannot be used: the sound system does not answer"):
+        check_loudspeaker()
+
+
+@pytest.mark.parametrize(
+    ("hangs", "error"), [("start", "cannot be opened: no answer"), ("callback", "gives no sound"), ("callback close", "gives no sound")]
+)
+async def test_a_microphone_that_hangs_is_told(library: ModuleType, monkeypatch: pytest.MonkeyPatch, hangs: str, error: str) -> None:
+    monkeypatch.setenv("HANGS", hangs)
+    with pytest.raises(OrchestratorError, match=error) as told:
+        async with open_microphone() as frames:
+            await anext(frames)
+    assert told.value.remedy
+
+
+@pytest.mark.parametrize(("hangs", "error"), [("start", "cannot be opened: no answer"), ("callback", "the device takes no sound")])
+async def test_a_loudspeaker_that_hangs_is_told(library: ModuleType, monkeypatch: pytest.MonkeyPatch, hangs: str, error: str) -> None:
+    monkeypatch.setenv("HANGS", hangs)
+    with pytest.raises(OrchestratorError, match=error) as told:
+        async with open_loudspeaker() as outlet:
+            await outlet.play(Sound(bytes(320), 16_000))
+    assert told.value.remedy
+
+
+async def test_a_stream_ends_by_itself_and_is_aborted_only_where_it_stands_still(
+    library: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PortAudio's abort cancels the thread of a stream, whatever lock that holds."""
+    async with open_microphone() as frames:
+        await anext(frames)
+    async with open_loudspeaker() as outlet:
+        await outlet.play(Sound(bytes(320), 16_000))
+        await outlet.play(Sound(bytes(320), 8_000))
+    assert library.ENDED == ["stop", "close"] * 3
+    monkeypatch.setenv("HANGS", "callback")
+    async with open_microphone():
+        pass
+    assert library.ENDED[6:] == ["abort", "close"]
+
+
+@pytest.mark.skipif(find_spec("pocketsphinx") is None, reason="not installed: pocketsphinx")
+@pytest.mark.parametrize(("hangs", "code"), [("close exit", 0), ("start exit", 130)])
+async def test_the_process_ends_whatever_hangs(tmp_path: Path, hangs: str, code: int) -> None:
+    """At a microphone where nobody speaks and which cannot be closed; and stopped while it is being opened."""
+    await asyncio.to_thread((tmp_path / "sounddevice.py").write_text, HANGING)
+    begin = (
+        "import sys; from orchestrator.speech import devices as d; d._CLOSING = 0.1; from orchestrator.cli import main; sys.exit(main())"
+    )
+    given = ("voice", "--microphone", "--model", "openai:test-model", "--transcriber", "openai:whisper-1", "--patience", "0.2")
+    async with model_server() as server:
+        voice = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", begin, *given, "--db", "memory://"),
+            env={**os.environ, **server.environ, "HANGS": hangs, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert voice.stdout is not None
+        if "start" in hangs:
+            assert await voice.stdout.readline() == b"starting\n"
+            voice.send_signal(signal.SIGINT)
+        _, errors = await voice.communicate()
+    assert voice.returncode == code, errors.decode()
+    assert b"Traceback" not in errors
+
+
+@pytest.fixture
+async def sound_server(tmp_path: Path) -> AsyncIterator[dict[str, str]]:
     """The environment of who hears the sink `mouth` as the microphone and speaks into the sink `speaker`."""
     environ = {**os.environ, "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path), "PULSE_SERVER": f"unix:{tmp_path}/sound"}
     await asyncio.to_thread((tmp_path / ".asoundrc").write_text, "pcm.!default { type pulse }\nctl.!default { type pulse }\n")
@@ -56,7 +195,8 @@ async def devices(tmp_path: Path) -> AsyncIterator[dict[str, str]]:
         await server.wait()
 
 
-async def test_a_conversation_at_a_microphone_that_is_interrupted(tmp_path: Path, devices: dict[str, str]) -> None:
+@pytest.mark.skipif(bool(missing), reason=f"not there: {', '.join(missing)}")
+async def test_a_conversation_at_a_microphone_that_is_interrupted(tmp_path: Path, sound_server: dict[str, str]) -> None:
     """Two spoken questions, the second one into the answer of the first; what was played is recorded."""
     for number, text in enumerate(("How old is the lighthouse?", "When is the museum open?")):
         await (await asyncio.create_subprocess_exec("espeak-ng", "-w", str(tmp_path / f"{number}.wav"), text)).wait()
@@ -70,7 +210,7 @@ async def test_a_conversation_at_a_microphone_that_is_interrupted(tmp_path: Path
         "--file-format=wav",
         str(tmp_path / "played.wav"),
     )
-    recorder = await asyncio.create_subprocess_exec("parec", *record, env=devices)
+    recorder = await asyncio.create_subprocess_exec("parec", *record, env=sound_server)
     seen: list[str] = []
     async with model_server(lambda _: Reply(text=next(answers)), hears=lambda _: next(said)) as server:
         given = (
@@ -86,7 +226,7 @@ async def test_a_conversation_at_a_microphone_that_is_interrupted(tmp_path: Path
         )
         voice = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "orchestrator", "voice", *given),
-            env={**devices, **server.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            env={**sound_server, **server.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
@@ -96,7 +236,7 @@ async def test_a_conversation_at_a_microphone_that_is_interrupted(tmp_path: Path
             asked = {"listening": 0, "says: It was built": 1}
             for begins, number in asked.items():
                 if seen[-1].startswith(begins) and sum(one.startswith(begins) for one in seen) == 1:
-                    await asyncio.create_subprocess_exec("paplay", "--device=mouth", str(tmp_path / f"{number}.wav"), env=devices)
+                    await asyncio.create_subprocess_exec("paplay", "--device=mouth", str(tmp_path / f"{number}.wav"), env=sound_server)
         assert await voice.wait() == 0, seen
     recorder.send_signal(signal.SIGTERM)
     await recorder.wait()

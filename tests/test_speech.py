@@ -282,7 +282,9 @@ async def test_a_microphone_that_still_opens_when_nobody_wants_it_any_more_is_cl
         def start(self) -> None:
             done.append("started")
 
-        def abort(self) -> None:
+        active = False
+
+        def stop(self) -> None:
             done.append("silent")
 
         def close(self) -> None:

@@ -1,16 +1,19 @@
 """Where speech comes from and goes to: a microphone, a loudspeaker, a WAV file."""
 
 import asyncio
+import atexit
 import contextlib
 import os
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 from orchestrator.errors import InputError, OrchestratorError
 from orchestrator.speech.audio import HEARING_RATE, Sound, wav_header
@@ -36,6 +39,10 @@ FRAME_BYTES = int(HEARING_RATE * FRAME_SECONDS) * 2
 _ALONE = threading.Lock()  # around every call into PortAudio, which takes one at a time
 _KEPT = 1_000  # frames that wait for whoever listens: half a minute; older ones are dropped
 _PATIENCE = 10.0  # seconds that a device may take longer than the sound lasts
+_CLOSING = 2.0  # seconds that are waited for a device that is closed; after that whoever closed it goes on
+_LAST = 0.5  # seconds in which the thread of a stream sees that it is over; one that does not waits for a device that stands still
+
+T = TypeVar("T")
 
 
 class Outlet(Protocol):
@@ -53,19 +60,53 @@ Microphone = AbstractAsyncContextManager[AsyncIterator[bytes]]
 def _devices(kind: str, purpose: str, instead: str) -> Any:
     """The library of sound devices, where there is such a device; raises InputError."""
     try:
-        import sounddevice  # type: ignore[import-untyped]
+        return _begun(lambda: _looked(kind)).result(_PATIENCE)
     except (ImportError, OSError) as error:  # OSError: the library PortAudio is not there
+        if isinstance(error, TimeoutError):
+            what, remedy = f"{purpose} cannot be used: the sound system does not answer", f"start it anew, or {instead}"
+            raise InputError(what, remedy=remedy) from None
         what = "sounddevice is not installed" if isinstance(error, ImportError) else "PortAudio is not installed"
         raise InputError(
             f"{purpose} cannot be used: {what}",
             remedy=f'pip install "orchestrator[voice]" (and apt-get install libportaudio2), or {instead}',
         ) from error
-    try:
-        with _ALONE:
-            sounddevice.query_devices(kind=kind)
-    except (sounddevice.PortAudioError, ValueError) as error:
+    except LookupError as error:
         raise InputError(f"there is no {purpose.removeprefix('the ')} on this machine", remedy=instead) from error
+
+
+def _looked(kind: str) -> Any:
+    """The library; raises LookupError where there is no such device, ImportError or OSError where the library is not there."""
+    with _ALONE:
+        import sounddevice  # type: ignore[import-untyped]
+
+        if ending := getattr(sounddevice, "_exit_handler", None):
+            atexit.unregister(ending)  # it waits for PortAudio, for ever where that hangs; what is still open then ends with the process
+        try:
+            sounddevice.query_devices(kind=kind)
+        except (sounddevice.PortAudioError, ValueError) as error:
+            raise LookupError(kind) from error
     return sounddevice
+
+
+def _begun(call: Callable[[], T]) -> "Future[T]":
+    """A call into PortAudio, in a thread of its own: where it never comes back, the process ends nevertheless."""
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # nobody can cancel it
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - whoever waits for it is told
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="sound device", daemon=True).start()
+    return future
+
+
+async def _came(future: "Future[T]", seconds: float) -> T:
+    """What it comes to; raises TimeoutError."""
+    async with asyncio.timeout(seconds):
+        return await asyncio.wrap_future(future)
 
 
 def check_loudspeaker(instead: str = "write the answer to a file: --speech answer.wav") -> None:
@@ -93,7 +134,7 @@ async def open_microphone() -> AsyncGenerator[AsyncIterator[bytes], None]:
         kept.append(frame)
         something.set()
 
-    def told(data: Any, frames: int, time: Any, status: Any) -> None:
+    def told(data: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
             loop.call_soon_threadsafe(heard, bytes(data))
 
@@ -105,18 +146,16 @@ async def open_microphone() -> AsyncGenerator[AsyncIterator[bytes], None]:
             try:
                 await asyncio.wait_for(something.wait(), _PATIENCE)
             except TimeoutError:
+                what = f"the microphone gives no sound: nothing, silence neither, came from it for {_PATIENCE:g} s"
                 raise OrchestratorError(
-                    "the microphone fell silent: no sound came from the device", remedy="plug it in, and resume the run"
+                    what, remedy="plug it in, or choose another one in the system's settings, and resume the run"
                 ) from None
 
-    def made() -> Any:
-        return library.RawInputStream(samplerate=HEARING_RATE, channels=1, dtype="int16", blocksize=FRAME_BYTES // 2, callback=told)
-
-    stream = await _started(library, made)
+    stream = await _started(_Stream(library, told, rate=HEARING_RATE, size=FRAME_BYTES // 2))
     try:
         yield frames()
     finally:
-        await asyncio.shield(asyncio.to_thread(_close, stream))
+        await stream.closed()
 
 
 @asynccontextmanager
@@ -127,7 +166,7 @@ async def open_loudspeaker() -> AsyncGenerator[Outlet, None]:
     try:
         yield loudspeaker
     finally:
-        await asyncio.shield(asyncio.to_thread(loudspeaker.close))
+        await loudspeaker.closed()
 
 
 class _Loudspeaker:
@@ -135,7 +174,7 @@ class _Loudspeaker:
 
     def __init__(self, library: Any) -> None:
         self._library = library
-        self._stream: Any = None
+        self._stream: _Stream | None = None
         self._rate = 0
         self._coming: deque[tuple[memoryview, Callable[[], None]]] = deque()
 
@@ -146,24 +185,25 @@ class _Loudspeaker:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(over.set)
 
-        if self._rate != sound.rate:
-            await asyncio.shield(asyncio.to_thread(self.close))
-            self._stream = await _started(self._library, lambda: self._made(sound.rate))
+        if self._stream is None or self._rate != sound.rate:
+            await self.closed()
+            self._stream = await _started(_Stream(self._library, self._giving(), rate=sound.rate))
             self._rate = sound.rate
         self._coming.append((memoryview(sound.samples), ended))
         try:
             await asyncio.wait_for(over.wait(), sound.seconds + _PATIENCE)
-            await asyncio.sleep(self._stream.latency)  # of what the device was given something is still to be heard
+            await asyncio.sleep(self._stream.latency())  # of what the device was given something is still to be heard
         except TimeoutError:
-            raise OrchestratorError("the loudspeaker does not play: the device takes no sound") from None
+            remedy = "choose another one in the system's settings, or write the answer to a file: --speech answer.wav"
+            raise OrchestratorError("the loudspeaker does not play: the device takes no sound", remedy=remedy) from None
         except asyncio.CancelledError:
-            await asyncio.shield(asyncio.to_thread(self.close))
+            await self.closed()
             raise
 
-    def _made(self, rate: int) -> Any:
+    def _giving(self) -> Callable[[Any], None]:
         left, ended, coming = memoryview(b""), None, self._coming
 
-        def wanted(data: Any, frames: int, time: Any, status: Any) -> None:
+        def wanted(data: Any) -> None:
             nonlocal left, ended
             place = 0
             while place < len(data) and (left or coming):
@@ -177,51 +217,81 @@ class _Loudspeaker:
                     ended = None
             data[place:] = bytes(len(data) - place)
 
-        return self._library.RawOutputStream(samplerate=rate, channels=1, dtype="int16", callback=wanted)
+        return wanted
 
-    def close(self) -> None:
+    async def closed(self) -> None:
         """Fall silent at once."""
         stream, self._stream, self._rate = self._stream, None, 0
         if stream is not None:
-            _close(stream)
-        self._coming.clear()  # not before: the device's own thread takes from it
+            await stream.closed()
+        self._coming = deque()  # the device's own thread may still take from the one before
 
 
-async def _started(library: Any, made: Callable[[], Any]) -> Any:
-    """The stream that `made` makes, started in a thread. Nobody can cancel that: where this is cancelled, the stream is closed."""
-    streams: list[Any] = []
-    wanted = True
+class _Stream:
+    """Sound of a device, 16-bit mono: `each` is told what was heard, pieces of `size` samples, or, without `size`, fills what is played."""
 
-    def start() -> None:
+    def __init__(self, library: Any, each: Callable[[Any], None], *, rate: int, size: int | None = None) -> None:
+        self._library, self._each, self._rate, self._size = library, each, rate, size
+        self.error = library.PortAudioError
+        self._stream: Any = None
+        self._over = False
+
+    def latency(self) -> float:
+        """Seconds from what is given to the device to what is heard."""
+        return min(float(self._stream.latency), _PATIENCE)
+
+    def start(self) -> None:
+        """Blocks, as long as PortAudio does; raises PortAudioError. What is closed before its turn comes is not opened."""
+        kind = self._library.RawInputStream if self._size else self._library.RawOutputStream
         with _ALONE:
-            if wanted:
-                streams.append(made())
-                streams[0].start()
+            if not self._over:
+                self._stream = kind(samplerate=self._rate, channels=1, dtype="int16", blocksize=self._size or 0, callback=self._called)
+                self._stream.start()
 
-    def give_up() -> None:
-        nonlocal wanted
-        wanted = False
-        with _ALONE:
-            pass  # whoever is starting it has done so
-        for stream in streams:
-            _close(stream)
+    def _called(self, data: Any, *_: Any) -> None:
+        if not self._over:
+            return self._each(data)
+        if not self._size:
+            data[:] = bytes(len(data))
+        raise self._library.CallbackAbort
 
+    async def closed(self) -> None:
+        """Over, at once; what the device has not ended in a moment ends some time later, or with the process."""
+        self._over = True
+        with contextlib.suppress(TimeoutError, self.error):
+            await _came(_begun(self._close), _CLOSING)
+
+    def _close(self) -> None:
+        with _ALONE:  # whoever is starting it has done so
+            stream, self._stream = self._stream, None
+            if stream is None:
+                return
+            # PortAudio's abort cancels the stream's thread wherever that is, a lock of Python or of the sound system held: it ends itself.
+            until = time.monotonic() + _LAST
+            while stream.active and time.monotonic() < until:
+                time.sleep(0.005)
+            if stream.active:
+                stream.abort()
+            else:
+                stream.stop()
+            stream.close()
+
+
+async def _started(stream: _Stream) -> _Stream:
+    """The stream, started. Nobody can cancel that: where this is cancelled, or takes too long, it is closed once it is open."""
+    remedy = "is another program using it?"
     try:
-        await asyncio.to_thread(start)
-    except library.PortAudioError as error:
-        await asyncio.to_thread(give_up)
-        raise OrchestratorError(f"the sound device cannot be opened: {one_line(error)}", remedy="is another program using it?") from error
+        await _came(_begun(stream.start), _PATIENCE)
+    except TimeoutError:
+        await stream.closed()
+        raise OrchestratorError(f"the sound device cannot be opened: no answer in {_PATIENCE:g} s", remedy=remedy) from None
+    except stream.error as error:
+        await stream.closed()
+        raise OrchestratorError(f"the sound device cannot be opened: {one_line(error)}", remedy=remedy) from error
     except asyncio.CancelledError:
-        await asyncio.shield(asyncio.to_thread(give_up))
+        await stream.closed()
         raise
-    return streams[0]
-
-
-def _close(stream: Any) -> None:
-    """End a stream at once."""
-    with _ALONE:
-        stream.abort()
-        stream.close()
+    return stream
 
 
 def check_wav_target(option: str, given: str) -> Path:
