@@ -262,11 +262,16 @@ def _checked(given: VoiceInput, *, own_ear: bool, own_voice: bool) -> Transcribe
 
 async def _listened(microphone: Callable[[], Microphone], patience: float, context: RunContext) -> Sound | None:
     """What somebody says; None where nobody does."""
-    async with microphone() as frames:
-        listener = Listener(frames)
-        await listener.ready()
+    async with AsyncExitStack() as stack:
+        listener = await _unless_stopped(_opened(stack, microphone), context)
         tell("listening", patience=patience)
         return await listener.finished() if await listener.began(patience, lambda: context.stopping) else None
+
+
+async def _opened(stack: AsyncExitStack, microphone: Callable[[], Microphone]) -> Listener:
+    listener = Listener(await stack.enter_async_context(microphone()))
+    await listener.ready()
+    return listener
 
 
 async def transcribed(sound: Sound, words: str, spec: str, transcriber: Transcriber | None, context: RunContext) -> str:
@@ -376,25 +381,10 @@ class _Turn:
             speaker = await asyncio.to_thread(resolve_speaker, given.speaker, given.voice)
             async with open_wav(Path(given.speech)) if given.speech else self.loudspeaker() as outlet:
                 coming, limit = _until_none(sentences), given.speaking_timeout
-                await self._unless_stopped(say_all(coming, speaker, outlet, self.spoken, limit=limit, terms=self.context.terms))
+                await _unless_stopped(say_all(coming, speaker, outlet, self.spoken, limit=limit, terms=self.context.terms), self.context)
             tell("spoken", sentences=len(self.spoken.sentences), seconds=round(self.spoken.seconds, 3), file=given.speech)
         except OrchestratorError as error:
             self.spoken.failure = Failure(role="speaker", status=status_of(error), error=said(error))
-
-    async def _unless_stopped(self, work: Awaitable[None]) -> None:
-        """Fall silent as soon as the run is asked to stop: whoever asks for it does not want to hear the rest. Raises StopRequested."""
-
-        async def stopped() -> None:
-            await self.context.terms.stop_asked.wait()
-            self.context.terms.check()
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                watching = group.create_task(stopped(), name="voice is wanted")
-                await work
-                watching.cancel()
-        except BaseExceptionGroup as failed:
-            raise _first(failed) from None
 
     async def _answered(self, messages: Sequence[AnyMessage], wanted: str, feed: Callable[[str], None]) -> Answer:
         if self.given.documents:
@@ -417,6 +407,23 @@ class _Turn:
         for sentence in (sentences := _sentences_of(findings, came["sources"])):
             feed(sentence)
         return Answer(" ".join(sentences), came["report"], findings, came["gaps"], came["sources"])
+
+
+async def _unless_stopped(work: Awaitable[T], context: RunContext) -> T:
+    """`work`, which ends as soon as the run is asked to stop: whoever asks for it wants to hear and say no more. Raises StopRequested."""
+
+    async def stopped() -> None:
+        await context.terms.stop_asked.wait()
+        context.terms.check()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(stopped(), name="voice is wanted")
+            came = await work
+            watching.cancel()
+    except BaseExceptionGroup as failed:
+        raise _first(failed) from None
+    return came
 
 
 async def _or_speech(work: Coroutine[Any, Any, T], listener: Listener | None) -> T | None:
