@@ -37,8 +37,8 @@ class CallbackAbort(Exception): ...
 
 def hang(call):
     if call in os.environ["HANGS"].split():
-        if call == "start":
-            os.write(1, b"starting\\n")
+        if call in ("start", "middle"):
+            os.write(1, b"hanging\\n")
         threading.Event().wait()
 
 @atexit.register
@@ -62,9 +62,11 @@ class RawInputStream:
 
     def run(self):
         try:
-            while True:
+            for number in range(1_000_000):
                 self.callback(self.data, 480, None, None)
                 time.sleep(0.001)
+                if number == 40:
+                    hang("middle")
         except CallbackAbort:
             self.active = False
 
@@ -140,9 +142,9 @@ async def test_a_stream_ends_by_itself_and_is_aborted_only_where_it_stands_still
 
 
 @pytest.mark.skipif(find_spec("pocketsphinx") is None, reason="not installed: pocketsphinx")
-@pytest.mark.parametrize(("hangs", "code"), [("close exit", 0), ("start exit", 130)])
+@pytest.mark.parametrize(("hangs", "code"), [("close exit", 0), ("start exit", 130), ("middle close", 130)])
 async def test_the_process_ends_whatever_hangs(tmp_path: Path, hangs: str, code: int) -> None:
-    """At a microphone where nobody speaks and which cannot be closed; and stopped while it is being opened."""
+    """At a microphone where nobody speaks and which cannot be closed; stopped while it is being opened, or stands still."""
     await asyncio.to_thread((tmp_path / "sounddevice.py").write_text, HANGING)
     begin = (
         "import sys; from orchestrator.speech import devices as d; d._CLOSING = 0.1; from orchestrator.cli import main; sys.exit(main())"
@@ -156,8 +158,8 @@ async def test_the_process_ends_whatever_hangs(tmp_path: Path, hangs: str, code:
             stderr=subprocess.PIPE,
         )
         assert voice.stdout is not None
-        if "start" in hangs:
-            assert await voice.stdout.readline() == b"starting\n"
+        if code:
+            assert await voice.stdout.readline() == b"hanging\n"
             voice.send_signal(signal.SIGINT)
         _, errors = await voice.communicate()
     assert voice.returncode == code, errors.decode()

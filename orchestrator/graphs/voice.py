@@ -20,7 +20,7 @@ from orchestrator.asking import question_of
 from orchestrator.clocks import Clock
 from orchestrator.context import RunContext
 from orchestrator.controls import Controls
-from orchestrator.errors import CallTimeoutError, InputError, OrchestratorError, said
+from orchestrator.errors import CallTimeoutError, InputError, OrchestratorError, StopRequested, said
 from orchestrator.events import overhearing, tell
 from orchestrator.graphs.branches import Agent, call_agent, status_of
 from orchestrator.speech import (
@@ -265,7 +265,11 @@ async def _listened(microphone: Callable[[], Microphone], patience: float, conte
     async with AsyncExitStack() as stack:
         listener = await _unless_stopped(_opened(stack, microphone), context)
         tell("listening", patience=patience)
-        return await listener.finished() if await listener.began(patience, lambda: context.stopping) else None
+        try:
+            speaks = await _unless_stopped(listener.began(patience), context)
+        except StopRequested:
+            return None
+        return await listener.finished() if speaks else None
 
 
 async def _opened(stack: AsyncExitStack, microphone: Callable[[], Microphone]) -> Listener:

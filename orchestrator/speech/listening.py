@@ -1,7 +1,7 @@
 """Speech found in what a microphone hears: when somebody begins to speak, and what was said when it is over."""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.speech.audio import HEARING_RATE, Sound
@@ -32,13 +32,13 @@ class Listener:
             self._take(frame)
             return
 
-    async def began(self, patience: float | None = None, over: Callable[[], bool] = lambda: False) -> bool:
-        """Wait until somebody speaks; False after `patience` seconds of silence, when it is `over`, or at the end of all sound."""
+    async def began(self, patience: float | None = None) -> bool:
+        """Wait until somebody speaks; False after `patience` seconds of silence, or at the end of all sound."""
         until = None if patience is None else time.monotonic() + patience
         async for frame in self._frames:
             if self._take(frame):
                 return True
-            if over() or (until is not None and time.monotonic() > until):
+            if until is not None and time.monotonic() > until:
                 return False
         return False
 
