@@ -58,7 +58,8 @@ def create_summarizer(model: BaseChatModel | None = None) -> CompiledStateGraph[
 
     async def summarize(state: SummarizerState, runtime: Runtime[Any]) -> dict[str, Any]:
         context = RunContext.of(runtime)
-        role, instructions, tag = ("reducer", REDUCER, "summary") if state.get("summaries") else ("summarizer", SUMMARIZER, "text")
+        role = "reducer" if state.get("summaries") else "summarizer"
+        instructions, tag = (REDUCER, "summary") if state.get("summaries") else (SUMMARIZER, "text")
         blocks = _blocks(tag, state["texts"], context)
         messages = prompt(instructions, focus_block(state.get("focus") or ""), *blocks, boundary=context.boundary)
         return {"summary": await context.answer(role, messages, Summary, model=model)}

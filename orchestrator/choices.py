@@ -15,6 +15,7 @@ from orchestrator.controls import Controls
 from orchestrator.errors import InputError
 from orchestrator.models import check_embeddings, choose_model, resolve_model, warnings_for
 from orchestrator.models.call import model_name
+from orchestrator.returns import roles_asked
 from orchestrator.usage import check_budgets
 from orchestrator.workflow import Workflow
 
@@ -66,15 +67,20 @@ def choose_models(model: ModelSpec | None, workflow: Workflow) -> Choice:
 
 
 def _check_roles(roles: Iterable[str], workflow: Workflow, use: str) -> None:
-    """A role is the name of an agent or of a node somewhere in the graph: what is said of anything else would never hold."""
+    """A role is what a node asks by, or the name of an agent or a node somewhere: what is said of anything else would never hold."""
     roles = list(roles)
     if not roles:
         return
-    known = {*_ROLES, *(name for _, view in views(workflow.graph) for name in view.nodes)}
+    known: set[str | None] = {*_ROLES}
+    for _, view in views(workflow.graph):
+        for node in view.nodes:
+            function = view.functions.get(node)
+            known |= (function and roles_asked(function)) or {node}  # a node that asks by another name is none itself
+    names = sorted(role for role in known if role is not None)
     for role in roles:
-        if role not in known:
-            near = difflib.get_close_matches(role, known, n=1)
-            remedy = f"did you mean {near[0]!r}?" if near else f"its roles: {', '.join(sorted(known))}"
+        if role not in known and None not in known:  # a role that is computed may be any
+            near = difflib.get_close_matches(role, names, n=1)
+            remedy = f"did you mean {near[0]!r}?" if near else f"its roles: {', '.join(names)}"
             raise InputError(f"workflow {workflow.name!r} has no role {role!r} {use}", remedy=remedy)
 
 

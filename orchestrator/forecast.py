@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.checks import GraphView
 from orchestrator.controls import Controls
 from orchestrator.errors import InputError
-from orchestrator.returns import function_of, names
+from orchestrator.returns import function_of, names, roles_asked
 from orchestrator.text import counted, one_line
 from orchestrator.usage import price
 
@@ -165,6 +165,8 @@ class _Walk:
         fans = (*place.fans, (node, self.controls.max_branches * laps if visits is None else visits)) if fanned else place.fans
         times = 1 if fanned else laps if visits is None else visits
         function = view.functions.get(node)
+        roles = sorted(role for role in (roles_asked(function) if function and not place.name else ()) if role is not None)
+        name = roles[0] if len(roles) == 1 else name
         branch = place.branch or (function is not None and names(function, {"in_branch"}))
         graphs = [graph for graph in view.subgraphs.get(node, ()) if id(graph.builder) not in place.within]
         asks = told.number("asks")
@@ -176,6 +178,8 @@ class _Walk:
         elif asks:
             often = place.times * min(times, self.controls.max_agent_calls if visits is None else visits)
             chain = self._told(told, _Place(fans, often, name, branch=branch), asks)
+        for role in roles if asks != 0 and not graphs and len(roles) > 1 else ():
+            self._ask(told, role, fans, 0)  # counted under the node's name, and each of their models may be the dearest
         told.number("runs")  # also where there is no graph inside: what is said wrongly is named
         for graph in graphs:
             runs = 1 if (told_runs := told.number("runs", graph.name)) is None else told_runs

@@ -8,17 +8,20 @@ import ast
 import functools
 import inspect
 import linecache
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from types import CodeType, FunctionType
 from typing import Any
 
-__all__ = ["Returns", "function_of", "may_stop", "names", "read_returns"]
+__all__ = ["Returns", "function_of", "may_stop", "names", "read_returns", "roles_asked"]
 
 _MISSING = object()
 _SETTINGS = (bool, int, str, type(None), list, tuple, dict, set, frozenset)
 _RUNS = {"invoke", "ainvoke", "stream", "astream", "batch", "abatch", "transform", "atransform"}
+_ASKS = {"ask", "answer", "reply"}  # the methods of RunContext whose first argument is a role
+_FOREIGN = {*sys.stdlib_module_names, "langchain", "langchain_core", "langchain_openai", "langgraph", "pydantic", "pydantic_core"}
 _Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _Scope = _Function | ast.ClassDef
 
@@ -78,6 +81,68 @@ def may_stop(function: FunctionType) -> bool:
         return True
     found = [read_returns(other) for other in _named(function, 4)]
     return any(other is None or other.raises for other in found)
+
+
+def roles_asked(function: FunctionType) -> set[str | None]:
+    """The roles that a node's function, or what it reaches, asks a model by; None among them: one that the source does not tell."""
+    return {role for other in _reached(function, set()) if _ASKS & {*_names(other.__code__)} for role in _roles(other)}
+
+
+def _roles(function: FunctionType) -> Iterator[str | None]:
+    node, environment = _definition(function.__code__), _environment(function)
+    for call in ast.walk(node) if node is not None else ():
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in _ASKS:
+            named = [each.value for each in call.keywords if each.arg == "role"]
+            # A role and messages at the least: the same name means something else elsewhere.
+            if named or len(call.args) + len(call.keywords) > 1:
+                yield from _role_texts((named or call.args or [call])[0], node, environment)
+
+
+def _role_texts(value: ast.AST, node: ast.AST | None, environment: Mapping[str, Any]) -> Iterator[str | None]:
+    if isinstance(value, ast.IfExp):
+        yield from _role_texts(value.body, None, environment)
+        yield from _role_texts(value.orelse, None, environment)
+    elif isinstance(value, ast.Constant) and isinstance(value.value, str):
+        yield value.value
+    elif isinstance(value, ast.Name) and isinstance(known := environment.get(value.id), str):
+        yield known
+    elif isinstance(value, ast.Name) and node is not None:
+        assigned = [each.value for each in ast.walk(node) if isinstance(each, ast.Assign) and _is_named(each.targets, value.id)]
+        for each in assigned:
+            yield from _role_texts(each, None, environment)
+        yield from () if assigned else (None,)
+    else:
+        yield None
+
+
+def _is_named(targets: list[ast.expr], name: str) -> bool:
+    return any(isinstance(target, ast.Name) and target.id == name for target in targets)
+
+
+def _reached(value: Any, seen: set[int]) -> Iterator[FunctionType]:
+    """The functions that a value is, holds or names: of users, of the agents, and of the graphs that come with the package."""
+    if id(value) in seen or isinstance(value, type):
+        return
+    seen.add(id(value))
+    if isinstance(value, FunctionType):
+        module = value.__module__ or ""
+        if module.partition(".")[0] in _FOREIGN or (module.startswith("orchestrator.") and not module.startswith("orchestrator.graphs.")):
+            return
+        yield value
+        environment = _environment(value)
+        held = [environment[name] for name in {*_names(value.__code__)} & {*environment}]
+    elif isinstance(value, functools.partial):
+        held = [value.func, *value.args, *value.keywords.values()]
+    elif inspect.ismethod(value):
+        held = [value.__func__, value.__self__]
+    elif is_dataclass(value):
+        held = [getattr(value, each.name, None) for each in fields(value)]
+    elif (nodes := getattr(getattr(value, "builder", None), "nodes", None)) is not None:
+        held = [function_of(spec.runnable) for spec in nodes.values()]
+    else:
+        held = [*value.values()] if isinstance(value, dict) and len(value) < 100 else []
+    for each in held:
+        yield from _reached(each, seen)
 
 
 def _named(function: FunctionType, depth: int) -> Iterator[FunctionType]:

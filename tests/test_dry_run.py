@@ -48,6 +48,7 @@ REFUSED_ANYWHERE = {
     "assistant, no host": ["Hello", "--tools", "get_json"],
     "assistant, no message": ["--input", '{"messages": 3}'],
     "race, documents": ["What is it?", "--documents", "nosuch", "--model", "openai:a,openai:b"],
+    "race, one cannot write": ["What is it?", "--model", "offline,openai:a"],
 }
 
 

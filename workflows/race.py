@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 from agents import create_answerer, create_researcher, create_verifier
 from orchestrator import Controls, Workflow, create_race
 from orchestrator.context import RunContext
+from orchestrator.errors import InputError
 from orchestrator.graphs.report import distinct_findings, write_report
 from orchestrator.state import BranchResult, Finding, Source, Task
 
@@ -47,6 +48,13 @@ async def readable(given: Mapping[str, Any], context: RunContext) -> None:
         await context.library(given["documents"])
 
 
+async def in_words(given: Mapping[str, Any], context: RunContext) -> None:
+    """Without documents a racer has to write, which the offline model does not: it is refused, in `--dry-run` too."""
+    if not given.get("documents") and (await context.model("answerer"))._llm_type == "offline":
+        remedy = "leave it out, or give --documents: it answers with sentences of them"
+        raise InputError("the offline model cannot take part: it writes no text", remedy=remedy)
+
+
 async def result(state: Answering) -> Answered:
     """What the racer has to say: its answer, or the claims that hold, with what they rest on."""
     held = [finding for finding in state.get("findings", []) if finding.verdict and finding.verdict.label == "supported"]
@@ -71,11 +79,11 @@ async def told(answered: Mapping[str, Any], context: RunContext) -> str:
 
 
 racer = StateGraph(Answering, input_schema=Question, output_schema=Answered)
-racer.add_node("answerer", create_answerer())
+racer.add_node("answerer", create_answerer(), metadata={"check": in_words})
 racer.add_node("researcher", create_researcher(), metadata={"check": readable})
 racer.add_node("verifier", create_verifier())
 racer.add_conditional_edges(START, way, ["answerer", "researcher"])
-racer.add_node("result", result)
+racer.add_node("result", result, metadata={"asks": 0})
 racer.add_edge("researcher", "verifier")
 racer.add_edge("answerer", "result")
 racer.add_edge("verifier", "result")

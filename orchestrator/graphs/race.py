@@ -175,6 +175,7 @@ def create_race(
 
     async def race(state: Any, runtime: Runtime[RunContext]) -> dict[str, Any]:
         context, measured = RunContext.of(runtime), bool(state.get("measure"))
+        await check(state, context)  # before anybody is asked
         runners = await _line_up(agent, names, context)
         won = await _run(runners, {key: state[key] for key in given_keys if key in state}, context, valid, measure=measured)
         answer, values = ("", {}) if won is None else (await (told or _told)(won.values, context), won.values)

@@ -227,5 +227,5 @@ async def colophon(context: RunContext) -> str:
     if not usage.model_calls:
         return ""
     cost = "unknown cost" if usage.cost_usd is None else f"${usage.cost_usd:.4f}" if usage.cost_usd else "$0"
-    calls = f"{usage.model_calls} calls, {usage.input_tokens:,} tokens in, {usage.output_tokens:,} out"
+    calls = f"{counted(usage.model_calls, 'call')}, {usage.input_tokens:,} tokens in, {usage.output_tokens:,} out"
     return f"{plain_markdown(', '.join(await context.ledger.by_model()))}: {calls}, {cost}, {time.monotonic() - context.began:.1f} s"
