@@ -194,6 +194,8 @@ def _report_text(result: Mapping[str, Any]) -> str | None:
         return printable(answer + ("\n\n" + "\n".join(cited) if cited else "")) or None
     if not output or list(output) == ["messages"]:  # a conversation in which nothing was answered
         return None
+    if result.get("status") in ("cancelled", "limited", "failed") and not any(output.values()):  # it ended before there was anything
+        return None
     return _dumped(output, 2, "utf-8")
 
 

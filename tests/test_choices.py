@@ -86,3 +86,10 @@ def test_the_forecast_knows_the_price_of_each_role() -> None:
 
     assert most("pipeline", sentiment="gpt-5") > 10 * most("pipeline")
     assert most("summarize", reducer="gpt-5") > 10 * most("summarize")
+
+
+def test_a_plan_alone_costs_no_research() -> None:
+    plans = load_workflow("plans")
+    alone, whole = (forecast(plans, Controls(), {"": "gpt-5-nano"}, {"question": "Why?", "only_plan": only}) for only in (True, False))
+    assert {role for role, calls in alone.by_role.items() if calls} == {"judge", "planner"}
+    assert alone.calls < 100 < whole.calls

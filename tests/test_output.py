@@ -32,6 +32,13 @@ def test_a_file_keeps_its_mode_and_a_link_its_target(tmp_path: Path) -> None:
     assert (tmp_path / "real").stat().st_mode & 0o777 == 0o640
 
 
+def test_nothing_is_printed_of_a_run_that_ended_before_there_was_anything(capsys: pytest.CaptureFixture[str]) -> None:
+    write_output({"status": "cancelled", "output": {"ways": []}})
+    assert capsys.readouterr().out == ""
+    write_output({"status": "complete", "output": {"count": 0}})
+    assert json.loads(capsys.readouterr().out) == {"count": 0}
+
+
 def test_a_report_is_rendered_on_a_terminal_without_links(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setenv("TERM", "xterm")

@@ -135,9 +135,17 @@ def create_plans(
     graph = StateGraph(PlansState, input_schema=PlansInput, output_schema=PlansOutput, context_schema=RunContext)
     graph.add_node("plans", plans, metadata={"runs": 12, "trace": {"plans": HIDDEN}})
     add_research(graph, planner, researcher, verifier, writer, max_rounds=max_rounds, max_repairs=max_repairs, check=check)
+    for node in ("plan", "branch", "write"):  # none of them is come to where a plan alone is asked for
+        graph.nodes[node].metadata = _after_plans(graph.nodes[node].metadata or {})
     graph.add_edge(START, "plans")
     graph.add_conditional_edges("plans", after_plans, ["plan", END])
     return graph
+
+
+def _after_plans(costs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a node of the research costs, for the forecast."""
+    visits = costs.get("visits", 1)
+    return {**costs, "visits": lambda given, controls: 0 if given.get("only_plan") else visits}
 
 
 async def _drawn_up(planner: Agent, question: str, count: int, context: RunContext) -> tuple[list[RatedPlan], list[Failure]]:
