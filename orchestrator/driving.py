@@ -56,7 +56,10 @@ grace: ContextVar[float | None] = ContextVar("grace", default=None)
 # LangGraph's own, of branches that wait for max_concurrency and of checkpoints when a run is cut: nobody could do anything about it.
 _NEVER_BEGUN = (
     "ignore",
-    re.compile("coroutine '(arun_with_retry|AsyncPregelLoop\\._checkpointer_put_after_previous)' was never awaited", re.IGNORECASE),
+    re.compile(
+        "coroutine '(arun_with_retry|AsyncPregelLoop\\._checkpointer_put_after_previous|Checkpoints\\.aput_writes)' was never awaited",
+        re.IGNORECASE,
+    ),
     RuntimeWarning,
     None,
     0,
