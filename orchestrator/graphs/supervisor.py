@@ -70,7 +70,12 @@ Check = Callable[[Mapping[str, Any], RunContext], Awaitable[object]]
 
 async def check_documents(given: Mapping[str, Any], context: RunContext) -> None:
     """Raises DocumentsError where the documents of a supervisor's input cannot be read."""
-    await context.library(given.get("documents") or SupervisorInput.model_fields["documents"].default)
+    await context.library(_documents_of(given))
+
+
+def _documents_of(given: Mapping[str, Any]) -> list[str]:
+    documents: list[str] = given.get("documents") or SupervisorInput.model_fields["documents"].default
+    return documents
 
 
 class SupervisorOutput(TypedDict):
@@ -238,7 +243,7 @@ def _asked_for(agent: Agent, state: Mapping[str, Any], own: Set[str]) -> dict[st
 async def _plan(planner: Agent, state: SupervisorState, context: RunContext, store: BaseStore | None, own: Set[str]) -> dict[str, Any]:
     """The tasks of the next round. A planner that fails in a later round ends the rounds: what was found so far is written."""
     number, branches = state.get("round", 0) + 1, state.get("branches", [])
-    documents = state.get("documents") or SupervisorInput.model_fields["documents"].default
+    documents = _documents_of(state)
     asked = {"question": state["question"], "findings": distinct_findings(branches), "open_questions": _open_questions(branches)}
     if state.get("clarification"):
         asked["clarification"] = state["clarification"]
