@@ -43,6 +43,7 @@ from orchestrator.terms import DENIED, Terms
 from orchestrator.text import data_block
 from orchestrator.tools import document_tools, fetch_tool
 from orchestrator.usage import Ledger
+from orchestrator.window import Window
 
 if TYPE_CHECKING:
     from langgraph.runtime import Runtime
@@ -55,7 +56,6 @@ T = TypeVar("T", bound=BaseModel)
 # Contexts that nobody made share what costs time, for as long as their event loop lives: they look at the documents again after this long.
 _DEFAULT_LIBRARY_SECONDS = 30.0
 _CLOSING = 0.1
-
 
 _asked: ContextVar[set[str]] = ContextVar("asked", default=set())  # noqa: B039 - what nobody listens to may pile up: kinds are few
 
@@ -127,9 +127,9 @@ class RunContext:
         return Join(self.controls.join)
 
     @cached_property
-    def window(self) -> asyncio.Semaphore:
+    def window(self) -> Window:
         """A place for each branch that may be under way: calls are bounded elsewhere, and the first branches end before the last begin."""
-        return asyncio.Semaphore(self.controls.max_concurrency)
+        return Window(self.controls.max_concurrency)
 
     @property
     def ledger(self) -> Ledger:

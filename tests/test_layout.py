@@ -22,7 +22,7 @@ GROUPS = (
     ("admission", "documents"),
     ("storage",),
     ("journal",),
-    ("terms", "fetch", "joining", "flights", "interrupts", "repeats"),
+    ("terms", "fetch", "joining", "flights", "interrupts", "repeats", "window"),
     ("models", "tools"),
     ("calling", "similar", "speech"),
     ("calls",),

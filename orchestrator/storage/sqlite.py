@@ -25,6 +25,7 @@ __all__ = ["SQLiteDatabase", "open_sqlite"]
 _WAIT = 60.0  # seconds for another process that writes: one that holds the lock for 30 or 40 seconds is waited for
 _SLICE = 0.1  # seconds of that between two looks at whether anybody still waits, and whether the database is being closed
 _LEAVE = 5.0  # seconds that a database which is being closed waits for such a process
+_GATHERED = 0.005  # seconds for more of what is added from many places at once: each transaction takes the interpreter ten times
 _BATCH = 500  # jobs of one transaction
 _PAGES = 1000  # freed at a time
 _CHECKED = 32 * 1024**2  # bytes of a file that is read through for damage when it is opened
@@ -120,11 +121,13 @@ class _Writer:
     def serve(self) -> None:
         """Runs what waits, a transaction at a time, until it is told that nothing more comes."""
         self._files = _files(self._path) if self._path else []
-        more = True
+        more, many = True, False
         while more:
             waiting = [self.jobs.get()]
+            if many and waiting[0] is not None and _adds(waiting[0]):
+                time.sleep(_GATHERED)
             waiting += [self.jobs.get() for _ in range(min(self.jobs.qsize(), _BATCH - 1))]
-            more = None not in waiting
+            more, many = None not in waiting, len(waiting) > 1
             for alone, group in groupby(filter(None, waiting), attrgetter("alone")):
                 jobs = [*group]
                 answer(jobs, [self._alone(job) for job in jobs] if alone else self._outcomes(jobs))
@@ -209,6 +212,10 @@ class _Writer:
 
 def _reads(job: Job) -> bool:
     return job.fence is None and all(sql.startswith("SELECT") for sql, _ in job.statements)
+
+
+def _adds(job: Job) -> bool:
+    return all(sql.startswith("INSERT") for sql, _ in job.statements)
 
 
 def _code(error: Exception) -> int:
