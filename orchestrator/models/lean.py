@@ -1,17 +1,19 @@
 """ChatOpenAI with a short way to the wire: what most calls need goes over one pool of connections, without the SDK's models.
 
-Requests are made by `ChatOpenAI._get_request_payload` and answers read by `ChatOpenAI._create_chat_result`, so both are what ChatOpenAI
-makes of them; errors are the SDK's and LangChain's own. What the short way does not cover falls through to ChatOpenAI itself.
+Requests are made by `ChatOpenAI._get_request_payload` and answers read by `ChatOpenAI._create_chat_result`, or with the same outcome by
+`models/plain.py`, so both are what ChatOpenAI makes of them; errors are the SDK's and LangChain's own. What the short way does not cover
+falls through to ChatOpenAI itself.
 """
 
 import asyncio
 import io
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import lru_cache
-from operator import is_
+from operator import itemgetter
 from types import TracebackType
 from typing import Any, NoReturn, cast
 from urllib.request import getproxies
@@ -30,8 +32,10 @@ from openai.lib._parsing._completions import type_to_response_format_param
 from pydantic import BaseModel, PrivateAttr
 
 from orchestrator.models.connection import LazyClient, LoopClient, Pool, pool
+from orchestrator.models.plain import is_last, message_of, message_of_stream, messages_of, text_of
 from orchestrator.models.seen import keep_head
-from orchestrator.models.streaming import MAX_EVENT_BYTES, check_size, size_of, whole
+from orchestrator.models.sse import Events
+from orchestrator.models.streaming import check_size, size_of, whole
 
 __all__ = ["LeanChatOpenAI"]
 
@@ -41,11 +45,15 @@ _HANDLED = frozenset((
     "tool_choice", "tools", "top_p", "user", "verbosity",
 ))  # fmt: skip
 _READ = ("response_format", "timeout", "stream", "extra_headers", "extra_query")  # options of a model that do not stand in the body
-_PLAIN = frozenset(("content", "role", "refusal"))  # in a delta that is nothing but text
+_OWN_ROLES = re.compile(r"o\d")  # models like o1, for which ChatOpenAI renames one
 _OF_THE_WIRE = frozenset(("content-encoding", "content-length", "transfer-encoding"))
 _LARGE = 1 << 20  # bytes of a request
 _DRAINED = 0.5  # seconds for what follows a stream's last event
 _OWN_FIELDS = ("include_response_headers", "logprobs", "output_version", "use_responses_api")  # that change what is sent or made of it
+_ASKED = itemgetter(
+    *_OWN_FIELDS, "context_management", "default_query", "http_async_client", "http_client", "include", "model_name", "n", "openai_api_key",
+    "reasoning", "root_async_client", "truncation", "use_previous_response_id",
+)  # the fields of a model that `_keeps` asks about  # fmt: skip
 
 _log = logging.getLogger("orchestrator")
 
@@ -67,7 +75,7 @@ class LeanChatOpenAI(ChatOpenAI):
             found = next(f"the option {name}" for name in options if name not in _HANDLED)
         if found is None and self.model_kwargs:
             found = next((f"the option {name}" for name in self.model_kwargs if name in _READ), None)
-        if found is None and self._use_responses_api({**options, **self.model_kwargs} if self.model_kwargs else dict(options)):
+        if found is None and ("tools" in options or self.model_kwargs) and self._use_responses_api({**options, **self.model_kwargs}):
             found = "the Responses API"
         if found is None and "response_format" in options and not _is_schema(options["response_format"]):
             found = "the option response_format"
@@ -76,15 +84,25 @@ class LeanChatOpenAI(ChatOpenAI):
         return found
 
     async def complete(
-        self, messages: Sequence[BaseMessage], options: Mapping[str, Any], *, on_token: Callable[[str], None] | None = None
+        self,
+        messages: Sequence[BaseMessage],
+        options: Mapping[str, Any],
+        *,
+        on_token: Callable[[str], None] | None = None,
+        lull: float = 0.0,
     ) -> AIMessage:
         """The answer, as `ainvoke` would give it, without callbacks; only where nothing `falls_through`. Raises what ChatOpenAI raises.
 
-        Where `on_token` is given the answer is streamed, and told in pieces: the text that came together, "" for what is no text.
+        Where `on_token` is given the answer is streamed, and told in pieces: the text that came together, "" for what is no text. What
+        follows its first token is told every `lull` seconds, where nobody needs it sooner: it costs less.
         """
         if on_token is not None:
-            return await self._streamed(list(messages), options, on_token)
-        result = await self._completed(list(messages), options)
+            return await self._streamed(list(messages), options, on_token, lull)
+        found = await self._found_by(list(messages), options)
+        plain = message_of(found, self.model_name) if "response_format" not in options else None
+        if plain is not None:
+            return plain
+        result = self._result(found, options.get("response_format"))
         generation = result.generations[0]
         message = cast("AIMessage", generation.message)
         message.response_metadata = {**(result.llm_output or {}), **(generation.generation_info or {}), **message.response_metadata}
@@ -113,21 +131,29 @@ class LeanChatOpenAI(ChatOpenAI):
                 yield chunk
             return
         kind: type[Any] = AIMessageChunk
-        async with aclosing(self._events(messages, {**kwargs, "stop": stop} if stop is not None else kwargs)) as events:
-            async for event in events:
-                part = self._convert_chunk_to_generation_chunk(event, kind, {}) if event is not None else None
-                if part is None:
-                    continue
-                kind = type(part.message)
-                if run_manager is not None:
-                    await run_manager.on_llm_new_token(part.text, chunk=part)
-                yield part
+        async with self._request(messages, self._streaming({**kwargs, "stop": stop} if stop is not None else kwargs)) as response:
+            events = Events(response.content)
+            while (found := await events.read()) is not None:
+                for data in found:
+                    part = self._convert_chunk_to_generation_chunk(self._event(_loads(data)), kind, {})
+                    if part is None:
+                        continue
+                    kind = type(part.message)
+                    if run_manager is not None:
+                        await run_manager.on_llm_new_token(part.text, chunk=part)
+                    yield part
+            if not response.content.at_eof():
+                await _drained(response)
 
     async def _completed(self, messages: list[BaseMessage], options: Mapping[str, Any]) -> ChatResult:
-        schema = options.get("response_format")
+        return self._result(await self._found_by(messages, options), options.get("response_format"))
+
+    async def _found_by(self, messages: list[BaseMessage], options: Mapping[str, Any]) -> Any:
         async with self._request(messages, {**options, "stream": False}) as response:
             body = await _body(response)
-        found = _read(body, response)
+        return _read(body, response)
+
+    def _result(self, found: Any, schema: Any) -> ChatResult:
         result = self._create_chat_result(found)
         for choice, generation in zip(found["choices"], result.generations, strict=True):
             said = generation.message.additional_kwargs
@@ -136,83 +162,30 @@ class LeanChatOpenAI(ChatOpenAI):
                 said["parsed"] = _parsed(schema, choice, found)
         return result
 
-    async def _streamed(self, messages: list[BaseMessage], options: Mapping[str, Any], on_token: Callable[[str], None]) -> AIMessage:
-        """The message that a stream adds up to. Texts are joined before they become chunks: nobody needs each by itself."""
-        chunks: list[AIMessageChunk] = []
-        texts: list[str] = []
-        told = size = 0  # texts that were told; bytes that came
+    async def _streamed(
+        self, messages: list[BaseMessage], options: Mapping[str, Any], on_token: Callable[[str], None], lull: float
+    ) -> AIMessage:
+        """The message that a stream adds up to."""
+        added = _Sum(self, on_token)
+        async with self._request(messages, self._streaming(options)) as response:
+            events = Events(response.content)
+            while (found := await events.read()) is not None:
+                added.add(found)
+                if lull and added.size:
+                    await events.gather(lull)
+            if not response.content.at_eof():
+                await _drained(response)
+        return added.message()
 
-        def tell() -> None:
-            nonlocal told
-            if told < len(texts):
-                fresh, told = "".join(texts[told:]), len(texts)
-                on_token(fresh)
-
-        def join() -> None:
-            nonlocal told
-            tell()
-            if texts:
-                chunks.append(AIMessageChunk(content="".join(texts)))
-                texts.clear()
-                told = 0
-
-        async with aclosing(self._events(messages, options)) as events:
-            async for event in events:
-                if event is None:  # all that has come was read
-                    tell()
-                    continue
-                text = _plain_text(event)
-                if text is not None:
-                    texts += [text] if text else []
-                    size += len(text)
-                    check_size(size)
-                elif (part := self._convert_chunk_to_generation_chunk(event, AIMessageChunk, {})) is not None:
-                    join()
-                    chunk = cast("AIMessageChunk", part.message)
-                    chunk.response_metadata = {**(part.generation_info or {}), **chunk.response_metadata}
-                    chunks.append(chunk)
-                    if carried := size_of(chunk):
-                        size += carried
-                        check_size(size)
-                        on_token(str(chunk.text))
-        join()
-        if not chunks:
-            raise ValueError("No generation chunks were returned")  # as LangChain says it
-        return whole(cast("list[AIMessage]", chunks))
-
-    async def _events(self, messages: list[BaseMessage], options: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any] | None, None]:
-        """The events of a stream; None stands after the last one of those that came together."""
+    def _streaming(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of a request for a stream."""
         options = {**options, "stream": True}
         if self._should_stream_usage(options.pop("stream_usage", None), **options):
             options["stream_options"] = {"include_usage": True}
-        async with self._request(messages, options) as response:
-            data: list[bytes] = []  # of the event that is being read
-            rest: list[bytes] = []  # of the line that is being read
-            size, done = 0, False
-            async for part in response.content.iter_any():
-                size += len(part)
-                if size > MAX_EVENT_BYTES:
-                    check_size(size)
-                keep_head(part)
-                if b"\n" not in part:
-                    rest.append(part)
-                    continue
-                *lines, last = b"".join((*rest, part)).split(b"\n")
-                rest = [last]
-                for line in lines:
-                    done = done or (event := _take(line.rstrip(b"\r"), data)) == b"[DONE]"
-                    if event and not done:
-                        yield self._event(event)
-                yield None
-                if done and not response.content.at_eof():
-                    await _drained(response)
-                    return
-            for line in (b"".join(rest), b""):  # a stream may end without an empty line
-                if (event := _take(line.rstrip(b"\r"), data)) and not event.startswith(b"[DONE]"):
-                    yield self._event(event)
+        return options
 
-    def _event(self, data: bytes) -> dict[str, Any]:
-        event = _loads(data)
+    def _event(self, event: Any) -> dict[str, Any]:
+        """An event as the SDK has it; raises what it raises for an error that stands in a stream."""
         error = event.get("error") if isinstance(event, dict) else None
         if error:
             said = error.get("message") if isinstance(error, dict) else None
@@ -229,9 +202,87 @@ class LeanChatOpenAI(ChatOpenAI):
         options.pop("stream_usage", None)
         if "response_format" in options:
             options["response_format"] = _format(options["response_format"])
-        payload = self._get_request_payload(ChatPromptValue.model_construct(messages=messages), **options)  # they need no check
+        payload = self._payload(messages, options)
         payload |= payload.pop("extra_body", None) or {}
         return _Request(self, _body_of(payload), timeout)
+
+    def _payload(self, messages: list[BaseMessage], options: dict[str, Any]) -> dict[str, Any]:
+        plain = messages_of(messages) if not _OWN_ROLES.match(self.model_name) else None
+        if plain is None:
+            return self._get_request_payload(ChatPromptValue.model_construct(messages=messages), **options)  # they need no check
+        if "stop" in options and options["stop"] is None:
+            del options["stop"]
+        payload = {**self._default_params, **options, "messages": plain}
+        if "max_tokens" in payload:
+            payload["max_completion_tokens"] = payload.pop("max_tokens")
+        return payload
+
+
+class _Sum:
+    """What the events of a stream add up to. Texts are joined before they become chunks: nobody needs each by itself."""
+
+    __slots__ = ("_chunks", "_last", "_model", "_on_token", "_texts", "size")
+
+    def __init__(self, model: LeanChatOpenAI, on_token: Callable[[str], None]) -> None:
+        self._model, self._on_token = model, on_token
+        self._chunks: list[AIMessageChunk] = []
+        self._texts: list[str] = []  # that are no chunk yet
+        self._last: list[dict[str, Any]] = []  # events that are none yet either, of which nobody is told
+        self.size = 0  # bytes that came, about
+
+    def add(self, found: list[bytes]) -> None:
+        """Add events that came together, and tell their text; raises CallFailedError over the cap."""
+        fresh: list[str] = []
+        for data in found:
+            event = _loads(data)
+            text = text_of(event)
+            if text is not None:
+                fresh.append(text)
+            elif is_last(event := self._model._event(event)):
+                self._last.append(event)
+            else:
+                self._add_text("".join(fresh))
+                fresh.clear()
+                self._join()
+                self._add_event(event)
+        self._add_text("".join(fresh))
+
+    def _add_text(self, text: str) -> None:
+        if text:
+            self.size += len(text)
+            check_size(self.size)
+            self._texts.append(text)
+            self._on_token(text)
+
+    def _add_event(self, event: dict[str, Any]) -> None:
+        part = self._model._convert_chunk_to_generation_chunk(event, AIMessageChunk, {})
+        if part is None:
+            return
+        chunk = cast("AIMessageChunk", part.message)
+        chunk.response_metadata = {**(part.generation_info or {}), **chunk.response_metadata}
+        self._chunks.append(chunk)
+        if carried := size_of(chunk):
+            self.size += carried
+            check_size(self.size)
+            self._on_token(str(chunk.text))
+
+    def _join(self) -> None:
+        if self._texts:
+            self._chunks.append(AIMessageChunk(content="".join(self._texts)))
+            self._texts.clear()
+        for event in self._last:
+            self._add_event(event)
+        self._last.clear()
+
+    def message(self) -> AIMessage:
+        """All of it; raises ValueError where there is nothing."""
+        plain = None if self._chunks else message_of_stream("".join(self._texts), self._last)
+        if plain is not None:
+            return plain
+        self._join()
+        if not self._chunks:
+            raise ValueError("No generation chunks were returned")  # as LangChain says it
+        return whole(cast("list[AIMessage]", self._chunks))
 
 
 class _Request(AbstractAsyncContextManager[aiohttp.ClientResponse]):
@@ -282,13 +333,9 @@ class _Request(AbstractAsyncContextManager[aiohttp.ClientResponse]):
 
 def _fixed(model: LeanChatOpenAI) -> str | None:
     """What about the model itself keeps it from the short way: found once, as long as nothing of it changes."""
-    client, private = model.root_async_client, model.__pydantic_private__ or {}
-    now = (
-        model.http_async_client, model.http_client, client, client.base_url, client.max_retries, model.default_query, model.openai_api_key,
-        model.n, model.include_response_headers, model.logprobs, model.output_version, model.use_responses_api,
-    )  # fmt: skip
-    known = private.get("_found")
-    if known is None or not all(map(is_, known[0], now)):
+    fields, known = model.__dict__, (model.__pydantic_private__ or {}).get("_found")
+    now = (fields["root_async_client"].max_retries, _ASKED(fields))  # its URL is read once, as `_target` does
+    if known is None or known[0] != now:
         known = model._found = now, _keeps(model)
     return known[1]
 
@@ -307,6 +354,8 @@ def _keeps(model: LeanChatOpenAI) -> str | None:
     field = next((name for name in _OWN_FIELDS if getattr(model, name, None)), None)
     if field is not None:
         return f"the field {field}"
+    if model._use_responses_api({}):
+        return "the Responses API"
     return "a proxy" if getproxies() else None
 
 
@@ -384,30 +433,6 @@ def _read(body: bytes, response: aiohttp.ClientResponse) -> Any:
         return _loads(body)
     except ValueError:
         return body.decode("utf-8", "replace")
-
-
-def _take(line: bytes, data: list[bytes]) -> bytes | None:
-    """Read a line of a stream: the event that ends with it, where one does."""
-    if line.startswith(b"data:"):
-        data.append(line[5:].lstrip(b" "))
-    elif not line and data:
-        event = b"\n".join(data)
-        data.clear()
-        return b"[DONE]" if event.startswith(b"[DONE]") else event
-    return None
-
-
-def _plain_text(event: dict[str, Any]) -> str | None:
-    """The text of an event that carries nothing else."""
-    choices = event.get("choices")
-    if event.get("usage") or not isinstance(choices, list) or len(choices) != 1:
-        return None
-    choice = choices[0]
-    delta = choice.get("delta")
-    if choice.get("finish_reason") or choice.get("logprobs") or not isinstance(delta, dict) or not delta.keys() <= _PLAIN:
-        return None
-    content = delta.get("content")
-    return content if isinstance(content, str) and delta.get("role") in (None, "assistant") and not delta.get("refusal") else None
 
 
 def _body_of(payload: dict[str, Any]) -> bytes | io.BytesIO:
