@@ -53,7 +53,8 @@ def check_whole(message: AIMessage, call: Call, controls: Controls) -> None:
         cut = TruncatedError("the answer ended without a finish_reason, so it may be cut", where=call.where, remedy=remedy)
         cut.retry = True
         raise cut
-    if not str(message.text).strip() and not message.tool_calls and not message.invalid_tool_calls:
+    text = message.content if isinstance(message.content, str) else str(message.text)
+    if not text.strip() and not message.tool_calls and not message.invalid_tool_calls:
         remedy = "run it again, or use another model"
         empty = EmptyAnswerError("the answer is empty: no content and no tool call", where=call.where, remedy=remedy)
         empty.retry = True
@@ -111,7 +112,12 @@ def _finish_reason(message: AIMessage) -> str:
     details = metadata.get("incomplete_details") or {}
     if isinstance(details, dict) and isinstance(details.get("reason"), str):
         return str(details["reason"]).lower()
-    found = next((value for key in _REASON_KEYS if isinstance(value := metadata.get(key), str) and value), "").lower()
+    found = ""
+    for key in _REASON_KEYS:
+        value = metadata.get(key)
+        if isinstance(value, str) and value:
+            found = value.lower()
+            break
     if found in _KNOWN or not found:
         return found
     # Chunks of a stream are added up as text: a server that repeats its reason gives "stopstop".

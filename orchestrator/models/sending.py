@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -61,6 +61,7 @@ _LONGEST_WAIT = 3600.0  # seconds that an endpoint may ask a run without a deadl
 _ONCE = (CallTimeoutError, TruncatedError, EmptyAnswerError)  # tried again once at most: what happened twice happens again
 _ANSWER_LIMITS = ("max_tokens", "max_output_tokens", "num_predict", "max_new_tokens")
 _STEPS = 5  # of the event loop, from an answer to the end of the requests that it makes needless
+_LULL = 0.1  # seconds that tokens lie unread which nobody reads; less where a clock runs between them
 _AT_REST = nullcontext()
 _BEAT = 0.25  # seconds between two heartbeats of a LangGraph node whose call waits for its turn
 
@@ -104,8 +105,10 @@ def _utf8(text: str) -> int:
 def answer_size(message: AIMessage) -> int:
     """UTF-8 bytes of an answer, or of a piece of one."""
     calls = [*message.tool_call_chunks] if isinstance(message, AIMessageChunk) else [*message.tool_calls, *message.invalid_tool_calls]
-    texts = [message.text, *(str(part) for call in calls for part in (call["name"], call["args"]) if part)]
-    return sum(map(_utf8, texts))
+    content = message.content if isinstance(message.content, str) else message.text
+    if not calls:
+        return _utf8(content)
+    return sum(map(_utf8, (content, *(str(part) for call in calls for part in (call["name"], call["args"]) if part))))
 
 
 class Sender:
@@ -117,7 +120,9 @@ class Sender:
         self._controls = terms.controls
         self._config = config
         self._own_timeout = getattr(model, "request_timeout", None) not in (None, CLIENT_TIMEOUT)
-        clocks = (self._controls.first_token_timeout, self._controls.idle_timeout)
+        idle = self._controls.idle_timeout
+        clocks = (self._controls.first_token_timeout, idle)
+        self._lull = _LULL if idle is None else min(_LULL, idle / 4)
         self._streams = streams or clocks != (None, None) or bool(getattr(model, "streaming", False))
         hedged = call.role in self._controls.hedge or "*" in self._controls.hedge
         self._hedge = Hedge.of(call.endpoint, call.model, call.role) if hedged else None
@@ -345,7 +350,9 @@ class Sender:
         tell("model_started", role=role, model=self._call.model)
         try:
             if self._streams:
-                message = await self._streamed(lambda on_token: model.complete(query.messages, options, on_token=on_token), watch)
+                lull = 0.0 if watch is not None and self._terms.heard else self._lull
+                complete = partial(model.complete, query.messages, options, lull=lull)
+                message = await self._streamed(lambda on_token: complete(on_token=on_token), watch)
             else:
                 message = await model.complete(query.messages, options)
             usage = message.usage_metadata
