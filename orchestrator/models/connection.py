@@ -16,6 +16,7 @@ import openai
 
 from orchestrator.models.seen import keep_head
 from orchestrator.models.streaming import MAX_EVENT_BYTES, check_size
+from orchestrator.models.wire import HEADER_BYTES
 
 __all__ = ["LazyClient", "LoopClient", "Pool", "close_connections", "pool"]
 
@@ -23,7 +24,6 @@ _Client = openai.DefaultAsyncHttpxClient
 _Keeper = AsyncGenerator[_Client, None]
 _ByLoop = dict[asyncio.AbstractEventLoop, tuple[_Client, _Keeper]]
 
-_HEADER_BYTES = 64 * 1024  # of one header of an answer
 _KEPT_ALIVE = 30.0  # seconds that a connection may be idle: servers close theirs after 60 and more
 _clients: "weakref.WeakSet[LoopClient]" = weakref.WeakSet()
 _lock = threading.Lock()  # models are made in threads
@@ -98,7 +98,7 @@ class Pool:
     def __init__(self) -> None:
         connector = _Connector(limit=0, keepalive_timeout=_KEPT_ALIVE, ssl=_certificates())
         self.session = aiohttp.ClientSession(
-            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), max_line_size=_HEADER_BYTES, max_field_size=_HEADER_BYTES
+            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), max_line_size=HEADER_BYTES, max_field_size=HEADER_BYTES
         )
         self.in_use = 0
         self.keeper = self._keep()

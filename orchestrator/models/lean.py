@@ -6,7 +6,6 @@ falls through to ChatOpenAI itself.
 """
 
 import asyncio
-import io
 import json
 import logging
 import re
@@ -36,6 +35,7 @@ from orchestrator.models.plain import is_last, message_of, message_of_stream, me
 from orchestrator.models.seen import keep_head
 from orchestrator.models.sse import Events
 from orchestrator.models.streaming import check_size, size_of, whole
+from orchestrator.models.wire import Response, Target, post
 
 __all__ = ["LeanChatOpenAI"]
 
@@ -47,7 +47,6 @@ _HANDLED = frozenset((
 _READ = ("response_format", "timeout", "stream", "extra_headers", "extra_query")  # options of a model that do not stand in the body
 _OWN_ROLES = re.compile(r"o\d")  # models like o1, for which ChatOpenAI renames one
 _OF_THE_WIRE = frozenset(("content-encoding", "content-length", "transfer-encoding"))
-_LARGE = 1 << 20  # bytes of a request
 _DRAINED = 0.5  # seconds for what follows a stream's last event
 _OWN_FIELDS = ("include_response_headers", "logprobs", "output_version", "use_responses_api")  # that change what is sent or made of it
 _ASKED = itemgetter(
@@ -65,7 +64,7 @@ class LeanChatOpenAI(ChatOpenAI):
     falls through. What falls through is told in the log of `--debug`, once a reason.
     """
 
-    _target: tuple[str, dict[str, str]] | None = PrivateAttr(default=None)  # the URL and the headers of every request
+    _target: Target | None = PrivateAttr(default=None)  # of every request
     _found: tuple[tuple[Any, ...], str | None] | None = PrivateAttr(default=None)  # what `_fixed` found, and of what
 
     def falls_through(self, options: Mapping[str, Any]) -> str | None:
@@ -190,7 +189,7 @@ class LeanChatOpenAI(ChatOpenAI):
         if error:
             said = error.get("message") if isinstance(error, dict) else None
             message = said if isinstance(said, str) and said else "An error occurred during streaming"
-            raise openai.APIError(message, _sdk_request(self._target[0] if self._target else ""), body=error)
+            raise openai.APIError(message, _sdk_request(self._target.url if self._target else ""), body=error)
         for choice in (event.get("choices") or ()) if isinstance(event, dict) else ():
             for call in (choice.get("delta") or {}).get("tool_calls") or ():
                 call.setdefault("index", None)  # as the SDK's models have it
@@ -204,7 +203,7 @@ class LeanChatOpenAI(ChatOpenAI):
             options["response_format"] = _format(options["response_format"])
         payload = self._payload(messages, options)
         payload |= payload.pop("extra_body", None) or {}
-        return _Request(self, _body_of(payload), timeout)
+        return _Request(self, _dumps(payload), timeout)
 
     def _payload(self, messages: list[BaseMessage], options: dict[str, Any]) -> dict[str, Any]:
         plain = messages_of(messages) if not _OWN_ROLES.match(self.model_name) else None
@@ -285,33 +284,32 @@ class _Sum:
         return whole(cast("list[AIMessage]", self._chunks))
 
 
-class _Request(AbstractAsyncContextManager[aiohttp.ClientResponse]):
+class _Request(AbstractAsyncContextManager[Response]):
     """A request until its answer was read, which begins as the block is entered. Raises what ChatOpenAI raises."""
 
     __slots__ = ("_body", "_model", "_pool", "_response", "_timeout", "_url")
 
-    def __init__(self, model: LeanChatOpenAI, body: bytes | io.BytesIO, timeout: aiohttp.ClientTimeout) -> None:
+    def __init__(self, model: LeanChatOpenAI, body: bytes, timeout: aiohttp.ClientTimeout) -> None:
         self._model, self._body, self._timeout = model, body, timeout
         self._pool: Pool | None = None
-        self._response: aiohttp.ClientResponse | None = None
+        self._response: Response | None = None
         self._url = ""
 
-    async def __aenter__(self) -> aiohttp.ClientResponse:
+    async def __aenter__(self) -> Response:
         try:
             return await self._begun()
         except BaseException as error:
             await self.__aexit__(type(error), error, error.__traceback__)
             raise
 
-    async def _begun(self) -> aiohttp.ClientResponse:
+    async def _begun(self) -> Response:
         model = self._model
         if model._target is None:
             model._target = await asyncio.to_thread(_target, model.root_async_client)  # the SDK looks up what system this is
-        self._url, headers = model._target
+        self._url = model._target.url
         self._pool = await pool()
         self._pool.in_use += 1
-        self._response = response = await self._pool.session.post(self._url, data=self._body, headers=headers, timeout=self._timeout)
-        await response.__aenter__()
+        self._response = response = await post(self._pool.session, model._target, self._body, self._timeout)
         if not 200 <= response.status < 300:
             raise model.root_async_client._make_status_error_from_response(_sdk_response(self._url, response, await _body(response)))
         return response
@@ -383,10 +381,10 @@ def _parsed(schema: type[BaseModel], choice: dict[str, Any], found: dict[str, An
     return schema.model_validate_json(content) if content and not message.get("refusal") else None
 
 
-def _target(client: Any) -> tuple[str, dict[str, str]]:
-    """Where chat completions are asked for, and the headers that the SDK sends; answers that are not packed are read at once."""
+def _target(client: Any) -> Target:
+    """Where chat completions are asked for, with the headers that the SDK sends; answers that are not packed are read at once."""
     sent = {name: value for name, value in {**client.auth_headers, **client.default_headers}.items() if isinstance(value, str)}
-    return f"{str(client.base_url).rstrip('/')}/chat/completions", {**sent, "Accept-Encoding": "identity"}
+    return Target(f"{str(client.base_url).rstrip('/')}/chat/completions", {**sent, "Accept-Encoding": "identity"})
 
 
 def _clocks(timeout: Any) -> aiohttp.ClientTimeout:
@@ -398,7 +396,7 @@ def _clocks(timeout: Any) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
 
 
-async def _body(response: aiohttp.ClientResponse) -> bytes:
+async def _body(response: Response) -> bytes:
     """The body; raises CallFailedError over the cap, before it is taken in."""
     length = response.content_length
     if length is not None and "Content-Encoding" not in response.headers:
@@ -415,7 +413,7 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
     return b"".join(parts)
 
 
-async def _drained(response: aiohttp.ClientResponse) -> None:
+async def _drained(response: Response) -> None:
     """Read what follows the last event, so that the connection can be used again; one that does not end is not waited for."""
     try:
         async with asyncio.timeout(_DRAINED):
@@ -425,7 +423,7 @@ async def _drained(response: aiohttp.ClientResponse) -> None:
         response.close()
 
 
-def _read(body: bytes, response: aiohttp.ClientResponse) -> Any:
+def _read(body: bytes, response: Response) -> Any:
     """What an answer says: of JSON its value, else its text, as the SDK has it."""
     if response.content_type.endswith("json"):
         return _loads(body)
@@ -433,11 +431,6 @@ def _read(body: bytes, response: aiohttp.ClientResponse) -> Any:
         return _loads(body)
     except ValueError:
         return body.decode("utf-8", "replace")
-
-
-def _body_of(payload: dict[str, Any]) -> bytes | io.BytesIO:
-    body = _dumps(payload)
-    return body if len(body) < _LARGE else io.BytesIO(body)  # which aiohttp sends in parts
 
 
 def _dumps(payload: dict[str, Any]) -> bytes:
@@ -458,7 +451,7 @@ def _sdk_request(url: str) -> httpx2.Request:
     return httpx2.Request("POST", url or "http://unknown")
 
 
-def _sdk_response(url: str, response: aiohttp.ClientResponse, body: bytes) -> httpx2.Response:
+def _sdk_response(url: str, response: Response, body: bytes) -> httpx2.Response:
     headers = [(name, value) for name, value in response.headers.items() if name.lower() not in _OF_THE_WIRE]
     return httpx2.Response(response.status, headers=headers, content=body, request=_sdk_request(url))
 
