@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
+from multidict import CIMultiDict
 from yarl import URL
 
 __all__ = ["HEADER_BYTES", "Answer", "Response", "Target", "post"]
@@ -60,7 +61,10 @@ class Target:
             url = URL(self.url)
             if url.scheme not in ("http", "https") or url.user or url.password or _OF_THE_BODY & {name.lower() for name in self.headers}:
                 return b""
-            self._request = request = aiohttp.ClientRequest("POST", url, headers=self.headers, data=b"-", loop=get_running_loop())
+            merged = CIMultiDict[str]()
+            for name, value in self.headers.items():
+                merged[name] = value  # of those that differ in their case, the last
+            self._request = request = aiohttp.ClientRequest("POST", url, headers=merged, data=b"-", loop=get_running_loop())
             del request.headers["Content-Length"]
             head = _serialize_headers(f"POST {request.url.raw_path_qs} HTTP/1.1", request.headers)
         except (ValueError, aiohttp.ClientError):
