@@ -304,14 +304,15 @@ class _Request(AbstractAsyncContextManager[Response]):
 
     async def _begun(self) -> Response:
         model = self._model
-        if model._target is None:
-            model._target = await asyncio.to_thread(_target, model.root_async_client)  # the SDK looks up what system this is
-        self._url = model._target.url
-        self._pool = await pool()
-        self._pool.in_use += 1
-        self._response = response = await post(self._pool.session, model._target, self._body, self._timeout)
+        target = model._target
+        if target is None:  # the SDK looks up what system this is
+            target = model._target = await asyncio.to_thread(_target, model.root_async_client)
+        self._url = target.url
+        self._pool = connections = await pool()
+        connections.in_use += 1
+        self._response = response = await post(connections.session, target, self._body, self._timeout)
         if not 200 <= response.status < 300:
-            raise model.root_async_client._make_status_error_from_response(_sdk_response(self._url, response, await _body(response)))
+            raise model.root_async_client._make_status_error_from_response(_sdk_response(target.url, response, await _body(response)))
         return response
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -319,6 +320,8 @@ class _Request(AbstractAsyncContextManager[Response]):
             self._pool.in_use -= 1
         if self._response is not None:
             await self._response.__aexit__(kind, error, trace)
+        if error is None:
+            return
         if isinstance(error, openai.BadRequestError):
             _handle_openai_bad_request(error)
         elif isinstance(error, openai.APIError):

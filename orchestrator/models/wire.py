@@ -93,7 +93,7 @@ class Answer:
         return None if length is None else int(length)
 
     async def read(self) -> bytes:
-        return await self.content.read()
+        return self.content.read_nowait() if self.content.is_eof() else await self.content.read()
 
     def close(self) -> None:
         """Close the connection."""
