@@ -7,14 +7,24 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, aclosing
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from asking import QUESTION
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from langchain_core.messages import HumanMessage
+from raw_made import chunks, headed, raw_server, told, until, whole
 
 from orchestrator.models import connection, wire
 from orchestrator.models.connection import LazyClient, LoopClient, close_connections
@@ -42,90 +52,6 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "session":
         monkeypatch.setattr(wire, "_is_known", lambda: False)
     return str(request.param)
-
-
-def told(text: str) -> bytes:
-    """The body of an answer."""
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-    return json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}).encode()
-
-
-def whole(text: str = "hello", *headers: str, status: str = "200 OK") -> bytes:
-    """An answer that tells its length."""
-    return headed(f"Content-Length: {len(told(text))}", *headers, status=status) + told(text)
-
-
-def headed(*headers: str, status: str = "200 OK", version: str = "1.1") -> bytes:
-    return "\r\n".join((f"HTTP/{version} {status}", "Content-Type: application/json", *headers, "", "")).encode()
-
-
-def chunks(body: bytes, size: int = 50, end: bytes = b"0\r\n\r\n") -> bytes:
-    return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[i : i + size] for i in range(0, len(body), size))) + end
-
-
-class Wire:
-    """The server: what it was asked, over which of its connections, and what it says to each request.
-
-    A step is bytes to send, or a function of what else to do; after the last step of a list the connection is closed, after a single
-    one it is kept.
-    """
-
-    def __init__(self, *scripts: Any) -> None:
-        self.scripts = list(scripts)
-        self.heads: list[str] = []
-        self.bodies: list[bytes] = []
-        self.connections: list[int] = []  # the number of the connection of each request
-        self.opened = self.closed = 0
-        self.url = ""
-        self.serving: set[asyncio.Task[Any]] = set()
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.opened += 1
-        number = self.opened
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
-            while await self.answer(number, reader, writer):
-                pass
-        writer.close()
-        self.closed += 1
-
-    async def answer(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        self.heads.append(head)
-        self.connections.append(number)
-        script = self.scripts.pop(0) if self.scripts else whole("afterwards")
-        if script != "unread":
-            length = next((int(line[15:]) for line in head.split("\r\n") if line.lower().startswith("content-length:")), 0)
-            self.bodies.append(await reader.readexactly(length))
-        if script == "unread":
-            script = [whole("too much", status="413 Payload Too Large")]
-        for step in script if isinstance(script, list) else [script]:
-            if callable(step):
-                await step(reader, writer)
-            else:
-                writer.write(step)
-                await writer.drain()
-        return not isinstance(script, list)
-
-
-@asynccontextmanager
-async def raw_server(*scripts: Any, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> AsyncIterator[Wire]:
-    made = Wire(*scripts)
-    server = await asyncio.start_server(made.serve, host, 0, ssl=tls, limit=1 << 24)
-    port = server.sockets[0].getsockname()[1]
-    made.url = f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}/v1"
-    try:
-        yield made
-    finally:
-        await close_connections()
-        server.close()
-        await until(lambda: made.closed == made.opened)
-
-
-async def until(true: Callable[[], bool]) -> None:
-    """Five seconds at most."""
-    async with asyncio.timeout(5):
-        while not true():  # noqa: ASYNC110 - which sets no event of this loop
-            await asyncio.sleep(0.005)
 
 
 def made(url: str, **options: Any) -> LeanChatOpenAI:
@@ -335,7 +261,7 @@ async def test_a_connection_that_its_server_closed_is_not_used(way: str) -> None
         model = made(server.url)
         for number in (1, 2):
             assert await answered(model) == "hello"
-            await until(lambda number=number: server.closed == number)
+            await until(lambda number=number: bool(server.closed == number))
             await pause(None, None)
         assert await answered(model) == "afterwards"
         assert server.connections == [1, 2, 3]
@@ -378,6 +304,20 @@ async def test_who_does_not_accept_is_a_timeout(way: str, monkeypatch: pytest.Mo
     await close_connections()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="how many may wait to be accepted is each system's own")
+async def test_who_has_too_many_waiting_is_a_timeout(way: str) -> None:
+    with socket.socket() as bound, ExitStack() as waiting:
+        bound.bind(("127.0.0.1", 0))
+        bound.listen(0)
+        for _ in range(3):
+            other = waiting.enter_context(socket.socket())
+            other.setblocking(False)
+            other.connect_ex(bound.getsockname())
+        found = await answered(made(f"http://127.0.0.1:{bound.getsockname()[1]}/v1", timeout=0.2))
+    assert found == ("APITimeoutError", "ConnectionTimeoutError")
+    await close_connections()
+
+
 async def test_who_does_not_listen_is_an_error(way: str) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
@@ -393,6 +333,39 @@ async def test_ipv6(way: str) -> None:
     except OSError:
         pytest.skip("no IPv6 here")
     assert f"Host: {server.url[7:-3]}\r\n" in server.heads[0]
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 that signs itself, and its key."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "here")])
+    now, address = datetime.now(UTC), x509.IPAddress(ip_address("127.0.0.1"))
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now - timedelta(1), now + timedelta(1))
+    signed = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False).sign(key, hashes.SHA256())
+    files = folder / "certificate.pem", folder / "key.pem"
+    files[0].write_bytes(signed.public_bytes(Encoding.PEM))
+    files[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return files
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """What a server shows, and what trusts it."""
+    files = certificate(tmp_path)
+    shown = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    shown.load_cert_chain(*files)
+    return shown, ssl.create_default_context(cafile=str(files[0]))
+
+
+async def test_tls(way: str, tls: tuple[ssl.SSLContext, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, trusting = tls
+    async with raw_server(whole(), [STREAM + chunks(event("a"))], [headed() + told("until the end")], tls=shown) as server:
+        model = made(server.url)
+        assert await answered(model) == ("APIConnectionError", "ClientConnectorCertificateError")
+        await close_connections()
+        monkeypatch.setattr(connection, "_certificates", lambda: trusting)
+        assert [await answered(model), await streamed(model), await answered(model)] == ["hello", "a", "until the end"]
+        assert await answered(model, [HumanMessage("x" * 50_000)]) == "afterwards"
+        assert [number - server.connections[0] for number in server.connections] == [0, 0, 1, 2]
 
 
 def event(text: str) -> bytes:
