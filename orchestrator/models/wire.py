@@ -163,7 +163,7 @@ async def _followed(session: aiohttp.ClientSession, target: Target, body: bytes,
     said = answer.headers.get("Location") or answer.headers.get("URI")
     if said is None:
         return answer
-    answer.close()
+    answer._connection.release()
     here = target._request.url
     try:
         there = here.join(URL(said))
