@@ -1,8 +1,6 @@
 """HTTP connections that live as long as their event loop."""
 
 import asyncio
-import errno
-import socket
 import ssl
 import threading
 import weakref
@@ -26,7 +24,6 @@ _Client = openai.DefaultAsyncHttpxClient
 _Keeper = AsyncGenerator[_Client, None]
 _ByLoop = dict[asyncio.AbstractEventLoop, tuple[_Client, _Keeper]]
 
-_HERE = "127.0.0.1"
 _KEPT_ALIVE = 30.0  # seconds that a connection may be idle: servers close theirs after 60 and more
 _clients: "weakref.WeakSet[LoopClient]" = weakref.WeakSet()
 _lock = threading.Lock()  # models are made in threads
@@ -86,31 +83,10 @@ class _Response(httpx2.Response):
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Its timer of idle connections keeps no context, which would hold the state of the run that asked last after that is over.
-
-    A model server on this machine is connected to at once.
-    """
+    """Its timer of idle connections keeps no context, which would hold the state of the run that asked last after that is over."""
 
     def _release(self, *args: Any, **options: Any) -> None:
         Context().run(super()._release, *args, **options)
-
-    async def _create_connection(self, req: aiohttp.ClientRequest, *args: Any, **options: Any) -> Any:
-        found = _at_once(req.url.port) if req.url.raw_host == _HERE and req.url.scheme == "http" and not req.proxy else None
-        if found is None:
-            return await super()._create_connection(req, *args, **options)
-        _, protocol = await self._loop.create_connection(self._factory, sock=found)
-        return protocol
-
-
-def _at_once(port: int | None) -> socket.socket | None:
-    """A connection to a server on this machine, which is there as soon as it is asked for again; None: it takes longer, or fails."""
-    made = socket.socket()
-    made.setblocking(False)
-    for _ in range(2):
-        if made.connect_ex((_HERE, port)) in (0, errno.EISCONN):
-            return made
-    made.close()
-    return None
 
 
 class Pool:
