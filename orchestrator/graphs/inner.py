@@ -7,25 +7,23 @@ the graph does is the same: its own channels and reducers, its own nodes, writer
 import asyncio
 import itertools
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
 
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables import Runnable
 from langchain_core.runnables.config import var_child_runnable_config
-from langgraph._internal._constants import CONF, CONFIG_KEY_READ, CONFIG_KEY_SCRATCHPAD, CONFIG_KEY_SEND, RESUME, TASKS
+from langgraph._internal._constants import CONF, CONFIG_KEY_READ, CONFIG_KEY_SCRATCHPAD, CONFIG_KEY_SEND, PULL, PUSH, RESUME, TASKS
 from langgraph._internal._typing import MISSING
 from langgraph.channels.base import BaseChannel
 from langgraph.channels.binop import BinaryOperatorAggregate
+from langgraph.channels.ephemeral_value import EphemeralValue
 from langgraph.channels.last_value import LastValue, LastValueAfterFinish
 from langgraph.channels.named_barrier_value import NamedBarrierValueAfterFinish
 from langgraph.constants import START
 from langgraph.errors import GraphInterrupt, GraphRecursionError, NodeCancelledError, ParentCommand
 from langgraph.graph.state import CompiledStateGraph
-from langgraph.pregel._io import read_channel, read_channels
 from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
 from langgraph.pregel._write import PASSTHROUGH, ChannelWrite, ChannelWriteEntry, ChannelWriteTupleEntry, _assemble_writes
 
@@ -37,10 +35,10 @@ from orchestrator.spans import HIDDEN, Span, Tracer, shown_as
 
 __all__ = ["Inner", "inner_of"]
 
-Channels = dict[str, BaseChannel[Any, Any, Any]]
 Write = tuple[str, Any]
+Maker = Callable[[Any], Sequence[Write] | None]
+"""Makes writes of what a node gives."""
 
-_LASTING = (LastValue, BinaryOperatorAggregate)  # channels whose value stays until another one is written
 _LATE = (LastValueAfterFinish, NamedBarrierValueAfterFinish)  # channels of deferred nodes
 _log = logging.getLogger("langgraph")  # of what LangGraph would warn of, in its words: `checks` reads them
 _numbers = itertools.count()  # of the tasks of this process
@@ -51,12 +49,11 @@ Consult = Callable[[Question], Any]
 
 
 class _Task(NamedTuple):
-    """A node that is to run, with what it is given, or was `sent`; `place` is where it stands among the tasks of its step."""
+    """A node that is to run, with what it is given, or was `sent`; `told`: what the metadata of what runs in it say of it."""
 
-    node: str
+    node: "_Node"
     given: Any
-    triggers: tuple[str, ...]
-    place: tuple[Any, ...]
+    told: Mapping[str, Any]
     sent: bool = False
 
 
@@ -65,16 +62,12 @@ class Inner:
 
     def __init__(self, graph: CompiledStateGraph[Any, Any, Any, Any]) -> None:
         self._graph = graph
-        self._nodes: dict[str, PregelNode] = graph.nodes
-        self._channels: Any = graph.channels
-        self._inner = {name: found for name, node in graph.nodes.items() if (found := inner_of(node.bound)) is not None}
-        # Nodes of which nothing but such a graph, which has its own, reads or writes the state as it runs.
-        self._bare = {name for name in self._inner if all(type(writer) is ChannelWrite for writer in graph.nodes[name].flat_writers)}
+        self._nodes = {name: _Node(name, node) for name, node in graph.nodes.items()}
         self._triggered = graph.trigger_to_nodes
-        start = graph.nodes[START].flat_writers
+        self._kinds = _Kinds(graph)
+        start = self._nodes[START].writers
         # What a graph is given is written at once where no router looks at it.
-        self._begins = start if all(type(writer) is ChannelWrite for writer in start) else None
-        self._passing = tuple(name for name, channel in self._channels.items() if type(channel) not in _LASTING)
+        self._begins = None if any(router is not None for _, router in start) else start
 
     async def run(self, given: Mapping[str, Any], tracer: Tracer, consult: "Consult | None" = None) -> dict[str, Any]:
         """What `ainvoke` would give; called inside a node of LangGraph's. Raises what the nodes raise, and GraphRecursionError.
@@ -82,132 +75,147 @@ class Inner:
         `consult`: answers what a node asks by `interrupt()`, or raises GraphInterrupt; None: LangGraph does.
         """
         config: Any = var_child_runnable_config.get() or {}
-        path = str((config.get("metadata") or {}).get("langgraph_checkpoint_ns", ""))
-        channels: Channels = {name: channel.from_checkpoint(MISSING) for name, channel in self._channels.items()}
-        changed = _apply(channels, [(START, given)] if self._begins is None else _all_written(self._begins, given), (), ())
+        metadata = config.get("metadata") or {}
+        values = _Values(self._kinds)
+        around = _Around(values, config, metadata, str(metadata.get("langgraph_checkpoint_ns", "")), tracer, consult)
+        begins = self._begins
+        changed = values.apply([(START, given)] if begins is None else [write for make, _ in begins for write in make(given) or ()])
         most = config.get("recursion_limit", 25)
-        around = _Around(channels, config, path, tracer, consult)
-        for step in range(int(self._begins is not None), most + 1):
-            tasks = self._due(channels, changed)
-            if not tasks:
-                return read_channels(channels, self._graph.output_channels)
-            made = [self._made(task, step, around) for task in tasks]
-            outcomes = [await made[0]] if len(made) == 1 else await _together(made)
-            read = {trigger for task in tasks if not task.sent for trigger in self._nodes[task.node].triggers}
-            writes = outcomes[0] if len(outcomes) == 1 else [*itertools.chain(*outcomes)]
-            changed = _apply(channels, writes, read, self._passing)
+        for step in range(int(begins is not None), most + 1):
+            tasks = self._due(values, changed)
+            if len(tasks) == 1:
+                writes = await self._made(tasks[0], step, around)
+            elif tasks:
+                outcomes = await _together([self._made(task, step, around) for task in tasks])
+                writes = [*itertools.chain(*outcomes)]
+            else:
+                came: dict[str, Any] = values.read(self._graph.output_channels)
+                return came
+            changed = values.apply(writes, tasks)
         raise GraphRecursionError(f"the graph {self._graph.name!r} took more than {most} steps: it goes round without an end")
 
-    def _due(self, channels: Channels, changed: set[str]) -> list[_Task]:
+    def _due(self, values: "_Values", changed: set[str]) -> list[_Task]:
         """The tasks of the next step: nodes that what changed has triggered, then those that were sent something."""
-        names = sorted({name for channel in changed for name in self._triggered.get(channel, ())})
-        nodes = self._nodes
-        tasks = [
-            _Task(name, given, tuple(nodes[name].triggers), ("__pregel_pull", name))
-            for name in names
-            if (given := self._given(nodes[name], channels)) is not MISSING
-        ]
-        for at, one in enumerate(channels[TASKS].get() if TASKS in changed else ()):
-            if one.node in nodes:
-                tasks.append(_Task(one.node, one.arg, ("__pregel_push",), ("__pregel_push", at, False), sent=True))
+        tasks: list[_Task] = []
+        for name in sorted({name for channel in changed for name in self._triggered.get(channel, ())}):
+            node = self._nodes[name]
+            given = values.given(node.reads)
+            if given is not MISSING:
+                tasks.append(_Task(node, given, node.told))
+        for at, one in enumerate(values.get(TASKS) if TASKS in changed else ()):
+            if one.node in self._nodes:
+                tasks.append(_Task(self._nodes[one.node], one.arg, _told(one.node, (PUSH,), (PUSH, at, False)), sent=True))
             else:
                 _log.warning(f"Ignoring unknown node name {one.node} in pending sends")
         return tasks
 
-    def _given(self, node: PregelNode, channels: Channels) -> Any:
-        if isinstance(node.channels, str):
-            return read_channel(channels, node.channels) if channels[node.channels].is_available() else MISSING
-        return {name: channels[name].get() for name in node.channels if channels[name].is_available()}
-
     async def _made(self, task: _Task, step: int, around: "_Around") -> list[Write]:
         """Run a node; what it and its routers write."""
-        node, writes, number = self._nodes[task.node], list[Write](), f"inner{next(_numbers)}"
-        channels, config, tracer = around.channels, around.config, around.tracer
-        metadata = {
-            **(config.get("metadata") or {}),
-            "langgraph_step": step,
-            "langgraph_node": task.node,
-            "langgraph_triggers": task.triggers,
-            "langgraph_path": task.place,
-            "langgraph_checkpoint_ns": f"{around.path}|{task.node}:{number}",
-            **(node.metadata or {}),
-        }
-
-        inside: Any = {**config, "metadata": metadata}
-        if task.node not in self._bare:
+        node, writes, number = task.node, list[Write](), f"inner{next(_numbers)}"
+        values, tracer, place = around.values, around.tracer, f"{around.path}|{task.node.name}:{number}"
+        metadata = {**around.metadata, **task.told, "langgraph_step": step, "langgraph_checkpoint_ns": place, **node.metadata}
+        inside: Any = {**around.config, "metadata": metadata}
+        if not node.bare:
 
             def read(select: str | list[str], fresh: bool = False) -> Any:
-                return read_channels(_with(channels, writes) if fresh else channels, select)
+                return (values.after(writes) if fresh else values).read(select)
 
-            inside[CONF] = {**config.get(CONF, {}), CONFIG_KEY_SEND: writes.extend, CONFIG_KEY_READ: read}
+            inside[CONF] = {**around.config.get(CONF, {}), CONFIG_KEY_SEND: writes.extend, CONFIG_KEY_READ: read}
         given = task.given if node.mapper is None or task.sent else node.mapper(task.given)
         token = var_child_runnable_config.set(inside)
         tracer.nodes[number] = None
         try:
-            if task.node == START:
+            if node.name == START:
                 output = given
-            elif (kind := shown_as(metadata, task.node))[0] == HIDDEN:
-                output = await self._output(task.node, given, inside, around)
+            elif (shown := node.shown or shown_as(metadata, node.name))[0] == HIDDEN:
+                output = await _output(node, given, inside, around)
             else:
-                with self._span(kind, task, tracer) as span:
+                with _span(shown, node.name, task.given, tracer) as span:
                     tracer.nodes[number] = span
-                    output = await self._output(task.node, given, inside, around)
+                    output = await _output(node, given, inside, around)
                     span.came = output if tracer.takes_content or span.kind == "node" else None
-            for writer in node.flat_writers:
-                if type(writer) is ChannelWrite:
-                    writes += _written(writer, output)
-                else:  # a router
-                    await writer.ainvoke(output, inside)
+            for make, router in node.writers:
+                if router is None:
+                    writes += make(output) or ()
+                else:
+                    await router.ainvoke(output, inside)
         finally:
             var_child_runnable_config.reset(token)
             del tracer.nodes[number]
-        for name in {name for name, _ in writes} - channels.keys() - {RESUME}:
-            _log.warning(f"Task {task.node} with path {task.place} wrote to unknown channel {name}, ignoring it.")
+        for name in values.unknown(writes):
+            _log.warning(f"Task {node.name} with path {task.told['langgraph_path']} wrote to unknown channel {name}, ignoring it.")
         return writes
 
-    def _span(self, kind: Sequence[str], task: _Task, tracer: Tracer) -> AbstractContextManager[Span]:
-        """The span of a node that is a step of the run's trace."""
-        name = next((word for word in kind[1:] if word != "round"), task.node)
-        here = tracer.here()
-        known: dict[str, Any] = {"branch": current_branch() or here.branch}
-        if kind[0] == "agent":
-            known |= {"role": name, "attempt": tracer.count(here, name)}
-        return tracer.span(kind[0], name, parent=here, given=task.given, **known)  # type: ignore[arg-type]
 
-    async def _output(self, name: str, given: Any, config: RunnableConfig, around: "_Around") -> Any:
-        """What a node gives; what a graph inside asks of the graph around it (`Command.PARENT`) counts as given by its node."""
-        inner, bound = self._inner.get(name), self._nodes[name].bound
-        try:
-            if inner is not None:
-                return await inner.run(given, around.tracer, around.consult)
-            if around.consult is None:
-                return await _alone(bound.ainvoke(given, config))
-            return await self._asking(name, partial(bound.ainvoke, given, config), config[CONF], around.consult)
-        except ParentCommand as up:
-            return replace(up.args[0], graph=None)
+class _Node:
+    """A node of a graph, with what never changes about it."""
 
-    async def _asking(self, name: str, work: Callable[[], Coroutine[Any, Any, Any]], known: dict[str, Any], consult: "Consult") -> Any:
-        """What a node gives that may ask by `interrupt()`; with each answer it begins again from its top. `known`: its own configurable."""
-        answers: list[Any] = []
-        while True:
+    __slots__ = ("bare", "bound", "inner", "mapper", "metadata", "name", "reads", "shown", "told", "writers")
+
+    def __init__(self, name: str, node: PregelNode) -> None:
+        self.name = name
+        self.bound = node.bound
+        self.reads = node.channels
+        self.mapper = node.mapper
+        self.metadata = node.metadata or {}
+        self.told = _told(name, tuple(node.triggers), (PULL, name))
+        self.shown = shown_as(self.metadata, name) if "trace" in self.metadata else None  # None: as the graph around says
+        self.inner = inner_of(node.bound)
+        self.writers = [part for writer in node.flat_writers for part in _parts(writer)]
+        # Nothing but such a graph, which has its own, reads or writes the state as it runs.
+        self.bare = self.inner is not None and all(router is None for _, router in self.writers)
+
+
+def _told(node: str, triggers: tuple[str, ...], path: tuple[Any, ...]) -> dict[str, Any]:
+    return {"langgraph_node": node, "langgraph_triggers": triggers, "langgraph_path": path}
+
+
+def _span(shown: Sequence[str], node: str, given: Any, tracer: Tracer) -> AbstractContextManager[Span]:
+    """The span of a node that is a step of the run's trace."""
+    name = next((word for word in shown[1:] if word != "round"), node)
+    here = tracer.here()
+    known: dict[str, Any] = {"branch": current_branch() or here.branch}
+    if shown[0] == "agent":
+        known |= {"role": name, "attempt": tracer.count(here, name)}
+    return tracer.span(shown[0], name, parent=here, given=given, **known)  # type: ignore[arg-type]
+
+
+async def _output(node: _Node, given: Any, config: Any, around: "_Around") -> Any:
+    """What a node gives; what a graph inside asks of the graph around it (`Command.PARENT`) counts as given by its node.
+
+    One that asks a person by `interrupt()` begins again from its top with each answer.
+    """
+    consult, answers = around.consult, list[Any]()
+    try:
+        if node.inner is not None:
+            return await node.inner.run(given, around.tracer, consult)
+        while consult is not None:
             # What is kept of an answer is ours to keep: the node writes it to nobody.
-            known[CONFIG_KEY_SCRATCHPAD] = with_answers(known[CONFIG_KEY_SCRATCHPAD], answers)
+            config[CONF][CONFIG_KEY_SCRATCHPAD] = with_answers(config[CONF][CONFIG_KEY_SCRATCHPAD], answers)
             try:
-                return await _alone(work())
+                return await _alone(node.bound.ainvoke(given, config))
             except GraphInterrupt as pause:
-                asked = pause.args[0][0]
-                if not question_of(asked.id, asked.value).native:
-                    raise
-                schema = dict(asked.response_schema) if isinstance(asked.response_schema, Mapping) else None
-                answers.append(consult(node_question(name, asked.value, schema, number=len(answers) + 1, branch=current_branch())))
+                answers.append(_answered(node.name, pause, consult, len(answers) + 1))
+        return await _alone(node.bound.ainvoke(given, config))
+    except ParentCommand as up:
+        return replace(up.args[0], graph=None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Around:
+def _answered(node: str, pause: GraphInterrupt, consult: "Consult", number: int) -> Any:
+    """What a person answers to what a node asks by `interrupt()`."""
+    asked = pause.args[0][0]
+    if not question_of(asked.id, asked.value).native:
+        raise pause
+    schema = dict(asked.response_schema) if isinstance(asked.response_schema, Mapping) else None
+    return consult(node_question(node, asked.value, schema, number=number, branch=current_branch()))
+
+
+class _Around(NamedTuple):
     """What the tasks of one run of a graph have in common."""
 
-    channels: Channels
+    values: "_Values"
     config: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     path: str
     tracer: Tracer
     consult: "Consult | None"
@@ -238,60 +246,129 @@ def _is_plain(graph: CompiledStateGraph[Any, Any, Any, Any]) -> bool:
     return not any(special) and all(node.bound is DEFAULT_BOUND or name != START for name, node in graph.nodes.items())
 
 
-def _apply(channels: Channels, writes: Sequence[Write], read: Iterable[str], passing: Iterable[str]) -> set[str]:
-    """Write to the channels, and begin another step, which the `passing` ones are told: which of them have a new value."""
-    for name in read:
-        channels[name].consume()
-    values: dict[str, list[Any]] = {}
-    for name, value in writes:
-        if name in channels:
-            values.setdefault(name, []).append(value)
-    changed = {name for name, written in values.items() if channels[name].update(written) and channels[name].is_available()}
-    for name in passing:
-        channel = channels[name]
-        if name not in changed and channel.is_available() and channel.update(()) and channel.is_available():
-            changed.add(name)
-    return changed
+class _Kinds:
+    """The channels of a graph by what they do, as they are before anything was written."""
+
+    def __init__(self, graph: CompiledStateGraph[Any, Any, Any, Any]) -> None:
+        self.all = cast("dict[str, Any]", graph.channels)
+        self.lasting = {name for name, channel in self.all.items() if type(channel) is LastValue}
+        self.passing = {name for name, channel in self.all.items() if type(channel) is EphemeralValue}  # they hold for one step
+        self.several = {name for name in self.passing if not self.all[name].guard}  # may be written to more than once in one
+        others = {name: channel for name, channel in self.all.items() if name not in self.lasting and name not in self.passing}
+        self.begun = [name for name, channel in others.items() if channel.from_checkpoint(MISSING).is_available()]
+        self.consuming = {name for name, channel in others.items() if type(channel).consume is not BaseChannel.consume}
 
 
-def _with(channels: Channels, writes: Iterable[Write]) -> Channels:
-    """The channels as a router sees them after its node has written."""
-    values: dict[str, list[Any]] = defaultdict(list)
-    for name, value in writes:
-        values[name].append(value)
-    seen = {name: channel.copy() for name, channel in channels.items()}
-    for name, channel in seen.items():
-        channel.update(values[name])
-    return seen
+class _Values:
+    """What the channels of one run of a graph hold. Of most of them that is the value last written, and of those there is no object."""
+
+    __slots__ = ("_held", "_kinds", "_others")
+
+    def __init__(self, kinds: _Kinds) -> None:
+        self._kinds = kinds
+        self._held: dict[str, Any] = {}  # by the names of lasting and passing ones
+        self._others: dict[str, BaseChannel[Any, Any, Any]] = {name: kinds.all[name].from_checkpoint(MISSING) for name in kinds.begun}
+
+    def get(self, name: str) -> Any:
+        """What a channel holds; MISSING where that is nothing."""
+        other = self._others.get(name)
+        if other is None:
+            return self._held.get(name, MISSING)
+        return other.get() if other.is_available() else MISSING
+
+    def read(self, select: str | Sequence[str]) -> Any:
+        """What channels hold, by their names, without those that hold nothing; of a single one None, where that is nothing."""
+        found = self.given(select)
+        return None if found is MISSING else found
+
+    def given(self, select: str | Sequence[str]) -> Any:
+        """As `read`, with MISSING for None."""
+        if isinstance(select, str):
+            return self.get(select)
+        if not self._others:
+            held = self._held
+            return {name: held[name] for name in select if name in held}
+        return {name: value for name in select if (value := self.get(name)) is not MISSING}
+
+    def apply(self, writes: Sequence[Write], tasks: Iterable[_Task] = ()) -> set[str]:
+        """Write what `tasks` have come to, and begin another step: which of the channels have a new value."""
+        kinds, written, others = self._kinds, dict[str, Any](), dict[str, list[Any]]()
+        for name, value in writes:
+            if name in kinds.lasting or name in kinds.passing:
+                if name in written and name not in kinds.several:
+                    kinds.all[name].copy().update((written[name], value))  # raises what LangGraph says of it
+                written[name] = value
+            elif name in kinds.all:
+                others.setdefault(name, []).append(value)
+        for name in kinds.passing:
+            self._held.pop(name, None)
+        self._held |= written
+        changed = set(written)
+        if others or self._others:
+            changed |= self._apply_others(others, tasks)
+        return changed
+
+    def _apply_others(self, writes: Mapping[str, Sequence[Any]], tasks: Iterable[_Task]) -> set[str]:
+        kinds, others = self._kinds, self._others
+        if kinds.consuming:
+            for name in {name for task in tasks if not task.sent for name in task.node.told["langgraph_triggers"]}:
+                if name in others:
+                    others[name].consume()
+        for name in writes.keys() - others.keys():
+            others[name] = kinds.all[name].from_checkpoint(MISSING)
+        changed = {name for name, values in writes.items() if others[name].update(values) and others[name].is_available()}
+        for name, other in others.items():
+            if type(other) is BinaryOperatorAggregate or name in changed or not other.is_available():
+                continue
+            if other.update(()) and other.is_available():
+                changed.add(name)
+        return changed
+
+    def after(self, writes: Sequence[Write]) -> "_Values":
+        """The values as a router sees them after its node has written."""
+        seen = _Values(self._kinds)
+        seen._held = dict(self._held)
+        seen._others = {name: other.copy() for name, other in self._others.items()}
+        seen.apply(writes)
+        return seen
+
+    def unknown(self, writes: Sequence[Write]) -> set[str]:
+        """The names of channels that there are none of."""
+        known = self._kinds.all
+        return {name for name, _ in writes if name not in known and name != RESUME}
 
 
-def _written(writer: ChannelWrite, output: Any) -> list[Write]:
-    """What a writer makes of what its node gives."""
-    found: list[Write] = []
-    for entry in writer.writes:
-        if isinstance(entry, ChannelWriteTupleEntry):
-            found += entry.mapper(output if entry.value is PASSTHROUGH else entry.value) or ()
-        elif isinstance(entry, ChannelWriteEntry) and entry.mapper is None and not entry.skip_none:
-            found.append((entry.channel, output if entry.value is PASSTHROUGH else entry.value))
-        else:
-            found += _assemble_writes([_given_to(entry, output)])
-    return found
+def _parts(writer: Any) -> list[tuple[Maker, Any]]:
+    """What makes writes of what a node gives, part by part; or a router, which writes them itself."""
+    if type(writer) is not ChannelWrite:
+        return [(_nothing, writer)]
+    return [(_maker(entry), None) for entry in writer.writes]
 
 
-def _all_written(writers: Iterable[Any], output: Any) -> list[Write]:
-    return [write for writer in writers for write in _written(writer, output)]
+def _maker(entry: Any) -> Maker:
+    if isinstance(entry, ChannelWriteTupleEntry) and entry.value is PASSTHROUGH:
+        return entry.mapper
+    if not isinstance(entry, ChannelWriteEntry):
+        return lambda _: _assemble_writes([entry])
+    if entry.value is PASSTHROUGH:
+        return lambda output: _assemble_writes([entry._replace(value=output)])
+    if entry.mapper is not None or entry.skip_none:
+        return lambda _: _assemble_writes([entry])
+    written = [(entry.channel, entry.value)]
+    return lambda _: written
 
 
-def _given_to(entry: Any, output: Any) -> Any:
-    return entry._replace(value=output) if isinstance(entry, ChannelWriteEntry) and entry.value is PASSTHROUGH else entry
+def _nothing(_: Any) -> None:
+    return None
 
 
 async def _alone(work: Coroutine[Any, Any, Any]) -> Any:
     """What a node does, in a context of its own; a cancellation that is the node's own doing is its failure, as with LangGraph."""
-    task, here = asyncio.create_task(work), asyncio.current_task()
+    task = asyncio.get_running_loop().create_task(work)
     try:
         return await task
     except asyncio.CancelledError:
+        here = asyncio.current_task()
         if here is not None and not here.cancelling() and task.cancelled():
             raise NodeCancelledError("a node raised CancelledError") from None
         raise
