@@ -1,13 +1,14 @@
 """Clocks that stand still while work waits for its turn: waiting is the engine's doing, not the work's."""
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from contextvars import Context, ContextVar, copy_context
 from types import TracebackType
 from typing import Self
 
-__all__ = ["Clock", "Joint", "waiting"]
+__all__ = ["Clock", "Joint", "before", "waiting"]
 
 
 class Clock:
@@ -65,6 +66,18 @@ def _set(timeout: asyncio.Timeout, when: float | None) -> None:
     of a run that is over. It needs none.
     """
     Context().run(timeout.reschedule, when)
+
+
+@asynccontextmanager
+async def before(ends: float, late: Exception) -> AsyncIterator[None]:
+    """What is inside has until `ends`, a time of `time.monotonic()`, waits and all; then `late` is raised."""
+    try:
+        async with asyncio.timeout(ends - time.monotonic()) as timeout:
+            yield
+    except TimeoutError:
+        if timeout.expired():
+            raise late from None
+        raise
 
 
 class Joint:

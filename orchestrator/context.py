@@ -5,8 +5,8 @@ import json
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -23,6 +23,7 @@ from pydantic import BaseModel
 
 from orchestrator.asking import Question, allows, given_to, question_of, tool_question, tools_question, validate
 from orchestrator.calling import call_tool
+from orchestrator.clocks import before
 from orchestrator.controls import Controls
 from orchestrator.documents import Library, Passage, Reader, Skipped, check_hashes, check_quotes, open_library, open_reader
 from orchestrator.errors import BudgetExceeded, DeadlineReached, InvalidAnswerError, LoopStopped, ModelCallError, said
@@ -198,9 +199,10 @@ class RunContext:
     async def _asked(
         self, role: str, messages: Sequence[BaseMessage], schema: type[T] | None, tools: Sequence[BaseTool], model: BaseChatModel | None
     ) -> Answer[T]:
-        if self.terms.room is not None:
-            await self.terms.room()
-        self.terms.check()
+        terms = self.terms
+        if terms.room is not None:
+            await terms.room()
+        terms.check()
         models = [model] if model else await self.models_of(role)
         told = tuple(
             (message.type, str(message.content), repr(message.tool_calls) if isinstance(message, AIMessage) else "") for message in messages
@@ -217,6 +219,8 @@ class RunContext:
         self, role: str, models: Sequence[BaseChatModel], messages: Sequence[BaseMessage], schema: type[T] | None, tools: Sequence[BaseTool]
     ) -> tuple[Answer[T], BaseChatModel]:
         """Ask the models of a role, one after the other as they fail or all at once where the role races; and which one answered."""
+        if len(models) == 1:
+            return await ask(models[0], messages, schema, tools=tools, role=role, terms=self.terms), models[0]
 
         async def asked(chat: BaseChatModel) -> tuple[Answer[T], BaseChatModel]:
             return await ask(chat, messages, schema, tools=tools, role=role, terms=self.terms), chat
@@ -354,24 +358,17 @@ class RunContext:
 
     async def answer(self, role: str, messages: Sequence[BaseMessage], schema: type[T], *, model: BaseChatModel | None = None) -> T:
         """The value of `ask` without tools."""
-        answer = await self.ask(role, messages, schema, model=model)
+        answer = await self._asked(role, messages, schema, (), model)
         if answer.value is None:
             raise InvalidAnswerError(f"the {role} model called a tool where none was offered")
         return answer.value
 
-    @asynccontextmanager
-    async def within(self, share: float) -> AsyncIterator[None]:
+    def within(self, share: float) -> AbstractAsyncContextManager[None]:
         """Until `share` of the run's deadline has passed, where it has one; then DeadlineReached."""
-        if self.controls.deadline is None:
-            yield
-            return
-        try:
-            async with asyncio.timeout(self.began + share * self.controls.deadline - time.monotonic()) as clock:
-                yield
-        except TimeoutError:
-            if clock.expired():
-                raise DeadlineReached(f"the run's deadline of {self.controls.deadline:g} s left no more time") from None
-            raise
+        deadline = self.controls.deadline
+        if deadline is None:
+            return nullcontext()
+        return before(self.began + share * deadline, DeadlineReached(f"the run's deadline of {deadline:g} s left no more time"))
 
     async def library(self, documents: Sequence[str]) -> Library:
         """The opened documents, indexed once for all who ask at the same time; raises DocumentsError."""

@@ -38,7 +38,8 @@ class Flights:
             shared = flight is not None
             if flight is None:
                 joint = Joint()
-                flight = self._flying[key] = _Flight(asyncio.create_task(make(), context=joint.context()), joint)
+                task = asyncio.get_running_loop().create_task(make(), context=joint.context())
+                flight = self._flying[key] = _Flight(task, joint)
             flight.waiters += 1
             clocks = flight.joint.join()
             try:
@@ -51,7 +52,7 @@ class Flights:
                 flight.waiters -= 1
                 if (flight.waiters == 0 or flight.task.done()) and self._flying.get(key) is flight:
                     del self._flying[key]
-                if flight.waiters == 0:
+                if flight.waiters == 0 and not flight.task.done():
                     await ended([flight.task])
 
     async def aclose(self) -> None:

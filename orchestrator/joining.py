@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 
 from orchestrator.clocks import Clock
@@ -78,10 +78,10 @@ class Join:
             raise this.ended()
         clock = this.clocks[task] = Clock(seconds)
         try:
-            async with asyncio.timeout_at(this.ends) as deadline, clock:
+            async with nullcontext() if this.ends is None else asyncio.timeout_at(this.ends) as deadline, clock:
                 yield
         except TimeoutError:
-            if deadline.expired():
+            if deadline is not None and deadline.expired():
                 self._end_late(this)
             elif not clock.expired:
                 raise

@@ -3,7 +3,6 @@
 import asyncio
 import heapq
 import math
-from collections import Counter
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
@@ -75,11 +74,11 @@ class Ticket:
 
     def leave(self, *, tokens: int | None = None) -> None:
         """The call was answered; `tokens` settles the estimate (None: it stands)."""
-        self._serial.do(self._ends, "leave", self._now(), tokens)
+        self._serial.do(self._line.gate.leave, self, self._now(), tokens)
 
     def fail(self) -> None:
         """The call failed or was cancelled: says nothing about the limit."""
-        self._serial.do(self._ends, "fail", self._now())
+        self._serial.do(self._fails, self._now())  # it may not have come to its line yet
 
     def throttled(self, retry_after: float | None, *, overloaded: bool = False) -> bool:
         """The endpoint refused the call, and said to come again in `retry_after` seconds (None: it did not say).
@@ -93,8 +92,8 @@ class Ticket:
             tell("throttled", host=gate.host, seconds=round(pause[0], 3), in_flight=pause[1])
         return again
 
-    def _ends(self, how: Literal["leave", "fail"], *arguments: Any) -> None:
-        getattr(self._line.gate, how)(self, *arguments)
+    def _fails(self, now: float) -> None:
+        self._line.gate.fail(self, now)
 
     def _now(self) -> float:
         return self._woken.get_loop().time()
@@ -123,11 +122,10 @@ class Line:
     in_flight: int = 0
     turn: int = 0
     queued: bool = False  # among the gate's turns, or parked
+    limits: tuple[int | None, int | None] = field(init=False)  # its requests and its tokens a minute
 
-    @property
-    def limits(self) -> tuple[int | None, int | None]:
-        """Its requests and its tokens a minute."""
-        return self.party.requests_per_minute, self.party.tokens_per_minute
+    def __post_init__(self) -> None:
+        self.limits = self.party.requests_per_minute, self.party.tokens_per_minute
 
     def first(self) -> Ticket | None:
         """The next call that waits, if one does."""
@@ -153,9 +151,9 @@ class Gate:
         self._meter = Meter()
         self._lines: dict[Party, Line] = {}
         self._turns: list[tuple[int, Line]] = []  # a heap: round robin
-        self._most: Counter[int] = Counter()  # max_concurrency of the parties that are here
-        self._limits: Counter[tuple[int | None, int | None]] = Counter()  # and their rates
-        self._loops: Counter[asyncio.AbstractEventLoop] = Counter()  # where calls wait
+        self._most: dict[int, int] = {}  # max_concurrency of the parties that are here, and of how many
+        self._limits: dict[tuple[int | None, int | None], int] = {}  # and their rates
+        self._loops: dict[asyncio.AbstractEventLoop, int] = {}  # where calls wait, and how many
         self._timers: dict[asyncio.AbstractEventLoop, tuple[float, asyncio.TimerHandle | None]] = {}
 
     def line(self, party: Party) -> Line:
@@ -163,8 +161,8 @@ class Gate:
         line = self._lines.get(party)
         if line is None:
             line = self._lines[party] = Line(self, party)
-            self._most[party.max_concurrency] += 1
-            self._limits[line.limits] += 1
+            _count(self._most, party.max_concurrency, 1)
+            _count(self._limits, line.limits, 1)
         return line
 
     def blank(self, now: float) -> bool:
@@ -178,7 +176,7 @@ class Gate:
         heapq.heappush(line.tickets, (ticket._order, ticket))
         line.waiting += 1
         self.waiting += 1
-        self._loops[ticket._woken.get_loop()] += 1
+        _count(self._loops, ticket._woken.get_loop(), 1)
         if not line.queued:
             self._queue(line, next(_turns))
         self.pump(now)
@@ -259,11 +257,11 @@ class Gate:
         soonest = math.inf
         while self._turns and len(limits) < len(self._limits):
             turn, line = heapq.heappop(self._turns)
-            ticket = line.first()
+            ticket, party = line.first(), line.party
             if ticket is None:
                 line.queued = False
-            elif line.party.in_flight >= line.party.max_concurrency:
-                line.party._parked.append(line)
+            elif party.in_flight >= party.max_concurrency:
+                party._parked.append(line)
             elif line.limits in limits:
                 held.append((turn, line))
             else:
@@ -322,13 +320,10 @@ class Gate:
         ticket._line.waiting -= 1
         self.waiting -= 1
         loop = ticket._woken.get_loop()
-        self._loops[loop] -= 1
-        if not self._loops[loop]:
-            del self._loops[loop]
-            if loop in self._timers and loop is _running():
-                timer = self._timers.pop(loop)[1]
-                if timer is not None:
-                    timer.cancel()
+        if not _count(self._loops, loop, -1) and loop in self._timers and loop is _running():
+            timer = self._timers.pop(loop)[1]
+            if timer is not None:
+                timer.cancel()
 
     def _tidy(self, line: Line) -> None:
         """A party that neither waits nor is in flight is not here."""
@@ -338,8 +333,8 @@ class Gate:
         if len(self._turns) > 2 * len(self._lines) + 16:
             self._turns = [pair for pair in self._turns if pair[1].waiting]
             heapq.heapify(self._turns)
-        self._most -= Counter((line.party.max_concurrency,))
-        self._limits -= Counter((line.limits,))
+        _count(self._most, line.party.max_concurrency, -1)
+        _count(self._limits, line.limits, -1)
 
     def _look_again(self, when: float) -> None:
         """Every loop where calls wait looks again then: none of them relies on another, which may close."""
@@ -398,6 +393,16 @@ class Gate:
         error = ThrottledError(what, where=f"at {self.host}", remedy="raise deadline (--deadline), or use another model or key")
         error.retry, error.retry_after = False, pause
         return error
+
+
+def _count(counts: dict[Any, int], one: Any, more: int) -> int:
+    """How many there are now; one of which there is none is not among them."""
+    now = counts.get(one, 0) + more
+    if now:
+        counts[one] = now
+    else:
+        del counts[one]
+    return now
 
 
 def _settle(future: asyncio.Future[None]) -> None:

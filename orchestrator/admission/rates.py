@@ -35,16 +35,18 @@ class Window:
 
     def add(self, now: float, amount: int) -> Entry:
         """Counts `amount`, and returns the entry in which it counts."""
-        self.forget(now)
+        entries = self.entries
+        if entries and entries[0].last + self.seconds <= now:
+            self.forget(now)
         self.used += amount
-        if self.entries:
-            entry = self.entries[-1]
-            if now - entry.first < self._grain:
-                entry.last = max(now, entry.last)
-                entry.amount += amount
-                return entry
+        if entries and now - entries[-1].first < self._grain:
+            entry = entries[-1]
+            if now > entry.last:
+                entry.last = now
+            entry.amount += amount
+            return entry
         entry = Entry(now, now, amount)
-        self.entries.append(entry)
+        entries.append(entry)
         return entry
 
     def change(self, entry: Entry, difference: int) -> None:

@@ -213,8 +213,15 @@ async def run_branch(attempt: Agent, task: Task, sent: BranchInput, context: Run
     )
     context.ledger.forget(task.id)
     context.join.left(result)
-    finished = result.model_dump(include={"status", "error", "gap", "attempts", "seconds"})
-    tell("branch_finished", **finished, findings=len(result.findings))
+    tell(
+        "branch_finished",
+        status=result.status,
+        error=result.error,
+        gap=result.gap,
+        attempts=result.attempts,
+        seconds=result.seconds,
+        findings=len(result.findings),
+    )
     return result
 
 

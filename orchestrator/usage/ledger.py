@@ -3,7 +3,7 @@
 import asyncio
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
@@ -21,6 +21,7 @@ __all__ = ["Ledger", "Reservation"]
 
 _TOKENS_A_BYTE = 0.25  # of English, until a model was seen to count
 _LIKELY_ANSWER = 500  # tokens, until answers of the role were seen
+_NONE: frozenset[Account] = frozenset()
 
 
 @dataclass(slots=True)
@@ -46,7 +47,7 @@ class _Count:
         )
 
 
-@dataclass(eq=False, slots=True, kw_only=True)
+@dataclass(eq=False, slots=True)
 class _Call:
     """A call that asks for room; `short` are the accounts that it waits for."""
 
@@ -176,10 +177,8 @@ class Ledger:
         if guarded and branch is None and self._rounds.count(role) > self.controls.max_agent_calls:
             raise self._looping(role, None)
         accounts = self._accounts_of(role, branch)
-        call = _Call(
-            ledger=self, model=model, role=role, branch=branch, size=size, answer_tokens=answer_tokens, guarded=guarded, accounts=accounts
-        )
-        found = self._decide(call, {account for earlier in self._waiting for account in earlier.short})
+        call = _Call(self, model, role, branch, size, answer_tokens, guarded, accounts)
+        found = self._decide(call, {account for earlier in self._waiting for account in earlier.short} if self._waiting else _NONE)
         return found or await self._wait(call)
 
     async def restore(self, sums: Iterable[tuple[str, str, str | None, Sequence[int]]]) -> None:
@@ -189,7 +188,7 @@ class Ledger:
         if self._money:
             await open_prices()
         for role, model, branch, (calls, estimated, input_tokens, output_tokens) in sums:
-            call = _Call(ledger=self, model=model, role=role, branch=branch, size=0, answer_tokens=0, guarded=False, accounts=[])
+            call = _Call(self, model, role, branch, size=0, answer_tokens=0, guarded=False, accounts=[])
             for count in self._counts(call):
                 count.model_calls += calls
                 count.estimated_calls += estimated
@@ -286,7 +285,7 @@ class Ledger:
                 future.set_result(found)
             blocked.update(call.short)
 
-    def _decide(self, call: _Call, blocked: set[Account]) -> Reservation | None:
+    def _decide(self, call: _Call, blocked: Set[Account]) -> Reservation | None:
         """Room for `call`, None where it has to wait; raises BudgetExceeded, LoopStopped."""
         if call.guarded and call.branch is not None and self._agents[call.branch][call.role] >= self.controls.max_agent_calls:
             raise self._looping(call.role, call.branch)
@@ -332,7 +331,7 @@ class Ledger:
             if call.guarded:
                 self._agents[call.branch][call.role] += 1
             self._divide(call.role, call.branch)
-        counts = any(account.limits[index] is not None for account in call.accounts for index in (1, 3, 4))
+        counts = bool(call.accounts) and any(account.limits[index] is not None for account in call.accounts for index in (1, 3, 4))
         estimate = self._likely_input(call) + self._likely_output(call, need)
         return Reservation(self, call, need, answer_tokens if counts else None, estimate)
 
@@ -376,13 +375,15 @@ class Ledger:
         return min(int(need[3]) or call.answer_tokens, ceil(seen.mean(3)) if seen else _LIKELY_ANSWER)
 
     def _counts(self, call: _Call) -> list[_Count]:
-        own = [self._branches[call.branch]] if call.branch else []
-        return [self._total, self._roles[call.role], self._models[call.model], *own]
+        counts = [self._total, self._roles[call.role], self._models[call.model]]
+        if call.branch:
+            counts.append(self._branches[call.branch])
+        return counts
 
     def _count_call(self, call: _Call) -> None:
         for count in self._counts(call):
             count.model_calls += 1
-            count.add(call.model, 0, 0)  # a call that fails has cost something too, and for an unknown model nobody knows what
+            count.tokens.setdefault(call.model, (0, 0))  # one that fails has cost something too, for an unknown model nobody knows what
 
     def _bill(self, call: _Call, need: Amounts, input_tokens: int, output_tokens: int) -> None:
         amounts = self._amounts(call.model, input_tokens, output_tokens)
