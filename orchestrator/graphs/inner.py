@@ -97,7 +97,7 @@ class Inner:
     def _due(self, values: "_Values", changed: set[str]) -> list[_Task]:
         """The tasks of the next step: nodes that what changed has triggered, then those that were sent something."""
         tasks: list[_Task] = []
-        for name in sorted({name for channel in changed for name in self._triggered.get(channel, ())}):
+        for name in sorted({name for channel in changed for name in self._triggered.get(channel, ())}) if changed else ():
             node = self._nodes[name]
             given = values.given(node.reads)
             if given is not MISSING:
@@ -111,7 +111,7 @@ class Inner:
 
     async def _made(self, task: _Task, step: int, around: "_Around") -> list[Write]:
         """Run a node; what it and its routers write."""
-        node, writes, number = task.node, list[Write](), f"inner{next(_numbers)}"
+        node, known, writes, number = task.node, self._kinds.all, list[Write](), f"inner{next(_numbers)}"
         values, tracer, place = around.values, around.tracer, f"{around.path}|{task.node.name}:{number}"
         metadata = {**around.metadata, **task.told, "langgraph_step": step, "langgraph_checkpoint_ns": place, **node.metadata}
         inside: Any = {**around.config, "metadata": metadata}
@@ -142,8 +142,9 @@ class Inner:
         finally:
             var_child_runnable_config.reset(token)
             del tracer.nodes[number]
-        for name in values.unknown(writes):
-            _log.warning(f"Task {node.name} with path {task.told['langgraph_path']} wrote to unknown channel {name}, ignoring it.")
+        for name, _ in writes:
+            if name not in known and name != RESUME:
+                _log.warning(f"Task {node.name} with path {task.told['langgraph_path']} wrote to unknown channel {name}, ignoring it.")
         return writes
 
 
@@ -251,10 +252,12 @@ class _Kinds:
 
     def __init__(self, graph: CompiledStateGraph[Any, Any, Any, Any]) -> None:
         self.all = cast("dict[str, Any]", graph.channels)
-        self.lasting = {name for name, channel in self.all.items() if type(channel) is LastValue}
+        lasting = {name for name, channel in self.all.items() if type(channel) is LastValue}
         self.passing = {name for name, channel in self.all.items() if type(channel) is EphemeralValue}  # they hold for one step
+        self.simple = lasting | self.passing
         self.several = {name for name in self.passing if not self.all[name].guard}  # may be written to more than once in one
-        others = {name: channel for name, channel in self.all.items() if name not in self.lasting and name not in self.passing}
+        self.heard = lasting & graph.trigger_to_nodes.keys()
+        others = {name: channel for name, channel in self.all.items() if name not in self.simple}
         self.begun = [name for name, channel in others.items() if channel.from_checkpoint(MISSING).is_available()]
         self.consuming = {name for name, channel in others.items() if type(channel).consume is not BaseChannel.consume}
 
@@ -262,11 +265,12 @@ class _Kinds:
 class _Values:
     """What the channels of one run of a graph hold. Of most of them that is the value last written, and of those there is no object."""
 
-    __slots__ = ("_held", "_kinds", "_others")
+    __slots__ = ("_held", "_kinds", "_others", "_passing")
 
     def __init__(self, kinds: _Kinds) -> None:
         self._kinds = kinds
         self._held: dict[str, Any] = {}  # by the names of lasting and passing ones
+        self._passing: set[str] = set()  # that hold something
         self._others: dict[str, BaseChannel[Any, Any, Any]] = {name: kinds.all[name].from_checkpoint(MISSING) for name in kinds.begun}
 
     def get(self, name: str) -> Any:
@@ -292,20 +296,22 @@ class _Values:
 
     def apply(self, writes: Sequence[Write], tasks: Iterable[_Task] = ()) -> set[str]:
         """Write what `tasks` have come to, and begin another step: which of the channels have a new value."""
-        kinds, written, others = self._kinds, dict[str, Any](), dict[str, list[Any]]()
+        kinds, held, others = self._kinds, self._held, dict[str, list[Any]]()
+        simple, written = kinds.simple, dict[str, Any]()
         for name, value in writes:
-            if name in kinds.lasting or name in kinds.passing:
+            if name in simple:
                 if name in written and name not in kinds.several:
                     kinds.all[name].copy().update((written[name], value))  # raises what LangGraph says of it
                 written[name] = value
             elif name in kinds.all:
                 others.setdefault(name, []).append(value)
-        for name in kinds.passing:
-            self._held.pop(name, None)
-        self._held |= written
-        changed = set(written)
+        for name in self._passing:
+            del held[name]
+        held |= written
+        self._passing = written.keys() & kinds.passing
+        changed = self._passing | (written.keys() & kinds.heard) if kinds.heard else self._passing
         if others or self._others:
-            changed |= self._apply_others(others, tasks)
+            changed = changed | self._apply_others(others, tasks)
         return changed
 
     def _apply_others(self, writes: Mapping[str, Sequence[Any]], tasks: Iterable[_Task]) -> set[str]:
@@ -327,15 +333,10 @@ class _Values:
     def after(self, writes: Sequence[Write]) -> "_Values":
         """The values as a router sees them after its node has written."""
         seen = _Values(self._kinds)
-        seen._held = dict(self._held)
+        seen._held, seen._passing = dict(self._held), self._passing
         seen._others = {name: other.copy() for name, other in self._others.items()}
         seen.apply(writes)
         return seen
-
-    def unknown(self, writes: Sequence[Write]) -> set[str]:
-        """The names of channels that there are none of."""
-        known = self._kinds.all
-        return {name for name, _ in writes if name not in known and name != RESUME}
 
 
 def _parts(writer: Any) -> list[tuple[Maker, Any]]:
