@@ -173,6 +173,9 @@ class Gate:
         """A call asks for its turn; one that `returns` was let in before, and finds room in any queue."""
         now = ticket._since
         line = ticket._line = self.line(party)
+        if not self._turns and not line.queued and self._has_room(line, ticket, now):  # nobody waits
+            self._go(line, ticket, now)
+            return
         heapq.heappush(line.tickets, (ticket._order, ticket))
         line.waiting += 1
         self.waiting += 1
@@ -224,6 +227,8 @@ class Gate:
 
     def pump(self, now: float) -> None:
         """Lets in whoever may go now, and sees to it that somebody looks again when the next may go."""
+        if not self._turns:
+            return
         adaptive, most = self._adaptive, max(self._most, default=0)
         while self._turns and self.in_flight < most:
             when = adaptive.ready(now)
@@ -277,9 +282,22 @@ class Gate:
             heapq.heappush(self._turns, pair)
         return soonest
 
+    def _has_room(self, line: Line, ticket: Ticket, now: float) -> bool:
+        """Whether a call may go that no other waits before."""
+        party, most = line.party, max(self._most)
+        if party.in_flight >= party.max_concurrency or self.in_flight >= most or self._adaptive.ready(now) > now:
+            return False
+        return self.in_flight < self._adaptive.limit(now, most) and self._meter.ready(now, *line.limits, ticket._tokens) <= now
+
     def _let_in(self, line: Line, ticket: Ticket, now: float) -> None:
         heapq.heappop(line.tickets)
         self._unwait(ticket)
+        line.queued = False
+        if line.waiting:
+            self._queue(line, next(_turns))
+        self._go(line, ticket, now)
+
+    def _go(self, line: Line, ticket: Ticket, now: float) -> None:
         ticket.waited = max(0.0, now - ticket._since)
         ticket._passage = self._adaptive.let_in(now, self.in_flight + 1)
         ticket._charge = self._meter.use(now, ticket._tokens)
@@ -287,9 +305,6 @@ class Gate:
         self.in_flight += 1
         line.in_flight += 1
         line.party.in_flight += 1
-        line.queued = False
-        if line.waiting:
-            self._queue(line, next(_turns))
         if not ticket._wake(_running()):
             self.serial.do(self.fail, ticket, now)
 
