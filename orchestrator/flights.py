@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from orchestrator.clocks import Joint
@@ -14,9 +14,21 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class _Flight:
-    task: "asyncio.Task[Any]"
     joint: Joint
-    waiters: int = 0
+    waiters: "list[asyncio.Future[None]]" = field(default_factory=list)
+    task: "asyncio.Task[Any]" = field(init=False)
+
+    async def fly(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        try:
+            return await make()
+        finally:
+            self.land()
+
+    def land(self) -> None:
+        """Wake all who wait: the task is done, or will be before they look."""
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 class Flights:
@@ -33,32 +45,38 @@ class Flights:
         One of `own` concerns whoever began the work: who joined begins it anew. While the work waits for its turn, the clocks of all
         who wait for it stand still.
         """
+        loop = asyncio.get_running_loop()
         while True:
             flight = self._flying.get(key)
             shared = flight is not None
             if flight is None:
-                joint = Joint()
-                task = asyncio.get_running_loop().create_task(make(), context=joint.context())
-                flight = self._flying[key] = _Flight(task, joint)
-            flight.waiters += 1
+                flight = self._flying[key] = _Flight(Joint())
+                flight.task = loop.create_task(flight.fly(make), context=flight.joint.context())
+            landed = loop.create_future()
+            flight.waiters.append(landed)
             clocks = flight.joint.join()
             try:
-                return await asyncio.shield(flight.task), shared
+                if not flight.task.done():
+                    await landed
+                return flight.task.result(), shared
             except own:
                 if not shared:
                     raise
             finally:
                 flight.joint.leave(clocks)
-                flight.waiters -= 1
-                if (flight.waiters == 0 or flight.task.done()) and self._flying.get(key) is flight:
+                flight.waiters.remove(landed)
+                if (not flight.waiters or flight.task.done()) and self._flying.get(key) is flight:
                     del self._flying[key]
-                if flight.waiters == 0 and not flight.task.done():
+                if not flight.waiters:
                     await ended([flight.task])
 
     async def aclose(self) -> None:
         """Cancel what is still in flight, and wait for its end."""
         here = asyncio.get_running_loop()
-        await ended([flight.task for flight in self._flying.values() if flight.task.get_loop() is here])
+        flights = [flight for flight in self._flying.values() if flight.task.get_loop() is here]
+        await ended([flight.task for flight in flights])
+        for flight in flights:  # one that was cancelled before it began wakes nobody
+            flight.land()
 
 
 async def first_good(ways: Sequence[Callable[[], Awaitable[T]]], *, passing: type[Exception]) -> T:

@@ -105,3 +105,15 @@ async def test_an_error_that_is_no_answer_ends_the_race() -> None:
     with pytest.raises(KeyError):
         await first_good([way("slow", 60, log), way(KeyError("limit"), 0, log)], passing=ValueError)
     assert log == ["slow was cancelled"]
+
+
+async def test_work_that_is_closed_before_it_began_keeps_nobody_waiting() -> None:
+    flights, begun = Flights(), list[str]()
+
+    async def work() -> None:
+        begun.append("work")
+
+    waiter = asyncio.ensure_future(flights.share("key", work))
+    closing = asyncio.ensure_future(flights.aclose())  # its turn comes before that of the work
+    await asyncio.wait([waiter, closing])
+    assert (waiter.cancelled(), closing.exception(), begun) == (True, None, [])
