@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from functools import cache
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
     from pydantic import BaseModel
 
+    from orchestrator.models.exchange import Exchange, TextExchange
     from orchestrator.terms import Terms
 
 __all__ = ["Answer", "ask"]
@@ -40,8 +42,14 @@ async def ask(
     tool at once counts as tool calls: the answer was given without their results, so it is left out.
     Raises a subclass of ModelCallError.
     """
+    exchange, text_exchange = _exchanges()
+    if schema is None:
+        return cast("Answer[T]", await text_exchange(model, tuple(tools), role, terms).answer(messages))
+    return await exchange(model, schema, tuple(tools), role, terms).answer(messages)
+
+
+@cache
+def _exchanges() -> "tuple[type[Exchange[Any]], type[TextExchange]]":
     from orchestrator.models.exchange import Exchange, TextExchange  # imports langchain_core
 
-    if schema is None:
-        return cast("Answer[T]", await TextExchange(model, tuple(tools), role, terms).answer(messages))
-    return await Exchange(model, schema, tuple(tools), role, terms).answer(messages)
+    return Exchange, TextExchange

@@ -71,7 +71,6 @@ class Exchange(Generic[T]):
             asked = terms.asked[id(model), role] = Asked(model, without_retries(model), Call.of(model, role), {})
         self._asked, self._model, self._call = asked, asked.quiet, asked.call
         self._key: _Key = (self._call.host, self._call.model, self._kind())
-        self._tool_names = {tool.name for tool in tools}
         config: RunnableConfig = {"run_name": f"{role} model", "metadata": {"role": role}, "tags": [f"role:{role}"]}
         self._sender = Sender(self._model, self._call, terms, config, streams=self.streams and terms.heard)
 
@@ -205,7 +204,7 @@ class Exchange(Generic[T]):
 
     def _calls(self, message: AIMessage) -> tuple[list[dict[str, Any]], dict[str, str]]:
         """Every call of `message` once, each with an id, and what is wrong with some of them, by id."""
-        known = [*sorted(self._tool_names), *([self._given.__name__] if self._given else [])]
+        known = [*sorted({tool.name for tool in self._tools}), *([self._given.__name__] if self._given else [])]
         calls: dict[str, dict[str, Any]] = {}
         wrong: dict[str, str] = {}
         for index, call in enumerate([*message.tool_calls, *message.invalid_tool_calls]):

@@ -37,13 +37,18 @@ class _Count:
         self.tokens[model] = (before[0] + input_tokens, before[1] + output_tokens)
 
     def usage(self) -> Usage:
-        costs = [price(model, *tokens) for model, tokens in self.tokens.items()]
+        given, written, cost = 0, 0, 0.0
+        unknown = False
+        for model, (input_tokens, output_tokens) in self.tokens.items():
+            given, written = given + input_tokens, written + output_tokens
+            one = price(model, input_tokens, output_tokens)
+            unknown, cost = unknown or one is None, cost + (one or 0.0)
         return Usage(
             model_calls=self.model_calls,
             estimated_calls=self.estimated_calls,
-            input_tokens=sum(tokens[0] for tokens in self.tokens.values()),
-            output_tokens=sum(tokens[1] for tokens in self.tokens.values()),
-            cost_usd=None if None in costs else round(sum(cost for cost in costs if cost is not None), 6),
+            input_tokens=given,
+            output_tokens=written,
+            cost_usd=None if unknown else round(cost, 6),
         )
 
 
@@ -241,7 +246,7 @@ class Ledger:
         return {name: count.usage().model_dump() for name, count in sorted(counts.items())}
 
     async def _open_prices(self) -> None:
-        if set(self._models) - {"offline"}:
+        if len(self._models) > ("offline" in self._models):
             await open_prices()
 
     def _accounts_of(self, role: str, branch: str | None) -> list[Account]:
