@@ -137,7 +137,8 @@ def waiting() -> AbstractContextManager[None]:
 
 
 def _around() -> list[Clock | Joint]:
-    clocks, clock = list[Clock | Joint](), _current.get()
+    clocks: list[Clock | Joint] = []
+    clock = _current.get()
     while clock is not None:
         clocks.append(clock)
         clock = clock._outer

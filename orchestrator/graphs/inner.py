@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, NamedTuple, cast
 
 from langchain_core.runnables import Runnable
@@ -63,7 +64,7 @@ class Inner:
     def __init__(self, graph: CompiledStateGraph[Any, Any, Any, Any]) -> None:
         self._graph = graph
         self._nodes = {name: _Node(name, node) for name, node in graph.nodes.items()}
-        self._triggered = graph.trigger_to_nodes
+        self._triggered = {channel: [self._nodes[name] for name in names] for channel, names in graph.trigger_to_nodes.items()}
         self._kinds = _Kinds(graph)
         start = self._nodes[START].writers
         # What a graph is given is written at once where no router looks at it.
@@ -97,8 +98,8 @@ class Inner:
     def _due(self, values: "_Values", changed: set[str]) -> list[_Task]:
         """The tasks of the next step: nodes that what changed has triggered, then those that were sent something."""
         tasks: list[_Task] = []
-        for name in sorted({name for channel in changed for name in self._triggered.get(channel, ())}) if changed else ():
-            node = self._nodes[name]
+        nodes = [node for channel in changed for node in self._triggered.get(channel, ())]
+        for node in sorted(set(nodes), key=_name) if len(nodes) > 1 else nodes:
             given = values.given(node.reads)
             if given is not MISSING:
                 tasks.append(_Task(node, given, node.told))
@@ -111,7 +112,8 @@ class Inner:
 
     async def _made(self, task: _Task, step: int, around: "_Around") -> list[Write]:
         """Run a node; what it and its routers write."""
-        node, known, writes, number = task.node, self._kinds.all, list[Write](), f"inner{next(_numbers)}"
+        node, known, number = task.node, self._kinds.all, f"inner{next(_numbers)}"
+        writes: list[Write] = []
         values, tracer, place = around.values, around.tracer, f"{around.path}|{task.node.name}:{number}"
         metadata = {**around.metadata, **task.told, "langgraph_step": step, "langgraph_checkpoint_ns": place, **node.metadata}
         inside: Any = {**around.config, "metadata": metadata}
@@ -167,6 +169,9 @@ class _Node:
         self.bare = self.inner is not None and all(router is None for _, router in self.writers)
 
 
+_name = attrgetter("name")
+
+
 def _told(node: str, triggers: tuple[str, ...], path: tuple[Any, ...]) -> dict[str, Any]:
     return {"langgraph_node": node, "langgraph_triggers": triggers, "langgraph_path": path}
 
@@ -186,7 +191,8 @@ async def _output(node: _Node, given: Any, config: Any, around: "_Around") -> An
 
     One that asks a person by `interrupt()` begins again from its top with each answer.
     """
-    consult, answers = around.consult, list[Any]()
+    consult = around.consult
+    answers: list[Any] = []
     try:
         if node.inner is not None:
             return await node.inner.run(given, around.tracer, consult)
@@ -296,8 +302,9 @@ class _Values:
 
     def apply(self, writes: Sequence[Write], tasks: Iterable[_Task] = ()) -> set[str]:
         """Write what `tasks` have come to, and begin another step: which of the channels have a new value."""
-        kinds, held, others = self._kinds, self._held, dict[str, list[Any]]()
-        simple, written = kinds.simple, dict[str, Any]()
+        kinds, held, simple = self._kinds, self._held, self._kinds.simple
+        written: dict[str, Any] = {}
+        others: dict[str, list[Any]] = {}
         for name, value in writes:
             if name in simple:
                 if name in written and name not in kinds.several:
