@@ -3,6 +3,7 @@
 import asyncio
 import re
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypedDict
@@ -19,7 +20,7 @@ from pydantic import SecretStr
 from virtual import run
 
 from orchestrator.admission import ADMISSION
-from orchestrator.clocks import Clock, waiting
+from orchestrator.clocks import Clock, before, waiting
 from orchestrator.errors import CallFailedError, CallTimeoutError, InvalidAnswerError
 from orchestrator.events import Event, in_branch, listening
 from orchestrator.models import ask, sending
@@ -86,6 +87,17 @@ def test_an_error_inside_a_clock_is_that_error() -> None:
 
     with pytest.raises(KeyError):
         run(fail())
+
+
+@pytest.mark.parametrize(("left", "raised"), [(-1.0, "late"), (60.0, "its own")])
+async def test_what_is_to_be_done_before_a_time_is_late_then_and_fails_as_itself_until_then(left: float, raised: str) -> None:
+    async def fail() -> None:
+        async with before(time.monotonic() + left, ValueError("late")):
+            await asyncio.sleep(0.001)
+            raise TimeoutError("its own")
+
+    with pytest.raises((ValueError, TimeoutError), match=raised):
+        await fail()
 
 
 CALLS: list[tuple[str, dict[str, Any], str, str]] = [
