@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import hmac
 import os
+import re
 import sys
 import threading
 import zlib
@@ -49,6 +50,8 @@ _SEALED, _DEFLATED, _ZSTANDARD = 16, 32, 64  # deflated were values of earlier v
 _WORTH_COMPRESSING = 1024  # bytes: under that a third is gained, for as much time as it takes to make the value plain
 _WALKED = frozenset((str, dict, list, tuple, bytes, bytearray))
 _SIMPLE = frozenset((str, int, float, bool, type(None)))  # what holds nothing else
+_LONG = re.compile(rb"\xda[\x02-\xff]")  # in msgpack a string of 512 to 65,535 bytes begins so; what else may look like it is walked
+_LONGER = b"\xdb"  # and one that is longer
 _REMEMBERED = 4096  # values that a writer has packed
 _ASKED_AT_ONCE = 500  # hashes in one query
 
@@ -60,15 +63,19 @@ class Packed(NamedTuple):
     texts: dict[bytes, bytes]
 
 
+_Once = tuple[Any, ormsgpack.Ext, bool, dict[bytes, bytes]]
+"""A frozen value, which is packed once, what it is packed as, whether that refers to texts, and those texts."""
+
+
 @dataclass
 class Known:
     """What one writer need not store again. `stored`: hashes of texts that are durable.
 
-    `packed`: by identity, frozen values that were packed before: the value, its reference, and the texts that were not stored then.
+    `packed`: by identity, frozen values that were packed before, with the texts that were not stored then.
     """
 
     stored: set[bytes] = field(default_factory=set)
-    packed: dict[int, tuple[Any, ormsgpack.Ext, dict[bytes, bytes]]] = field(default_factory=dict)
+    packed: "dict[int, _Once]" = field(default_factory=dict)
 
 
 class Codec:
@@ -92,7 +99,7 @@ class Codec:
             body = ormsgpack.packb(value, option=_OPTION)
         except TypeError:  # which says what is wrong
             return self._walked(value, known, whole=whole)
-        if (whole or len(body) < BULKY) and not self.holds_secret(body):
+        if (whole or not _may_hold_long(body)) and not self.holds_secret(body):
             return Packed(self._seal(_ALONE, body), {})
         return self._walked(value, known, whole=whole)
 
@@ -120,8 +127,8 @@ class Codec:
                 remedy = "keep secrets out of the state"
                 raise StorageError("the value of a secret environment variable stands in binary data", remedy=remedy)
         sealed = {digest: self._seal(text[0], text[1:]) for digest, text in packing.texts.items() if digest not in known.stored}
-        for once, reference, digests in packing.values:
-            known.packed[id(once)] = (once, reference, {digest: sealed[digest] for digest in digests if digest in sealed})
+        for number, (once, packed, referring, texts) in packing.values.items():
+            known.packed[number] = once, packed, referring, {digest: sealed[digest] for digest in texts if digest in sealed}
         sealed.update((digest, text) for digest, text in packing.sealed.items() if digest not in known.stored)
         return Packed(self._seal(_REFERRING if packing.referring else _ALONE, body), sealed)
 
@@ -191,6 +198,11 @@ def _checksum(flag: int, body: bytes) -> bytes:
     return zlib.crc32(body, flag).to_bytes(_CHECKSUM)
 
 
+def _may_hold_long(body: bytes) -> bool:
+    """Whether a string of BULKY characters or more may be in plain data that were packed: where not, it need not be looked for."""
+    return len(body) >= BULKY and (_LONGER in body or _LONG.search(body) is not None)
+
+
 _of_thread = threading.local()
 
 
@@ -211,7 +223,7 @@ class _Packing:
         self._bulky = bulky
         self._secrets = secrets
         self.sealed: dict[bytes, bytes] = {}  # texts of values that were packed before
-        self.values: list[tuple[Any, ormsgpack.Ext, list[bytes]]] = []  # frozen values, with the hashes of their texts
+        self.values: dict[int, _Once] = {}  # frozen values by identity
         self._short = 0 if secrets else bulky  # characters under which a string is left as it is
         self.texts: dict[bytes, bytes] = {}
         self.referring = False
@@ -266,36 +278,43 @@ class _Packing:
 
     def _default(self, value: Any) -> Any:
         """What msgpack does not know. An error in here would reach the caller without its text, so it is kept aside."""
+        kind = type(value)
         try:
-            return self._extended(value)
+            if (now := self.values.get(id(value))) is not None:
+                self.texts.update(now[3])
+                self.referring |= now[2]
+                return now[1]
+            before = self._known.packed.get(id(value))
+            if before is not None and before[0] is value:
+                self.sealed.update(before[3])
+                self.referring |= before[2]
+                return before[1]
+            standard = STANDARD.get(kind)
+            if standard is not None:
+                return ormsgpack.Ext(standard.code, self._packed(standard.plain(value)))
+            if isinstance(value, BaseException):
+                return self._lean(repr(value))
+            return self._object(value, kind)
         except Exception as error:
             self._error = self._error or error
             raise
 
-    def _extended(self, value: Any) -> Any:
-        kind = type(value)
-        standard = STANDARD.get(kind)
-        if standard is not None:
-            return ormsgpack.Ext(standard.code, self._packed(standard.plain(value)))
-        if isinstance(value, BaseException):
-            return self._lean(repr(value))
-        return self._object(value, kind)
-
     def _object(self, value: Any, kind: type) -> ormsgpack.Ext:
-        before = self._known.packed.get(id(value))
-        if before is not None and before[0] is value:
-            self.sealed.update(before[2])
-            self.referring = True
-            return before[1]
+        types = self._codec.types
         around, outside = self.texts, self.referring
         self.texts, self.referring = {}, False
-        body = self._packed([kind.__module__, kind.__name__, self._codec.types.plain(value)])
-        bulky = len(body) >= self._bulky
-        packed = self._taken(bytes((_REFERRING if self.referring else _ALONE,)) + body) if bulky else ormsgpack.Ext(OBJECT, body)
-        if bulky and not self._secrets and self._codec.types.is_frozen(kind):
-            self.values.append((value, packed, [*self.texts]))
-        self.texts = {**around, **self.texts} if around else self.texts
-        self.referring |= outside
+        name, plain = (kind.__module__, kind.__name__), types.plain(value)
+        body = ormsgpack.packb([*name, plain], option=_OPTION) if types.is_flat(kind) and not self._secrets else None
+        if body is None or _may_hold_long(body):
+            body = self._packed([*name, plain])
+        if len(body) >= self._bulky:
+            packed = self._taken(bytes((_REFERRING if self.referring else _ALONE,)) + body)
+        else:
+            packed = ormsgpack.Ext(OBJECT, body)
+        if not self._secrets and types.is_frozen(kind):
+            self.values[id(value)] = value, packed, self.referring, self.texts
+        around.update(self.texts)
+        self.texts, self.referring = around, self.referring or outside
         return packed
 
 

@@ -117,6 +117,11 @@ class Types:
     def plain(self, value: Any) -> Any:
         """The plain data of a value of a known class. Raises StorageTypeError where it is not known, or could not be found again."""
         kind: type = type(value)
+        if not _is_own(kind):
+            self._check(kind, value)
+        return _form(kind).plain(value)
+
+    def _check(self, kind: type, value: Any) -> None:
         name = (kind.__module__, kind.__name__)
         if not self._knows(name):
             raise _unknown(name, value)
@@ -125,7 +130,6 @@ class Types:
             raise StorageTypeError(
                 "a value cannot be stored: its class could not be found again", where=where, remedy="define it at module level"
             )
-        return _form(kind).plain(value)
 
     def build(self, name: TypeName, plain: Any) -> Any:
         """The value again. Raises StorageTypeError where its class is not known, is gone, or has other fields by now."""
@@ -150,7 +154,12 @@ class Types:
     @staticmethod
     def is_frozen(kind: type) -> bool:
         """Whether values of `kind` never change: those of `orchestrator.state`."""
-        return kind.__module__ == _OURS
+        return _is_own(kind)
+
+    @staticmethod
+    def is_flat(kind: type) -> bool:
+        """Whether the plain data of `kind` are dicts, lists, strings and numbers alone, all the way down."""
+        return _is_own(kind) and _form(kind) is _OURS_MODEL
 
     def _knows(self, name: TypeName) -> bool:
         return name in _SAFE or name in self._names or name[0] == _OURS
@@ -178,6 +187,12 @@ def _found(name: TypeName) -> type | None:
             return None
     kind = getattr(module, name[1], None)
     return kind if isinstance(kind, type) and kind.__module__ == name[0] else None
+
+
+@lru_cache(maxsize=1024)
+def _is_own(kind: type) -> bool:
+    """Whether a class is one of `orchestrator.state`, which is never loaded again."""
+    return kind.__module__ == _OURS and _found((_OURS, kind.__name__)) is kind
 
 
 class _Form(NamedTuple):
@@ -223,11 +238,27 @@ def _slots_plain(value: Any) -> dict[str, Any]:
     return {name: getattr(value, name) for name in type(value).__slots__ if hasattr(value, name)}
 
 
+def _shallow_plain(value: Any) -> dict[str, Any]:
+    """A finding is in a branch and in the report, and a source in many branches: each is stored once."""
+    plain: dict[str, Any] = dict(value.__dict__)
+    for name, kind in _inside(type(value)).items():
+        if type(plain[name]) is kind:
+            plain[name] = plain[name].model_dump()
+    return plain
+
+
+@lru_cache(maxsize=64)
+def _inside(kind: type[BaseModel]) -> dict[str, type]:
+    """The fields of one of our models that hold another one, and no list of them."""
+    kinds = {name: field.annotation for name, field in kind.model_fields.items()}
+    return {name: each for name, each in kinds.items() if isinstance(each, type) and issubclass(each, BaseModel)}
+
+
 _MODEL = _Form(_model_plain, _model_built)
 _OURS_MODEL = _Form(
     lambda value: value.model_dump(), lambda kind, plain: kind.model_validate(plain)
 )  # smaller: its fields tell their types
-_SHALLOW = _Form(lambda value: dict(value.__dict__), _OURS_MODEL.built)
+_SHALLOW = _Form(_shallow_plain, _OURS_MODEL.built)
 _ENUM = _Form(lambda value: value.value, lambda kind, plain: kind(plain))
 _NAMED_TUPLE = _Form(lambda value: value._asdict(), lambda kind, plain: kind(**plain))
 _DATA = _Form(_data_plain, _data_built)
@@ -240,7 +271,7 @@ def _form(kind: type[Any]) -> _Form:
     if issubclass(kind, BaseModel):
         if kind.__module__ != _OURS:
             return _MODEL
-        return _SHALLOW if "findings" in kind.model_fields else _OURS_MODEL  # a finding is in a branch and in the report: stored once
+        return _SHALLOW if "findings" in kind.model_fields else _OURS_MODEL
     if issubclass(kind, Enum):
         return _ENUM
     if issubclass(kind, tuple) and hasattr(kind, "_asdict"):
