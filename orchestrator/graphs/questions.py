@@ -20,12 +20,15 @@ _PREPOSITIONS = frozenset(
     """about after against as at before between by during for from in into of on over since than through to under until via with within
     without""".split()  # noqa: SIM905 - a table of words
 )
+_HEADS = {",": "", **{word: word for word in _PREPOSITIONS}, **_TENSE, **_ASKING}  # what a phrase begins with, and as what that counts
 _EMPTY = frozenset(("a", "an", "the", "please"))
 _NO_PLURALS = frozenset(("always", "as", "does", "has", "is", "news", "series", "species", "this", "was", "yes"))
 
 _SHORT_IS = re.compile(r"\b(how|it|that|there|what|when|where|who|why)'s\b", re.IGNORECASE)
-_SHORT_NOT = {"can't": "can not", "won't": "will not", "cannot": "can not"}
-_NOT = re.compile(r"n't\b", re.IGNORECASE)
+_CANNOT = re.compile(r"\bcannot\b", re.IGNORECASE)
+_SHORT_NOT = [
+    (re.compile(short, re.IGNORECASE), long) for short, long in ((r"\bcan't\b", "can not"), (r"\bwon't\b", "will not"), (r"n't\b", " not"))
+]
 _POINTS = re.compile(r"(?<=\d)[,\u202f](?=\d{3}\b)|(?<=\b[^\W\d_])\.(?=[^\W\d_]\b|\s|$)")  # of 1,000 and of U.S.
 # Points within numbers and signs such as those of -5, $5, C++ and R&D mean something; all other punctuation does not.
 _WORD = re.compile(r",|'s\b|(?:(?<!\S)-(?=\d))?(?:[^\s\W_]|\.(?=\d)|[^\s\w.,;:!?\"“”„«»…'‘()\[\]{}*`~/\\|–—-])+")
@@ -41,11 +44,18 @@ def same_question(question: str) -> tuple[tuple[str, ...], ...]:
 
 
 def _tokens(question: str) -> list[str]:
-    text = unicodedata.normalize("NFC", question).replace("’", "'").replace("−", "-")
-    for short, long in _SHORT_NOT.items():
-        text = re.sub(rf"\b{short}\b", long, text, flags=re.IGNORECASE)
-    text = _SHORT_IS.sub(r"\1 is", _NOT.sub(" not", text))
-    words = _WORD.findall(_POINTS.sub("", text))
+    text = question
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text).replace("’", "'").replace("−", "-")
+    if "cannot" in text.casefold():
+        text = _CANNOT.sub("can not", text)
+    if "'" in text:
+        for short, long in _SHORT_NOT:
+            text = short.sub(long, text)
+        text = _SHORT_IS.sub(r"\1 is", text)
+    if "," in text or "." in text or "\u202f" in text:
+        text = _POINTS.sub("", text)
+    words = _WORD.findall(text)
     return _possession(words) if words.count("'s") == 1 else words
 
 
@@ -61,8 +71,7 @@ def _possession(words: list[str]) -> list[str]:
 
 def _opens(word: str) -> bool:
     """Whether a phrase begins with this word."""
-    folded = word.casefold()
-    return folded == "," or folded in _ASKING or folded in _TENSE or folded in _PREPOSITIONS
+    return word.casefold() in _HEADS
 
 
 def _phrases(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -70,10 +79,9 @@ def _phrases(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
     phrase = [""]
     for place, word in enumerate(words):
         folded = word.casefold()
-        if _opens(word):
+        if (head := _HEADS.get(folded)) is not None:
             yield tuple(phrase)
-            head = _ASKING.get(folded) or _TENSE.get(folded) or folded
-            phrase = ["" if folded == "," else head]
+            phrase = [head]
         elif (named := place > 0 and word != folded) or folded not in _EMPTY:  # the A of "vitamin A" is no article
             phrase.append(word if len(word) > 1 and word.isupper() else folded if named else _singular(folded))
     yield tuple(phrase)

@@ -29,7 +29,7 @@ __all__ = [
 _ANSWER_CHARACTERS = 1_200
 _MARKUP = re.compile(r"[\[\]<]|\\(?=[!-/:-@\[-`{-~])")  # links, images, our own markers, HTML, and what would unescape them
 # What would begin a list, a heading, a quote, a rule or a fence that swallows the rest of the report.
-_LEADING = re.compile(r"^(?:(\d{1,9})(?=[.)](?:\s|$))|(?=#{1,6}(?:\s|$)|[-+*](?:\s|$)|>|~~~|[-*_=]{3}))")
+_LEADING = re.compile(r"(\d{1,9})(?=[.)](?:\s|$))|(?=#{1,6}(?:\s|$)|[-+*](?:\s|$)|>|~~~|[-*_=]{3})")
 OFFLINE_NOTE = "> No language model was used: every sentence below was selected word for word from the documents by the offline model."
 """What the reports of a run begin with that asked no language model."""
 
@@ -55,7 +55,7 @@ async def write_report(
     """
     numbers = _numbers(findings)
     sentences = [sentence for sentence in answer if holds(sentence, findings)] or _from_findings(findings)
-    told = cited(sentences, findings)
+    told = _cited(sentences, findings, numbers)
     gaps = [f"{result.task.question} ({result.error or result.gap})" for result in branches if not result.findings or result.status != "ok"]
     gaps += [f"the {failure.role}: {failure.error}" for failure in failures if failure.role not in ("join", "answer")]
     parts = [
@@ -103,7 +103,10 @@ def _numbers(findings: Sequence[Finding]) -> dict[Citation, int]:
 
 def cited(sentences: Sequence[Sentence], findings: Sequence[Finding]) -> list[str]:
     """Sentences that hold as Markdown, each with the marks of what it rests on; `findings` are all of the report, in its order."""
-    numbers = _numbers(findings)
+    return _cited(sentences, findings, _numbers(findings))
+
+
+def _cited(sentences: Sequence[Sentence], findings: Sequence[Finding], numbers: Mapping[Citation, int]) -> list[str]:
     return [f"{plain_markdown(sentence.text)} {_marks([findings[n - 1] for n in sentence.findings], numbers)}" for sentence in sentences]
 
 
@@ -133,10 +136,13 @@ def _marks(findings: Sequence[Finding], numbers: Mapping[Citation, int]) -> str:
 
 def plain_markdown(text: str) -> str:
     """`text` as Markdown on one line, with what could become a link, a citation mark or HTML escaped: it came from documents and models."""
-    line = _MARKUP.sub(lambda found: "\\" + found.group(), one_line(text, 4_000))
-    if line.count("`") % 2 or line.startswith("```"):  # an open code span, or a fence, would swallow the marks behind it
+    line = one_line(text, 4_000)
+    if "[" in line or "]" in line or "<" in line or "\\" in line:
+        line = _MARKUP.sub(r"\\\g<0>", line)
+    if "`" in line and (line.count("`") % 2 or line.startswith("```")):  # an open code span, or a fence, would swallow the marks behind it
         line = line.replace("`", "\\`")
-    return _LEADING.sub(r"\1\\", line)
+    leading = _LEADING.match(line)
+    return f"{leading[1] or ''}\\{line[leading.end() :]}" if leading else line
 
 
 def unfinished_report(status: str, done: Sequence[str], left: Sequence[str], output: Mapping[str, Any]) -> str:
