@@ -45,7 +45,7 @@ def times_recalled() -> Iterator[list[tuple[float, float]]]:
         _times.reset(token)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Request:
     """What is asked: `content` is plain data, the same in every attempt of the run whatever way it is asked in.
 
@@ -64,7 +64,7 @@ class Request:
 
     def __post_init__(self) -> None:
         told = ormsgpack.packb([self.kind, self.model, self.content], option=_CANONICAL)
-        object.__setattr__(self, "digest", hashlib.blake2b(told, digest_size=16).digest())
+        self.digest = hashlib.blake2b(told, digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)

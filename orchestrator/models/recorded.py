@@ -68,10 +68,11 @@ def request_of(
 def kept_answer(message: AIMessage) -> dict[str, Any]:
     """A model's answer as plain data: what is empty in it is left out."""
     extra = {key: value for key, value in message.additional_kwargs.items() if key != "tool_calls" and value}
+    calls, invalid = message.tool_calls, message.invalid_tool_calls
     fields: dict[str, Any] = {
         "content": message.content,
-        "calls": [[call["name"], call["args"], call["id"]] for call in message.tool_calls],
-        "invalid": [[call["name"], call["args"], call["id"]] for call in message.invalid_tool_calls],
+        "calls": calls and [[call["name"], call["args"], call["id"]] for call in calls],
+        "invalid": invalid and [[call["name"], call["args"], call["id"]] for call in invalid],
         "usage": {key: value for key, value in (message.usage_metadata or {}).items() if value},
         "reason": {key: value for key, value in message.response_metadata.items() if key in _REASONS and _is_reason(value)},
         "extra": extra,
@@ -151,10 +152,13 @@ def schema_digest(schema: type[BaseModel]) -> str:
 
 def kept(value: Any) -> Any:
     """`value` as plain data: what has a form as JSON is kept in it, and of anything else its text."""
-    if value is None or isinstance(value, str | float | bool):
+    kind = type(value)
+    if kind is str or value is None or isinstance(value, str | float | bool):
         return value
     if isinstance(value, int):
         return value if -_LARGEST <= value < _LARGEST else str(value)
+    if kind is dict:
+        return {key if type(key) is str else str(key): item if type(item) is str else kept(item) for key, item in value.items()}
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):

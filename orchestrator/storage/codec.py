@@ -15,7 +15,6 @@ import threading
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import is_
 from typing import Any, NamedTuple
 
 import ormsgpack
@@ -148,7 +147,11 @@ class Codec:
 
     def holds_secret(self, *bodies: bytes) -> bool:
         """Whether a secret stands in one of them."""
-        return any(secret in body for body in bodies for secret in self._secret_bytes)
+        for secret in self._secret_bytes:
+            for body in bodies:
+                if secret in body:
+                    return True
+        return False
 
     def digest(self, content: bytes) -> bytes:
         """16 bytes that name `content`; keyed under encryption, so that a hash tells nothing of a text that can be guessed."""
@@ -243,20 +246,23 @@ class _Packing:
     def _lean(self, value: Any) -> Any:
         """`value` with references in the place of its long strings, and without secrets where there are any."""
         kind, short = type(value), self._short
+        told = value  # which stays as it is where nothing in it changes: thousands of rows are not copied
         if kind is dict:
-            items = {self._named(key): item for key, item in value.items()} if self._secrets else value
-            told = {
-                key: item if (each := type(item)) not in _WALKED or (each is str and len(item) < short) else self._lean(item)
-                for key, item in items.items()
-            }
-            return value if items is value and all(map(is_, told.values(), value.values())) else told  # thousands of rows are not copied
+            if self._secrets:
+                told = {self._named(key): item for key, item in value.items()}
+            for key, item in told.items():
+                each = type(item)
+                if (len(item) >= short if each is str else each in _WALKED) and (lean := self._lean(item)) is not item:
+                    told = dict(value) if told is value else told
+                    told[key] = lean
+            return told
         if kind is list or kind is tuple:
-            lean = [
-                item if (each := type(item)) not in _WALKED or (each is str and len(item) < short) else self._lean(item) for item in value
-            ]
-            if kind is list:
-                return value if all(map(is_, lean, value)) else lean
-            return ormsgpack.Ext(TUPLE, ormsgpack.packb(lean, default=self._default, option=_OPTION))
+            for place, item in enumerate(value):
+                each = type(item)
+                if (len(item) >= short if each is str else each in _WALKED) and (lean := self._lean(item)) is not item:
+                    told = list(value) if told is value else told
+                    told[place] = lean
+            return told if kind is list else ormsgpack.Ext(TUPLE, ormsgpack.packb(told, default=self._default, option=_OPTION))
         if kind is str:
             text = without(self._secrets, value, _MARK) if self._secrets else value
             return text if len(text) < self._bulky else self._taken(bytes((_STRING,)) + text.encode("utf-8", "replace"))

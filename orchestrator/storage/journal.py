@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from orchestrator.storage.codec import Codec, Known, keep_texts, unpack_of_run
@@ -59,8 +58,7 @@ class JournalRow(NamedTuple):
     error: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A row that is about to be written: `request` and `response` are plain values, as msgpack takes them."""
 
     row: JournalRow
