@@ -165,9 +165,15 @@ class Journal:
 
     async def record(self, request: Request, response: Any, *, usage: JournalUsage = NO_USAGE, seconds: float = 0.0) -> None:
         """Keep an answer, which took so long; durable when it returns. Raises StorageError, LostRunError."""
-        durable = self.keep(request, response, usage=usage, seconds=seconds)
-        with waiting():  # for a store that is slow, or away for some seconds: that is no time of the call, nor of its branch
-            await durable
+        if self._lost is not None:
+            raise self._lost
+        durable = self._begun(self._entry(request, "ok", response, usage, seconds))
+        try:
+            with waiting():  # for a store that is slow, or away for some seconds: that is no time of the call, nor of its branch
+                await durable
+        except LostRunError as error:
+            self._lost = error
+            raise
 
     def keep(self, request: Request, response: Any, *, usage: JournalUsage = NO_USAGE, seconds: float = 0.0) -> "asyncio.Future[Any]":
         """Begin to keep an answer; it is durable when what is returned is done. Raises StorageError."""
@@ -215,13 +221,13 @@ class Journal:
         while request.spans:
             request.spans.pop().row = seq
         row = JournalRow(
-            seq=seq,
-            kind=request.kind,
-            scope=request.scope,
-            role=request.role,
-            model=request.model,
-            digest=self._table.key(request.digest),
-            state=state,
+            seq,
+            request.kind,
+            request.scope,
+            request.role,
+            request.model,
+            self._table.key(request.digest),
+            state,
             began=round(time.time() - seconds, 3),
             seconds=round(seconds, 4),
             error=None if error is None else _sentence(error),
@@ -233,8 +239,11 @@ class Journal:
         if rows is not None and seq is not None:
             rows.append(seq)
 
+    def _begun(self, entry: Entry) -> "asyncio.Future[Any]":
+        return self._table.append(self._run, entry, self._known, self._fence)
+
     def _written(self, entry: Entry) -> "asyncio.Future[Any]":
-        written = self._table.append(self._run, entry, self._known, self._fence)
+        written = self._begun(entry)
         written.add_done_callback(self._settle)
         return written
 

@@ -108,7 +108,7 @@ class Tracer:
 
     def now(self) -> float:
         """Seconds since the epoch, to a tenth of a millisecond: as they are stored, so that ids and orders are the same later."""
-        return round(self._epoch + time.monotonic() - self._clock, 4)
+        return int((self._epoch + time.monotonic() - self._clock) * 10_000 + 0.5) / 10_000
 
     def begin(self, kind: SpanKind, name: str, *, parent: Span | None, given: Any = None, began: float | None = None, **known: Any) -> Span:
         """A span that begins now, or has waited since `began`; `known` are further fields of it."""
@@ -130,8 +130,9 @@ class Tracer:
         """A span is over, and with it what still goes on inside; one that is over already stays as it is."""
         if span.ended is not None:
             return
-        for inside in list(span.under_way):
-            self.end(inside, "cancelled")
+        if span.under_way:
+            for inside in list(span.under_way):
+                self.end(inside, "cancelled")
         around = span.parent
         while around is not None and span not in around.under_way:
             around = around.parent
@@ -170,7 +171,7 @@ class Tracer:
         if not self.sinks:
             return self.root
         inside = _inside.get()
-        if inside is not None and self.is_inside():
+        if inside is not None and inside[0] is self and inside[1].ended is None:
             return inside[1]
         metadata = _metadata()
         return self.at(_place(metadata), metadata)

@@ -42,10 +42,8 @@ def printable(text: str) -> str:
 def one_line(text: object, limit: int = 200) -> str:
     """`text` printable, on one line, cut to `limit` characters."""
     line = str(text)
-    if line.isprintable() and "  " not in line:  # as nearly all are: the only white space that is printable is a space
-        line = line.strip()
-    else:
-        line = " ".join(printable(line).split())
+    # The only white space that is printable is a space.
+    line = line.strip() if line.isprintable() and "  " not in line else " ".join(printable(line).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 

@@ -68,11 +68,10 @@ def request_of(
 def kept_answer(message: AIMessage) -> dict[str, Any]:
     """A model's answer as plain data: what is empty in it is left out."""
     extra = {key: value for key, value in message.additional_kwargs.items() if key != "tool_calls" and value}
-    calls, invalid = message.tool_calls, message.invalid_tool_calls
     fields: dict[str, Any] = {
         "content": message.content,
-        "calls": calls and [[call["name"], call["args"], call["id"]] for call in calls],
-        "invalid": invalid and [[call["name"], call["args"], call["id"]] for call in invalid],
+        "calls": [[call["name"], call["args"], call["id"]] for call in message.tool_calls],
+        "invalid": [[call["name"], call["args"], call["id"]] for call in message.invalid_tool_calls],
         "usage": {key: value for key, value in (message.usage_metadata or {}).items() if value},
         "reason": {key: value for key, value in message.response_metadata.items() if key in _REASONS and _is_reason(value)},
         "extra": extra,

@@ -15,6 +15,7 @@ import threading
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import ormsgpack
@@ -163,7 +164,7 @@ class Codec:
         if len(body) >= _WORTH_COMPRESSING and len(small := _compressor().compress(body)) < len(body):
             flag, body = flag | _ZSTANDARD, small
         if self.cipher is None:
-            return bytes((flag,)) + _checksum(flag, body) + body
+            return (flag << 8 * _CHECKSUM | zlib.crc32(body, flag)).to_bytes(1 + _CHECKSUM) + body  # see _checksum
         return bytes((flag | _SEALED,)) + self.cipher.encrypt(body, flag)
 
     def _open(self, blob: bytes) -> tuple[int, bytes]:
@@ -403,8 +404,8 @@ def keep_texts(texts: Mapping[bytes, bytes], number: int) -> list[Statement]:
     for start in range(0, len(items), _ASKED_AT_ONCE):
         part = items[start : start + _ASKED_AT_ONCE]
         marks = ", ".join(["(?, ?)"] * len(part))
-        values = tuple(each for item in part for each in item)
-        uses = tuple(each for digest, _ in part for each in (number, digest))
+        values = tuple(chain.from_iterable(part))
+        uses = tuple(chain.from_iterable([(number, digest) for digest, _ in part]))
         statements.append(Statement(f"INSERT INTO texts(hash, content) VALUES {marks} ON CONFLICT(hash) DO NOTHING", values))  # noqa: S608 - question marks
         statements.append(Statement(f"INSERT INTO uses(run, hash) VALUES {marks} ON CONFLICT(run, hash) DO NOTHING", uses))  # noqa: S608 - question marks
     return statements

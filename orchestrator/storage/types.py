@@ -240,15 +240,16 @@ def _slots_plain(value: Any) -> dict[str, Any]:
 
 def _shallow_plain(value: Any) -> dict[str, Any]:
     """A finding is in a branch and in the report, and a source in many branches: each is stored once."""
+    kind: Any = type(value)
     plain: dict[str, Any] = dict(value.__dict__)
-    for name, kind in _inside(type(value)).items():
-        if type(plain[name]) is kind:
+    for name, inside in _inside(kind).items():
+        if type(plain[name]) is inside:
             plain[name] = plain[name].model_dump()
     return plain
 
 
 @lru_cache(maxsize=64)
-def _inside(kind: type[BaseModel]) -> dict[str, type]:
+def _inside(kind: Any) -> dict[str, type]:
     """The fields of one of our models that hold another one, and no list of them."""
     kinds = {name: field.annotation for name, field in kind.model_fields.items()}
     return {name: each for name, each in kinds.items() if isinstance(each, type) and issubclass(each, BaseModel)}

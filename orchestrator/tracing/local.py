@@ -58,7 +58,7 @@ class LocalTrace:
         self._table = table
         self._run, self._attempt, self._fence = run, attempt, fence
         self._part = 0
-        self._waiting: dict[int, tuple[Span, float]] = {}  # with when it last changed
+        self._waiting: dict[int, tuple[Span, float]] = {}  # with when it ended, on the loop's clock
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._timer: asyncio.TimerHandle | None = None
@@ -67,9 +67,9 @@ class LocalTrace:
         self.failed: str | None = None
         _under_way.add(self)
 
-    def began(self, span: Span) -> None:
+    def began(self, span: Span, ended: float = 0.0) -> None:
         """What goes on is kept, too: a process may die in it."""
-        self._waiting[span.id] = span, self._loop.time()
+        self._waiting[span.id] = span, ended
         if not self._due:
             self._due = True
             with contextlib.suppress(RuntimeError):  # the loop is closed: what a thread left behind does there belongs to no run
@@ -78,13 +78,11 @@ class LocalTrace:
                 else:
                     self._loop.call_soon_threadsafe(self._set)
 
-    def sent(self, span: Span) -> None:
-        """A span that has waited."""
-        self.began(span)
+    sent = began
 
     def ended(self, span: Span) -> None:
         """A span in its last state."""
-        self.began(span)
+        self.began(span, self._loop.time())
 
     def _set(self) -> None:
         seconds = (_EVERY if self._part else _FIRST) * max(1, len(_under_way) / _MANY)
@@ -94,7 +92,7 @@ class LocalTrace:
         """Hand over what is settled; nobody waits for it."""
         self._due, self._timer = False, None
         settled = float("inf") if all_of_it else self._loop.time() - _SETTLED
-        ripe = [span for span, changed in self._waiting.values() if span.ended is None or span.row is not None or changed < settled]
+        ripe = [span for span, ended in self._waiting.values() if span.ended is None or span.row is not None or ended < settled]
         for span in ripe:
             del self._waiting[span.id]
         for start in range(0, len(ripe), _AT_ONCE):
@@ -153,7 +151,7 @@ def _record(span: Span) -> list[Any]:
         span.error,
         *span.usage,
         span.row,
-        [list(note) for note in span.notes[:_NOTES]],
+        [list(note) for note in span.notes[:_NOTES]] if span.notes else [],
         shortened(span.given) if of_node else None,
         shortened(span.came) if of_node else None,
     ]
