@@ -24,7 +24,7 @@ import zstandard
 from orchestrator.errors import StorageError, StorageTypeError
 from orchestrator.storage.cipher import KEY_VARIABLE, Cipher
 from orchestrator.storage.database import Database, Statement
-from orchestrator.storage.types import BUILT, OBJECT, STANDARD, TEXT, TUPLE, TypeName, Types
+from orchestrator.storage.types import BUILT, OBJECT, STANDARD, TEXT, TUPLE, TypeName, Types, flat_form
 from orchestrator.text import one_line, secrets_of, without
 
 __all__ = ["BULKY", "Codec", "Known", "Packed", "keep_texts", "open_codec", "read_from", "references_of", "unpack_all", "unpack_of_run"]
@@ -310,10 +310,10 @@ class _Packing:
         types = self._codec.types
         around, outside = self.texts, self.referring
         self.texts, self.referring = {}, False
-        name, plain = (kind.__module__, kind.__name__), types.plain(value)
-        body = ormsgpack.packb([*name, plain], option=_OPTION) if types.is_flat(kind) and not self._secrets else None
-        if body is None or _may_hold_long(body):
-            body = self._packed([*name, plain])
+        plain = None if self._secrets else flat_form(kind)
+        body = b"" if plain is None else ormsgpack.packb([kind.__module__, kind.__name__, plain(value)], option=_OPTION)
+        if plain is None or _may_hold_long(body):
+            body = self._packed([kind.__module__, kind.__name__, types.plain(value)])
         if len(body) >= self._bulky:
             packed = self._taken(bytes((_REFERRING if self.referring else _ALONE,)) + body)
         else:

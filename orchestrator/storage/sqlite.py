@@ -192,8 +192,12 @@ class _Writer:
             if job.fence is not None and not held[job.fence]:
                 outcomes.append(lost(job.fence))
                 continue
-            outcomes.append([execute(sql, values).fetchall() for sql, values in job.statements])
-            if any("runs" in sql for sql, _ in job.statements):
+            rows, changed = list[list[Row]](), False
+            for sql, values in job.statements:
+                rows.append(execute(sql, values).fetchall())
+                changed = changed or "runs" in sql
+            outcomes.append(rows)
+            if changed:
                 held.clear()
         return outcomes
 

@@ -24,7 +24,7 @@ from pydantic import BaseModel, SecretBytes, SecretStr
 from orchestrator.errors import StorageTypeError
 from orchestrator.text import one_line
 
-__all__ = ["BUILT", "OBJECT", "STANDARD", "TEXT", "TUPLE", "Standard", "TypeName", "Types", "types_of"]
+__all__ = ["BUILT", "OBJECT", "STANDARD", "TEXT", "TUPLE", "Standard", "TypeName", "Types", "flat_form", "types_of"]
 
 TypeName = tuple[str, ...]
 """A module and the name of a class in it."""
@@ -156,11 +156,6 @@ class Types:
         """Whether values of `kind` never change: those of `orchestrator.state`."""
         return _is_own(kind)
 
-    @staticmethod
-    def is_flat(kind: type) -> bool:
-        """Whether the plain data of `kind` are dicts, lists, strings and numbers alone, all the way down."""
-        return _is_own(kind) and _form(kind) is _OURS_MODEL
-
     def _knows(self, name: TypeName) -> bool:
         return name in _SAFE or name in self._names or name[0] == _OURS
 
@@ -193,6 +188,12 @@ def _found(name: TypeName) -> type | None:
 def _is_own(kind: type) -> bool:
     """Whether a class is one of `orchestrator.state`, which is never loaded again."""
     return kind.__module__ == _OURS and _found((_OURS, kind.__name__)) is kind
+
+
+@lru_cache(maxsize=1024)
+def flat_form(kind: type[Any]) -> Callable[[Any], Any] | None:
+    """What makes plain data of values of `kind` where these are dicts, lists, strings and numbers alone, all the way down; else None."""
+    return kind.__pydantic_serializer__.to_python if _is_own(kind) and _form(kind) is _OURS_MODEL else None
 
 
 class _Form(NamedTuple):
@@ -244,12 +245,12 @@ def _shallow_plain(value: Any) -> dict[str, Any]:
     plain: dict[str, Any] = dict(value.__dict__)
     for name, inside in _inside(kind).items():
         if type(plain[name]) is inside:
-            plain[name] = plain[name].model_dump()
+            plain[name] = inside.__pydantic_serializer__.to_python(plain[name])
     return plain
 
 
 @lru_cache(maxsize=64)
-def _inside(kind: Any) -> dict[str, type]:
+def _inside(kind: Any) -> dict[str, type[BaseModel]]:
     """The fields of one of our models that hold another one, and no list of them."""
     kinds = {name: field.annotation for name, field in kind.model_fields.items()}
     return {name: each for name, each in kinds.items() if isinstance(each, type) and issubclass(each, BaseModel)}
