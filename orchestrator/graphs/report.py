@@ -221,8 +221,9 @@ def listed(title: str, lines: Sequence[str]) -> str:
 
 async def _sources(numbers: Mapping[Citation, int], library: Library) -> list[str]:
     places = await library.where([(citation.source, citation.start) for citation in numbers])
+    names = {source: plain_markdown(source) for source in {citation.source for citation in numbers}}
     return [
-        f"{number}. {plain_markdown(citation.source)}, {where}: “{plain_markdown(citation.quote)}”"
+        f"{number}. {names[citation.source]}, {where}: “{plain_markdown(citation.quote)}”"
         for (citation, number), where in zip(numbers.items(), places, strict=True)
     ]
 

@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _REASONS = ("finish_reason", "stop_reason", "done_reason", "stopReason", "status", "model_name", "model_provider")
+_AS_IT_IS = frozenset((str, float, bool, type(None)))
 _LARGEST = 2**63  # integers beyond it have no form in msgpack
 _LONGEST_REASON = 200  # characters: what is longer is no reason
 
@@ -67,17 +68,17 @@ def request_of(
 
 def kept_answer(message: AIMessage) -> dict[str, Any]:
     """A model's answer as plain data: what is empty in it is left out."""
-    extra = {key: value for key, value in message.additional_kwargs.items() if key != "tool_calls" and value}
-    fields: dict[str, Any] = {
-        "content": message.content,
-        "calls": [[call["name"], call["args"], call["id"]] for call in message.tool_calls],
-        "invalid": [[call["name"], call["args"], call["id"]] for call in message.invalid_tool_calls],
-        "usage": {key: value for key, value in (message.usage_metadata or {}).items() if value},
-        "reason": {key: value for key, value in message.response_metadata.items() if key in _REASONS and _is_reason(value)},
-        "extra": extra,
-        "id": message.id,
-    }
-    return {key: value if type(value) is str else kept(value) for key, value in fields.items() if value}
+    content, usage, extra = message.content, message.usage_metadata or {}, message.additional_kwargs
+    fields: dict[str, Any] = {"content": content if type(content) is str else kept(content)}
+    if message.tool_calls:
+        fields["calls"] = kept([[call["name"], call["args"], call["id"]] for call in message.tool_calls])
+    if message.invalid_tool_calls:
+        fields["invalid"] = kept([[call["name"], call["args"], call["id"]] for call in message.invalid_tool_calls])
+    fields["usage"] = {key: kept(value) for key, value in usage.items() if value}
+    fields["reason"] = {key: value for key, value in message.response_metadata.items() if key in _REASONS and _is_reason(value)}
+    fields["extra"] = {key: kept(value) for key, value in extra.items() if key != "tool_calls" and value}
+    fields["id"] = message.id
+    return {key: value for key, value in fields.items() if value}
 
 
 def answer_of(fields: Mapping[str, Any]) -> AIMessage:
@@ -152,10 +153,12 @@ def schema_digest(schema: type[BaseModel]) -> str:
 def kept(value: Any) -> Any:
     """`value` as plain data: what has a form as JSON is kept in it, and of anything else its text."""
     kind = type(value)
-    if kind is str or value is None or isinstance(value, str | float | bool):
+    if kind in _AS_IT_IS:
         return value
     if isinstance(value, int):
         return value if -_LARGEST <= value < _LARGEST else str(value)
+    if isinstance(value, str | float):
+        return value
     if kind is dict:
         return {key if type(key) is str else str(key): item if type(item) is str else kept(item) for key, item in value.items()}
     if isinstance(value, BaseModel):

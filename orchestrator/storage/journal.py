@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from operator import add
 from typing import Any, NamedTuple
 
 from orchestrator.storage.codec import Codec, Known, keep_texts, unpack_of_run
@@ -37,7 +38,7 @@ class JournalUsage(NamedTuple):
 
     def plus(self, other: "JournalUsage") -> "JournalUsage":
         """Both together."""
-        return JournalUsage(*(one + two for one, two in zip(self, other, strict=True)))
+        return JournalUsage(*map(add, self, other))
 
 
 NO_USAGE = JournalUsage()
