@@ -132,7 +132,7 @@ async def _kept(
                     now, mode, result = following, "resume", None
                 result = await trace.finished(result)
                 await _finish(storage, fence, now, result)
-                trace.tell_lost()
+                await trace.aclose()
         except BaseException as error:
             if attempt.stop is not None and attempt.stop.is_set():
                 if result is None and isinstance(error, TimeoutError):  # it was cut while it still ended: what is known by now counts

@@ -116,12 +116,16 @@ class LocalTrace:
         if not written.cancelled() and (error := written.exception()) is not None:
             self.failed = str(error)
 
-    async def aclose(self) -> None:
-        """Write what is left, and wait for it."""
+    def hand_over(self) -> None:
+        """Begin to write what is left: it is durable before what is handed to the database after it."""
         _under_way.discard(self)
         if self._timer is not None:
             self._timer.cancel()
         self._write(all_of_it=True)
+
+    async def aclose(self) -> None:
+        """Write what is left, and wait for it."""
+        self.hand_over()
         try:
             if self._writing:
                 await asyncio.wait(self._writing)

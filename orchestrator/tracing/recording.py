@@ -64,17 +64,18 @@ class RunTrace:
             run_around.reset(token)
 
     async def finished(self, result: Result) -> Result:
-        """The attempt came to `result`: what is kept of it is durable, and the result says where it can be looked at."""
+        """The attempt came to `result`, which then says where it can be looked at; what is kept of it is durable before the run's end is."""
         self.tracer.close(_STATES.get(result.status, "failed"), result.error, came=result.output)
-        await self._local.aclose()
+        self._local.hand_over()
         if self._remote is None:
             return result
         self._remote.verdicts(scores_of(result.model_dump()))
         url = await asyncio.to_thread(self._remote.url)
         return result.model_copy(update={"trace_url": url}) if url else result
 
-    def tell_lost(self) -> None:
+    async def aclose(self) -> None:
         """Say what could not be stored of a run that is; where the store itself failed, that is told anyway."""
+        await self._local.aclose()
         if self._local.failed is not None:
             _log.warning("a part of the trace was not stored: %s", one_line(self._local.failed))
 
