@@ -311,6 +311,49 @@ def test_what_is_known_is_not_stored_again() -> None:
     assert KNOWN.unpack(again.blob, {**first.texts, **again.texts}) == {"more": [BRANCH, "y" * 600]}
 
 
+@pytest.mark.parametrize("length", [255, 256, 511, 512, 65_535, 65_536])
+@pytest.mark.parametrize("letter", ["a", "é", "ک", "\U0001f600"])
+def test_a_string_is_stored_by_itself_from_512_characters_on_wherever_it_stands(letter: str, length: int) -> None:
+    text, long = letter * length, length >= 512
+    asked = {"schema": ["x" * 300] * 3, "messages": [["human", text], ["human", text]]}
+    plain = KNOWN.pack_plain(asked)
+    assert [KNOWN.unpack(plain.blob, plain.texts), len(plain.texts)] == [asked, int(long)]
+    tasks = [Task(id="t1", question=text), Task(id="t2", question=text)]
+    packed = KNOWN.pack(tasks)
+    assert KNOWN.unpack(packed.blob, packed.texts) == tasks
+    assert len(packed.texts) == 1 if long else len(packed.texts) in (0, 2)  # the question of both, or each task as a whole
+
+
+def test_what_branches_share_is_stored_once_and_comes_with_each_of_them_until_it_is_durable() -> None:
+    shared = Source(uri="a.md", title="A" * 600, sha256="0" * 64)
+    branches = [BRANCH.model_copy(update={"sources": [shared], "gap": f"{number}" * 600}) for number in range(3)]
+    known = Known()
+    first = KNOWN.pack(branches, known)
+    assert KNOWN.unpack(first.blob, first.texts) == branches
+    one = KNOWN.pack(branches[2], known)
+    assert KNOWN.unpack(one.blob, one.texts) == branches[2]
+    assert one.texts.keys() < first.texts.keys()
+    known.stored.update(first.texts)
+    assert not KNOWN.pack(branches[1], known).texts
+
+
+class Read(Source):
+    page: int
+
+
+class Asked(Task):
+    by: str
+
+
+def test_a_value_of_a_class_of_ones_own_in_a_branch_keeps_its_class() -> None:
+    codec = Codec().allowing([(HERE, "Read"), (HERE, "Asked")])
+    read = Read(uri="a.md", title="A", sha256="0" * 64, page=3)
+    branch = BRANCH.model_copy(update={"sources": [read], "task": Asked(id="t1", question="Who?", by="me")})
+    packed = codec.pack(branch)
+    again = codec.unpack(packed.blob, packed.texts)
+    assert [again, type(again.sources[0]), type(again.task)] == [branch, Read, Asked]
+
+
 SECRETS = [
     SECRET, f"key={SECRET}!", [SECRET], {SECRET: SECRET}, {"a": ("b" * 600 + SECRET,)}, SECRET.encode() * 2, HumanMessage(f"my {SECRET}"),
     Task(id="t", question=SECRET), ValueError(SECRET), Path(SECRET), Send("n", {"a": SECRET}),

@@ -68,15 +68,16 @@ def request_of(
 
 def kept_answer(message: AIMessage) -> dict[str, Any]:
     """A model's answer as plain data: what is empty in it is left out."""
-    content, usage, extra = message.content, message.usage_metadata or {}, message.additional_kwargs
+    content = message.content
     fields: dict[str, Any] = {"content": content if type(content) is str else kept(content)}
     if message.tool_calls:
         fields["calls"] = kept([[call["name"], call["args"], call["id"]] for call in message.tool_calls])
     if message.invalid_tool_calls:
         fields["invalid"] = kept([[call["name"], call["args"], call["id"]] for call in message.invalid_tool_calls])
-    fields["usage"] = {key: kept(value) for key, value in usage.items() if value}
+    if message.usage_metadata:
+        fields["usage"] = {key: kept(value) for key, value in message.usage_metadata.items() if value}
     fields["reason"] = {key: value for key, value in message.response_metadata.items() if key in _REASONS and _is_reason(value)}
-    fields["extra"] = {key: kept(value) for key, value in extra.items() if key != "tool_calls" and value}
+    fields["extra"] = {key: kept(value) for key, value in message.additional_kwargs.items() if key != "tool_calls" and value}
     fields["id"] = message.id
     return {key: value for key, value in fields.items() if value}
 

@@ -191,7 +191,7 @@ def _is_own(kind: type) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def flat_form(kind: type[Any]) -> Callable[[Any], Any] | None:
+def flat_form(kind: Any) -> Callable[[Any], Any] | None:
     """What makes plain data of values of `kind` where these are dicts, lists, strings and numbers alone, all the way down; else None."""
     return kind.__pydantic_serializer__.to_python if _is_own(kind) and _form(kind) is _OURS_MODEL else None
 

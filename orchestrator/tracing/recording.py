@@ -64,7 +64,7 @@ class RunTrace:
             run_around.reset(token)
 
     async def finished(self, result: Result) -> Result:
-        """The attempt came to `result`, which then says where it can be looked at; what is kept of it is durable before the run's end is."""
+        """The attempt came to `result`, and says where it can be looked at. What is kept of it is durable before what is stored next."""
         self.tracer.close(_STATES.get(result.status, "failed"), result.error, came=result.output)
         self._local.hand_over()
         if self._remote is None:
