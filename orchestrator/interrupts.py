@@ -3,11 +3,11 @@
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from langchain_core.runnables.config import var_child_runnable_config
 from langgraph._internal._constants import CONF, CONFIG_KEY_SCRATCHPAD, CONFIG_KEY_SEND
-from langgraph._internal._scratchpad import PregelScratchpad
 from langgraph.errors import GraphInterrupt
 
 __all__ = ["answering", "asked_at_once", "with_answers"]
@@ -40,15 +40,7 @@ def answering(answers: Sequence[Any]) -> Iterator[None]:
 
 def with_answers(scratchpad: Any, answers: Sequence[Any]) -> Any:
     """LangGraph's scratchpad of a task whose `interrupt()` is given these answers, and no answer to something else."""
-    return PregelScratchpad(
-        step=scratchpad.step,
-        stop=scratchpad.stop,
-        call_counter=scratchpad.call_counter,
-        interrupt_counter=itertools.count().__next__,
-        get_null_resume=_nothing,
-        resume=list(answers),
-        subgraph_counter=scratchpad.subgraph_counter,
-    )
+    return replace(scratchpad, interrupt_counter=itertools.count().__next__, get_null_resume=_nothing, resume=list(answers))
 
 
 def _nothing(*_: Any) -> None:

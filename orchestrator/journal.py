@@ -165,15 +165,9 @@ class Journal:
 
     async def record(self, request: Request, response: Any, *, usage: JournalUsage = NO_USAGE, seconds: float = 0.0) -> None:
         """Keep an answer, which took so long; durable when it returns. Raises StorageError, LostRunError."""
-        if self._lost is not None:
-            raise self._lost
-        durable = self._begun(self._entry(request, "ok", response, usage, seconds))
-        try:
-            with waiting():  # for a store that is slow, or away for some seconds: that is no time of the call, nor of its branch
-                await durable
-        except LostRunError as error:
-            self._lost = error
-            raise
+        durable = self.keep(request, response, usage=usage, seconds=seconds)
+        with waiting():  # for a store that is slow, or away for some seconds: that is no time of the call, nor of its branch
+            await durable
 
     def keep(self, request: Request, response: Any, *, usage: JournalUsage = NO_USAGE, seconds: float = 0.0) -> "asyncio.Future[Any]":
         """Begin to keep an answer; it is durable when what is returned is done. Raises StorageError."""
@@ -239,11 +233,8 @@ class Journal:
         if rows is not None and seq is not None:
             rows.append(seq)
 
-    def _begun(self, entry: Entry) -> "asyncio.Future[Any]":
-        return self._table.append(self._run, entry, self._known, self._fence)
-
     def _written(self, entry: Entry) -> "asyncio.Future[Any]":
-        written = self._begun(entry)
+        written = self._table.append(self._run, entry, self._known, self._fence)
         written.add_done_callback(self._settle)
         return written
 

@@ -171,7 +171,7 @@ class Tracer:
         if not self.sinks:
             return self.root
         inside = _inside.get()
-        if inside is not None and inside[0] is self and inside[1].ended is None:
+        if inside is not None and self.is_inside():
             return inside[1]
         metadata = _metadata()
         return self.at(_place(metadata), metadata)

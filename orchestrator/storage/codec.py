@@ -164,7 +164,7 @@ class Codec:
         if len(body) >= _WORTH_COMPRESSING and len(small := _compressor().compress(body)) < len(body):
             flag, body = flag | _ZSTANDARD, small
         if self.cipher is None:
-            return (flag << 8 * _CHECKSUM | zlib.crc32(body, flag)).to_bytes(1 + _CHECKSUM) + body  # see _checksum
+            return bytes((flag,)) + _checksum(flag, body) + body
         return bytes((flag | _SEALED,)) + self.cipher.encrypt(body, flag)
 
     def _open(self, blob: bytes) -> tuple[int, bytes]:

@@ -192,12 +192,8 @@ class _Writer:
             if job.fence is not None and not held[job.fence]:
                 outcomes.append(lost(job.fence))
                 continue
-            rows, changed = list[list[Row]](), False
-            for sql, values in job.statements:
-                rows.append(execute(sql, values).fetchall())
-                changed = changed or "runs" in sql
-            outcomes.append(rows)
-            if changed:
+            outcomes.append([execute(sql, values).fetchall() for sql, values in job.statements])
+            if any("runs" in sql for sql, _ in job.statements):
                 held.clear()
         return outcomes
 
